@@ -1,0 +1,54 @@
+# From a fresh clone, with Python 3.11 or later and nothing else: `make demo`, `make test`.
+PYTHON ?= python3
+VENV   ?= .venv
+CORES  ?= all
+BIN    := $(CURDIR)/$(VENV)/bin
+STAMP  := $(VENV)/installed.txt
+export PATH := $(BIN):$(PATH)
+
+.PHONY: demo test lint bench test-cluster test-nextflow install schema clean
+
+demo: install  ## install, then the whole workflow on the embedded demo data
+	snakemake --cores $(CORES) --rerun-incomplete
+	@echo "The report is $(CURDIR)/results/pbmc68k/report.html (all datasets: results/index.html)."
+
+test: install  ## install, then all tests that need neither a cluster nor Nextflow
+	pytest -q
+
+lint: install  ## what must pass before a change is merged, besides the tests
+	ruff check .
+	ruff format --check .
+	snakefmt --check --line-length 120 Snakefile workflow
+	mypy
+	snakemake --lint
+
+bench: install  ## the measurements behind the README (tables on stdout)
+	for script in tests/benchmarks/*.py; do echo "== $$script"; python $$script || exit 1; done
+
+test-cluster: install  ## on a real Slurm of this machine (root on Debian; see docs/cluster.md)
+	timeout 5400 pytest -q tests/cluster -m cluster
+
+test-nextflow: install  ## under a real Nextflow (Java 17; see docs/nextflow.md)
+	timeout 5400 pytest -q tests/nextflow -m nextflow
+
+schema: install  ## write workflow/schemas/config.schema.yaml anew from ldvae/config.py
+	ldvae schema > workflow/schemas/config.schema.yaml
+
+# Installs only when requirements.txt or pyproject.toml differ from what was last installed. uv is used when it is there.
+install:
+	@cat requirements.txt pyproject.toml | cmp -s - $(STAMP) || $(MAKE) --no-print-directory reinstall
+
+.PHONY: reinstall
+reinstall:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "ldvae needs Python 3.11 or later: make PYTHON=/path/to/python3.11"; exit 2; }
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	if command -v uv >/dev/null; then \
+	    uv pip install -q --python $(VENV)/bin/python -r requirements.txt && uv pip install -q --python $(VENV)/bin/python --no-deps -e .; \
+	else \
+	    { $(VENV)/bin/python -m pip --version >/dev/null 2>&1 || $(VENV)/bin/python -m ensurepip; } && \
+	    $(VENV)/bin/python -m pip install -q -r requirements.txt && $(VENV)/bin/python -m pip install -q --no-deps -e .; \
+	fi
+	cat requirements.txt pyproject.toml > $(STAMP)
+
+clean:  ## remove results of the demo, not the environment
+	rm -rf results logs benchmarks checkpoints
