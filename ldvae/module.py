@@ -1,0 +1,345 @@
+"""The linearly decoded variational autoencoder: two encoders, a linear decoder, and the terms of its ELBO."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldvae.config import ModelConfig
+from ldvae.likelihoods import nb_log_prob, poisson_log_prob, zinb_log_prob
+
+# The reference's constants: both batch norms, and what is added to the variance of q(z).
+BN_MOMENTUM = 0.01
+BN_EPS = 1e-3
+VAR_EPS = 1e-4
+
+
+class DataShape(NamedTuple):
+    """Sizes that the data give to the model."""
+
+    n_vars: int
+    n_batch: int = 1
+    n_labels: int = 1
+    n_cats: tuple[int, ...] = ()  # categories of each categorical covariate
+    n_continuous: int = 0
+
+
+class Covariates(NamedTuple):
+    """What is known of each cell besides its counts."""
+
+    batch_index: Tensor  # int64, (n_obs,)
+    label_index: Tensor  # int64, (n_obs,)
+    categorical: Tensor  # int64, (n_obs, len(n_cats))
+    continuous: Tensor  # (n_obs, n_continuous)
+    library: Tensor  # log of the observed library size (or of the size factor), (n_obs, 1)
+
+
+class Posterior(NamedTuple):
+    """Parameters of q(z | x) and q(library | x); the latter None where the library size is observed."""
+
+    z_mean: Tensor  # (n_obs, n_latent)
+    z_var: Tensor
+    l_mean: Tensor | None  # (n_obs, 1), of the log library size
+    l_var: Tensor | None
+
+
+class Generative(NamedTuple):
+    """Parameters of p(x | z, library)."""
+
+    px_scale: Tensor  # (..., n_obs, n_vars), rows sum to 1
+    px_rate: Tensor  # exp(library) * px_scale
+    theta: Tensor | None  # broadcastable to px_scale; None for poisson
+    zi_logits: Tensor | None  # as px_scale; zinb only
+
+
+class ElboTerms(NamedTuple):
+    """The parts of the negative ELBO of each cell, in nats, shape (n_obs,)."""
+
+    reconstruction: Tensor  # -log p(x | z, library)
+    kl_z: Tensor
+    kl_library: Tensor
+
+    def loss(self, kl_weight: float = 1.0) -> Tensor:
+        """Negative ELBO of each cell, with KL(z) weighted as during warm-up; shape (n_obs,)."""
+        return self.reconstruction + kl_weight * self.kl_z + self.kl_library
+
+
+class Noise(NamedTuple):
+    """Every random number of one training step, so that any implementation of the step can share it."""
+
+    z: Tensor  # standard normal, (n_obs, n_latent)
+    library: Tensor  # standard normal, (n_obs, 1)
+    z_masks: tuple[Tensor, ...]  # one per hidden layer of z_encoder: 0, or 1 / (1 - dropout), (n_obs, n_hidden)
+    l_masks: tuple[Tensor, ...]  # the same for the single layer of l_encoder; empty where nothing is dropped
+
+
+class LDVAE(nn.Module):
+    """Linearly decoded VAE of counts.
+
+    Parameters
+    ----------
+    config
+        Architecture.
+    shape
+        Numbers of genes, batches, labels and covariates.
+    library_log_means, library_log_vars
+        Prior of the log library size for each batch, shape (n_batch,); mean 0 and variance 1 if not given.
+
+    Notes
+    -----
+    With u = [z, one-hot batch, one-hot covariates, continuous covariates]::
+
+        z ~ N(0, I)    library ~ N(mean_batch, var_batch), or observed
+        px_scale = softmax(BN(W u))
+        x ~ NB(mean exp(library) * px_scale, inverse dispersion theta)
+
+    References
+    ----------
+    Svensson et al., Interpretable factor models of single-cell RNA-seq via variational autoencoders,
+    Bioinformatics 36(11), 2020.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        shape: DataShape,
+        library_log_means: Tensor | None = None,
+        library_log_vars: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.shape = shape
+        hidden = (config.n_hidden, config.n_layers, config.dropout_rate)
+        self.z_encoder = Encoder(shape.n_vars, config.n_latent, *hidden)
+        # The reference gives the library encoder one layer whatever n_layers says.
+        self.l_encoder = (
+            None if config.use_observed_lib_size else Encoder(shape.n_vars, 1, config.n_hidden, 1, config.dropout_rate)
+        )
+        n_batch_columns = shape.n_batch if shape.n_batch > 1 else 0
+        n_inputs = config.n_latent + n_batch_columns + sum(shape.n_cats) + shape.n_continuous
+        self.decoder = LinearDecoder(n_inputs, shape.n_vars, config.use_batch_norm, config.bias)
+        self.zi_decoder = (
+            LinearDecoder(n_inputs, shape.n_vars, config.use_batch_norm, config.bias)
+            if config.gene_likelihood == "zinb"
+            else None
+        )
+        self.log_theta: nn.Parameter | None = None
+        self.log_theta_head: nn.Linear | None = None
+        if config.gene_likelihood != "poisson":
+            if config.dispersion == "gene-cell":
+                self.log_theta_head = nn.Linear(n_inputs, shape.n_vars)
+            else:
+                columns = {"gene": (), "gene-batch": (shape.n_batch,), "gene-label": (shape.n_labels,)}
+                self.log_theta = nn.Parameter(torch.randn(shape.n_vars, *columns[config.dispersion]))
+        if not config.use_observed_lib_size:
+            means = torch.zeros(shape.n_batch) if library_log_means is None else library_log_means
+            variances = torch.ones(shape.n_batch) if library_log_vars is None else library_log_vars
+            self.register_buffer("library_log_means", means.float())
+            self.register_buffer("library_log_vars", variances.float())
+
+    def encode(self, x: Tensor, noise: Noise | None = None) -> Posterior:
+        """Posterior of z and of the log library size given counts, shape (n_obs, n_vars)."""
+        if self.config.log_variational:
+            x = torch.log1p(x)
+        z_mean, z_var = self.z_encoder(x, noise.z_masks if noise else ())
+        if self.l_encoder is None:
+            return Posterior(z_mean, z_var, None, None)
+        return Posterior(z_mean, z_var, *self.l_encoder(x, noise.l_masks if noise else ()))
+
+    def latent(self, z: Tensor) -> Tensor:
+        """A draw of q(z) as the decoder takes it: itself, or its softmax if the latent space is "ln"."""
+        return z.softmax(dim=-1) if self.config.latent_distribution == "ln" else z
+
+    def decoder_input(self, z: Tensor, covariates: Covariates) -> Tensor:
+        """u = [z, one-hot batch, one-hot covariates, continuous covariates]; z of shape (..., n_obs, n_latent)."""
+        parts = []
+        if self.shape.n_batch > 1:
+            parts.append(F.one_hot(covariates.batch_index, self.shape.n_batch))
+        for column, n_categories in enumerate(self.shape.n_cats):
+            parts.append(F.one_hot(covariates.categorical[:, column], n_categories))
+        if self.shape.n_continuous:
+            parts.append(covariates.continuous)
+        return torch.cat([z, *(part.to(z.dtype).expand(*z.shape[:-1], -1) for part in parts)], dim=-1)
+
+    def dispersion(self, u: Tensor, covariates: Covariates) -> Tensor | None:
+        """Inverse dispersion theta, broadcastable to (..., n_obs, n_vars); None for poisson."""
+        if self.log_theta_head is not None:
+            return torch.exp(self.log_theta_head(u))
+        if self.log_theta is None:
+            return None
+        if self.config.dispersion == "gene-batch":
+            return torch.exp(self.log_theta[:, covariates.batch_index].T)
+        if self.config.dispersion == "gene-label":
+            return torch.exp(self.log_theta[:, covariates.label_index].T)
+        return torch.exp(self.log_theta)
+
+    def generative(self, z: Tensor, library: Tensor, covariates: Covariates) -> Generative:
+        """Parameters of p(x | z, library).
+
+        Parameters
+        ----------
+        z
+            Latent coordinates as `latent` gives them, shape (..., n_obs, n_latent).
+        library
+            Log library size, shape (..., n_obs, 1).
+        covariates
+            Of the same cells.
+        """
+        u = self.decoder_input(z, covariates)
+        px_scale = self.decoder(u).softmax(dim=-1)
+        zi_logits = None if self.zi_decoder is None else self.zi_decoder(u)
+        return Generative(px_scale, torch.exp(library) * px_scale, self.dispersion(u, covariates), zi_logits)
+
+    def log_prob(self, x: Tensor, px: Generative) -> Tensor:
+        """log p(x | z, library) of each cell, in nats, shape (..., n_obs)."""
+        if px.theta is None:
+            log_prob = poisson_log_prob(x, px.px_rate)
+        elif px.zi_logits is None:
+            log_prob = nb_log_prob(x, px.px_rate, px.theta)
+        else:
+            log_prob = zinb_log_prob(x, px.px_rate, px.theta, px.zi_logits)
+        return log_prob.sum(dim=-1)
+
+    def library_kl(self, l_mean: Tensor, l_var: Tensor, batch_index: Tensor) -> Tensor:
+        """KL(q(library) || p(library | batch)) of each cell, in nats, shape (n_obs,)."""
+        prior_mean = self.library_log_means[batch_index, None]
+        prior_var = self.library_log_vars[batch_index, None]
+        return normal_kl(l_mean, l_var, prior_mean, prior_var).sum(dim=-1)
+
+    def elbo_terms(self, x: Tensor, covariates: Covariates, noise: Noise) -> ElboTerms:
+        """The negative ELBO's terms for each cell, with one draw of z and of the library size.
+
+        Parameters
+        ----------
+        x
+            UMI counts, shape (n_obs, n_vars).
+        covariates
+            Of the same cells.
+        noise
+            From `draw_noise`.
+        """
+        q = self.encode(x, noise)
+        z = self.latent(q.z_mean + q.z_var.sqrt() * noise.z)
+        kl_z = normal_kl(q.z_mean, q.z_var).sum(dim=-1)
+        if q.l_mean is None or q.l_var is None:
+            library, kl_library = covariates.library, torch.zeros_like(kl_z)
+        else:
+            library = q.l_mean + q.l_var.sqrt() * noise.library
+            kl_library = self.library_kl(q.l_mean, q.l_var, covariates.batch_index)
+        px = self.generative(z, library, covariates)
+        return ElboTerms(-self.log_prob(x, px), kl_z, kl_library)
+
+    def draw_noise(self, n_obs: int, generator: torch.Generator) -> Noise:
+        """All random numbers of one step for `n_obs` cells; dropout masks only in training mode."""
+        drop = self.config.dropout_rate if self.training else 0.0
+
+        def masks(encoder: Encoder | None) -> tuple[Tensor, ...]:
+            if not drop or encoder is None:
+                return ()
+            keep = torch.full((n_obs, self.config.n_hidden), 1 - drop)
+            return tuple(torch.bernoulli(keep, generator=generator) / (1 - drop) for _ in encoder.layers)
+
+        return Noise(
+            z=torch.randn(n_obs, self.config.n_latent, generator=generator),
+            library=torch.randn(n_obs, 1, generator=generator),
+            z_masks=masks(self.z_encoder),
+            l_masks=masks(self.l_encoder),
+        )
+
+
+class Encoder(nn.Module):
+    """Gaussian posterior of a latent variable given counts.
+
+    Each hidden layer is linear, batch norm, ReLU, dropout; two linear heads give the mean and the log-variance.
+    """
+
+    def __init__(self, n_vars: int, n_latent: int, n_hidden: int, n_layers: int, dropout_rate: float) -> None:
+        super().__init__()
+        widths = [n_vars] + [n_hidden] * n_layers
+        self.layers = nn.ModuleList(nn.Linear(n_in, n_hidden) for n_in in widths[:-1])
+        self.norms = nn.ModuleList(nn.BatchNorm1d(n_hidden, BN_EPS, BN_MOMENTUM) for _ in self.layers)
+        self.mean = nn.Linear(n_hidden, n_latent)
+        self.log_var = nn.Linear(n_hidden, n_latent)
+        # Stored gene by gene: a cell's counts then pick contiguous rows of the weight (kernels/cpu.py).
+        first = self.layers[0]
+        first.weight = nn.Parameter(first.weight.detach().T.contiguous().T)
+
+    def forward(self, x: Tensor, masks: tuple[Tensor, ...] = ()) -> tuple[Tensor, Tensor]:
+        """Mean and variance, each of shape (n_obs, n_latent), from input of shape (n_obs, n_vars)."""
+        hidden = x
+        for i, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
+            hidden = F.relu(batch_norm(layer(hidden), norm))
+            if masks:
+                hidden = hidden * masks[i]
+        return self.mean(hidden), torch.exp(self.log_var(hidden)) + VAR_EPS
+
+
+class LinearDecoder(nn.Module):
+    """Gene scores that are linear in u, batch-normalised gene by gene.
+
+    Attributes
+    ----------
+    weight
+        Shape (n_vars, n_inputs).
+    bias
+        Shape (n_vars,), or None.
+    norm
+        Batch norm over the genes, or None.
+    """
+
+    def __init__(self, n_inputs: int, n_vars: int, use_batch_norm: bool, bias: bool) -> None:
+        super().__init__()
+        linear = nn.Linear(n_inputs, n_vars, bias=bias)
+        self.weight, self.bias = linear.weight, linear.bias
+        self.norm = nn.BatchNorm1d(n_vars, BN_EPS, BN_MOMENTUM) if use_batch_norm else None
+
+    def forward(self, u: Tensor) -> Tensor:
+        """Gene scores before the softmax, shape (..., n_obs, n_vars), from u of shape (..., n_obs, n_inputs)."""
+        weight, shift = self.folded(u if self.training else None)
+        return u @ weight.T + shift
+
+    def folded(self, u: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Weight (n_vars, n_inputs) and shift (n_vars,) with the batch norm folded in.
+
+        Given a minibatch `u`, its moments are used and the running moments move; without, the running moments.
+
+        Notes
+        -----
+        The score of gene g is w_g'u, so over a minibatch with mean m and covariance C of u its mean is w_g'm and
+        its variance w_g'C w_g: nothing of size (n_obs, n_vars) is needed.
+        """
+        bias = self.weight.new_zeros(len(self.weight)) if self.bias is None else self.bias
+        if self.norm is None:
+            return self.weight, bias
+        mean, var = self.norm.running_mean, self.norm.running_var
+        if u is not None and len(u) > 1:  # one cell has no variance: like inference
+            n_obs = len(u)
+            centre = u.mean(dim=0)
+            covariance = (u - centre).T @ (u - centre) / n_obs
+            mean = self.weight @ centre + bias
+            var = ((self.weight @ covariance) * self.weight).sum(dim=1)
+            with torch.no_grad():
+                self.norm.num_batches_tracked += 1
+                self.norm.running_mean.lerp_(mean, BN_MOMENTUM)
+                self.norm.running_var.lerp_(var * (n_obs / (n_obs - 1)), BN_MOMENTUM)
+        scale = self.norm.weight / torch.sqrt(var + BN_EPS)
+        return scale[:, None] * self.weight, self.norm.bias + scale * (bias - mean)
+
+
+def batch_norm(hidden: Tensor, norm: nn.BatchNorm1d) -> Tensor:
+    """Batch norm of shape (n_obs, n_hidden); a minibatch of one cell uses the running moments."""
+    training = norm.training and len(hidden) > 1
+    if training:
+        norm.num_batches_tracked += 1
+    return F.batch_norm(
+        hidden, norm.running_mean, norm.running_var, norm.weight, norm.bias, training, BN_MOMENTUM, BN_EPS
+    )
+
+
+def normal_kl(mean: Tensor, var: Tensor, prior_mean: Tensor | float = 0.0, prior_var: Tensor | float = 1.0) -> Tensor:
+    """KL(N(mean, var) || N(prior_mean, prior_var)), entry by entry, in nats."""
+    prior_var = torch.as_tensor(prior_var, dtype=mean.dtype, device=mean.device)
+    return 0.5 * (torch.log(prior_var / var) + (var + (mean - prior_mean) ** 2) / prior_var - 1)
