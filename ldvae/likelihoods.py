@@ -79,4 +79,6 @@ def zinb_log_prob(x: Tensor, mu: Tensor, theta: Tensor, zi_logits: Tensor) -> Te
     """
     log_nb = nb_log_prob(x, mu, theta)
     log_not_inflated = -F.softplus(zi_logits)
-    return torch.where(x > 0, log_not_inflated + log_nb, torch.logaddexp(F.logsigmoid(zi_logits), log_not_inflated + log_nb))
+    return torch.where(
+        x > 0, log_not_inflated + log_nb, torch.logaddexp(F.logsigmoid(zi_logits), log_not_inflated + log_nb)
+    )

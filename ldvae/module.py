@@ -9,32 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldvae.config import ModelConfig
+from ldvae.data import Covariates, DataShape
 from ldvae.likelihoods import nb_log_prob, poisson_log_prob, zinb_log_prob
 
 # The reference's constants: both batch norms, and what is added to the variance of q(z).
 BN_MOMENTUM = 0.01
 BN_EPS = 1e-3
 VAR_EPS = 1e-4
-
-
-class DataShape(NamedTuple):
-    """Sizes that the data give to the model."""
-
-    n_vars: int
-    n_batch: int = 1
-    n_labels: int = 1
-    n_cats: tuple[int, ...] = ()  # categories of each categorical covariate
-    n_continuous: int = 0
-
-
-class Covariates(NamedTuple):
-    """What is known of each cell besides its counts."""
-
-    batch_index: Tensor  # int64, (n_obs,)
-    label_index: Tensor  # int64, (n_obs,)
-    categorical: Tensor  # int64, (n_obs, len(n_cats))
-    continuous: Tensor  # (n_obs, n_continuous)
-    library: Tensor  # log of the observed library size (or of the size factor), (n_obs, 1)
 
 
 class Posterior(NamedTuple):

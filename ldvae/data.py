@@ -1,0 +1,595 @@
+"""AnnData in, validated counts out: what was registered, the split, the minibatches."""
+
+from __future__ import annotations
+
+import json
+import logging
+import uuid
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from scipy import sparse
+from torch import Tensor
+
+from ldvae.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+SETUP_KEY = "_ldvae_setup"  # in adata.uns: what setup_anndata was told, as JSON, so that it survives a copy and h5ad
+BLOCK_ROWS = 512  # rows read at once from disk; shuffled as blocks
+BUFFER_BLOCKS = 32  # blocks held in memory together, and shuffled row by row
+
+
+class DataShape(NamedTuple):
+    """Sizes that the data give to the model."""
+
+    n_vars: int
+    n_batch: int = 1
+    n_labels: int = 1
+    n_cats: tuple[int, ...] = ()  # categories of each categorical covariate
+    n_continuous: int = 0
+
+
+class Covariates(NamedTuple):
+    """What is known of each cell besides its counts."""
+
+    batch_index: Tensor  # int64, (n_obs,)
+    label_index: Tensor  # int64, (n_obs,)
+    categorical: Tensor  # int64, (n_obs, len(n_cats))
+    continuous: Tensor  # float32, (n_obs, n_continuous)
+    library: Tensor  # float32, log of the total count (or of the scaled size factor), (n_obs, 1)
+
+    def rows(self, rows: np.ndarray | Tensor) -> Covariates:
+        """The covariates of some cells, in the order given."""
+        rows = torch.as_tensor(rows)
+        return Covariates(*(values[rows] for values in self))
+
+    def to(self, device: torch.device | str) -> Covariates:
+        """The same on another device."""
+        return Covariates(*(values.to(device) for values in self))
+
+
+@dataclass(frozen=True, eq=False)
+class Counts:
+    """UMI counts in memory, right by construction: finite, non-negative integers.
+
+    Attributes
+    ----------
+    x
+        CSR, float32, shape (n_obs, n_vars).
+    covariates
+        Of every cell, in the order of the rows.
+    """
+
+    x: sparse.csr_matrix
+    covariates: Covariates
+
+    def __len__(self) -> int:
+        return int(self.x.shape[0])
+
+    @property
+    def n_vars(self) -> int:
+        """Number of genes."""
+        return int(self.x.shape[1])
+
+    @cached_property
+    def log1p(self) -> np.ndarray:
+        """log(1 + count) of the stored entries, float32, shape (nnz,)."""
+        return np.log1p(self.x.data)
+
+    def minibatch(self, rows: np.ndarray, device: torch.device | str = "cpu") -> tuple[Tensor, Covariates]:
+        """Dense counts (len(rows), n_vars) and covariates of some cells."""
+        return torch.from_numpy(self.x[rows].toarray()).to(device), self.covariates.rows(rows).to(device)
+
+    def minibatches(
+        self, rows: np.ndarray, size: int, order: np.random.Generator | None = None
+    ) -> Iterator[tuple[Counts, np.ndarray]]:
+        """Minibatches of the cells `rows`: counts in memory, and the rows of these counts to use.
+
+        Parameters
+        ----------
+        rows
+            Cells to go through, each once.
+        size
+            Cells in a minibatch; the last one may be smaller.
+        order
+            Shuffles the cells; without it they come in the order given.
+        """
+        if order is not None:
+            rows = order.permutation(rows)
+        for start in range(0, len(rows), size):
+            yield self, rows[start : start + size]
+
+
+@dataclass(frozen=True, eq=False)
+class BackedCounts:
+    """Counts that stay on disk; the same interface as `Counts`, with the memory of some blocks of rows.
+
+    Shuffled minibatches come from a buffer of blocks of neighbouring rows, the blocks drawn at random, the rows of
+    a buffer shuffled: where neighbours in the file are alike, each minibatch still mixes many places of the file.
+
+    Attributes
+    ----------
+    x
+        A matrix on disk as anndata opens it, shape (n_obs, n_vars).
+    var_names
+        Gene names, for the messages.
+    where
+        How to call the matrix in messages.
+    covariates
+        Of every cell, in memory.
+    """
+
+    x: Any
+    var_names: Sequence[str]
+    where: str
+    covariates: Covariates
+
+    def __len__(self) -> int:
+        return int(self.x.shape[0])
+
+    @property
+    def n_vars(self) -> int:
+        """Number of genes."""
+        return int(self.x.shape[1])
+
+    def read(self, rows: np.ndarray) -> Counts:
+        """Counts of some cells, rows ascending, read in runs of neighbours."""
+        blocks = []
+        for run in np.split(rows, np.flatnonzero(np.diff(rows) > BLOCK_ROWS // 8) + 1):
+            block = as_csr(self.x[int(run[0]) : int(run[-1]) + 1])
+            blocks.append(block if len(run) == block.shape[0] else block[run - run[0]])
+        return Counts(sparse.vstack(blocks, format="csr"), self.covariates.rows(rows))
+
+    def minibatch(self, rows: np.ndarray, device: torch.device | str = "cpu") -> tuple[Tensor, Covariates]:
+        """Dense counts (len(rows), n_vars) and covariates of some cells, in the order given."""
+        unique, position = np.unique(rows, return_inverse=True)
+        return self.read(unique).minibatch(position, device)
+
+    def minibatches(
+        self, rows: np.ndarray, size: int, order: np.random.Generator | None = None
+    ) -> Iterator[tuple[Counts, np.ndarray]]:
+        """As `Counts.minibatches`; cells in the order given are read minibatch by minibatch."""
+        if order is None:
+            for start in range(0, len(rows), size):
+                unique, position = np.unique(rows[start : start + size], return_inverse=True)
+                yield self.read(unique), position
+            return
+        rows = np.sort(rows)
+        blocks = np.split(rows, np.flatnonzero(np.diff(rows // BLOCK_ROWS)) + 1)
+        drawn = order.permutation(len(blocks))
+        for start in range(0, len(drawn), BUFFER_BLOCKS):
+            buffer = np.concatenate([blocks[i] for i in np.sort(drawn[start : start + BUFFER_BLOCKS])])
+            yield from self.read(buffer).minibatches(np.arange(len(buffer)), size, order)
+
+
+def as_csr(x: Any) -> sparse.csr_matrix:
+    """Any matrix as float32 CSR; shares memory where it already is."""
+    if not isinstance(x, sparse.csr_matrix):
+        x = sparse.csr_matrix(x)
+    return x.astype(np.float32, copy=False)
+
+
+def verify_counts(x: sparse.csr_matrix, where: str, var_names: Sequence[str]) -> None:
+    """Refuse a matrix whose entries are not counts.
+
+    Parameters
+    ----------
+    x
+        CSR, shape (n_obs, n_vars).
+    where
+        What to call the matrix in the message, such as ``layer 'counts'``.
+    var_names
+        Gene names, to name an entry that is wrong.
+
+    Raises
+    ------
+    InputError
+        If an entry is NaN, infinite, negative or not an integer.
+    """
+    values = x.data
+    wrong = {
+        "NaN": lambda: np.isnan(values),
+        "infinite": lambda: np.isinf(values),
+        "negative": lambda: values < 0,
+        "non-integer": lambda: values != np.rint(values),
+    }
+    likely = {
+        "NaN": "missing values must be resolved before",
+        "infinite": "something was divided by zero before",
+        "negative": "they look scaled or centred",
+        "non-integer": "they look normalised, log-transformed, or corrected",
+    }
+    with np.errstate(invalid="ignore"):
+        for kind, test in wrong.items():
+            bad = test()
+            if bad.any():
+                first = int(bad.argmax())
+                gene = var_names[int(x.indices[first])]
+                raise InputError(
+                    f"{where} holds {kind} values in {bad.mean():.1%} of its stored entries (e.g. {values[first]:g} "
+                    f"for gene {gene!r}; {likely[kind]}). ldvae models raw UMI counts: whole numbers, zero or more. "
+                    "Name the layer that holds them (layer=...), or start from the raw counts."
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Registry:
+    """What `setup_anndata` registered, and what the model must find again in other data.
+
+    Attributes
+    ----------
+    layer, batch_key, labels_key, size_factor_key, categorical_covariate_keys, continuous_covariate_keys
+        The arguments of `setup_anndata`.
+    var_names
+        Genes in the order of the model.
+    categories
+        Categories of the batch ("batch"), of the labels ("labels") and of each categorical covariate, by its key.
+    n_obs
+        Number of cells registered.
+    size_factor_scale
+        Mean count per unit of size factor in the registered data.
+    uuid
+        Identifier that the reference keeps in `adata.uns["_scvi_uuid"]`.
+    """
+
+    layer: str | None = None
+    batch_key: str | None = None
+    labels_key: str | None = None
+    size_factor_key: str | None = None
+    categorical_covariate_keys: tuple[str, ...] = ()
+    continuous_covariate_keys: tuple[str, ...] = ()
+    var_names: tuple[str, ...] = ()
+    categories: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    n_obs: int = 0
+    size_factor_scale: float = 1.0
+    uuid: str = ""
+
+    @property
+    def shape(self) -> DataShape:
+        """Sizes for the model."""
+        return DataShape(
+            n_vars=len(self.var_names),
+            n_batch=len(self.categories["batch"]),
+            n_labels=len(self.categories["labels"]),
+            n_cats=tuple(len(self.categories[key]) for key in self.categorical_covariate_keys),
+            n_continuous=len(self.continuous_covariate_keys),
+        )
+
+    @property
+    def where(self) -> str:
+        """How the matrix of counts is called in messages."""
+        return "adata.X" if self.layer is None else f"adata.layers[{self.layer!r}]"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values that JSON can hold."""
+        plain = asdict(self)
+        plain["categories"] = {
+            key: [value.item() if isinstance(value, np.generic) else value for value in values]
+            for key, values in self.categories.items()
+        }
+        return plain
+
+    @classmethod
+    def from_dict(cls, plain: dict[str, Any]) -> Registry:
+        """Inverse of `to_dict`."""
+        tuples = ("categorical_covariate_keys", "continuous_covariate_keys", "var_names")
+        values = plain | {name: tuple(plain[name]) for name in tuples}
+        return cls(**values | {"categories": {key: tuple(v) for key, v in plain["categories"].items()}})
+
+
+def register(
+    adata: AnnData,
+    *,
+    layer: str | None = None,
+    batch_key: str | None = None,
+    labels_key: str | None = None,
+    size_factor_key: str | None = None,
+    categorical_covariate_keys: Sequence[str] | None = None,
+    continuous_covariate_keys: Sequence[str] | None = None,
+) -> None:
+    """Check `adata` and note in it which fields a model shall use; the arguments of `LinearSCVI.setup_anndata`.
+
+    Adds `uns["_ldvae_setup"]` and, as the reference does, `obs["_scvi_batch"]`, `obs["_scvi_labels"]` (category
+    codes) and `uns["_scvi_uuid"]`.
+    """
+    if not isinstance(adata, AnnData):
+        raise InputError(f"setup_anndata needs an AnnData, found {type(adata).__name__}.")
+    if adata.is_view:
+        raise InputError("adata is a view of another AnnData, and cannot be set up. Please run `adata = adata.copy()`.")
+    for name, keys in (
+        ("categorical_covariate_keys", categorical_covariate_keys),
+        ("continuous_covariate_keys", continuous_covariate_keys),
+    ):
+        if isinstance(keys, str):
+            raise InputError(
+                f"{name} must be a list of columns of adata.obs, found the string {keys!r}; write [{keys!r}]."
+            )
+    if not adata.var_names.is_unique:
+        repeated = adata.var_names[adata.var_names.duplicated()].unique()
+        raise InputError(
+            f"{len(repeated)} gene names occur more than once in adata.var_names (e.g. {', '.join(repeated[:5])}), and "
+            "loadings could not be told apart. Run `adata.var_names_make_unique()` first."
+        )
+    arguments = {
+        "layer": layer,
+        "batch_key": batch_key,
+        "labels_key": labels_key,
+        "size_factor_key": size_factor_key,
+        "categorical_covariate_keys": tuple(categorical_covariate_keys or ()),
+        "continuous_covariate_keys": tuple(continuous_covariate_keys or ()),
+    }
+    registry = make_registry(adata, arguments)
+    read_counts(adata, registry, check_only=True)
+    adata.uns[SETUP_KEY] = json.dumps(arguments)
+    adata.uns.setdefault("_scvi_uuid", str(uuid.uuid4()))
+    adata.uns["_scvi_manager_uuid"] = str(uuid.uuid4())
+    for column, key in (("batch", batch_key), ("labels", labels_key)):
+        adata.obs[f"_scvi_{column}"] = codes(adata, key, registry.categories[column])
+
+
+def registered(adata: AnnData) -> Registry:
+    """The registry of an AnnData that was set up."""
+    if SETUP_KEY not in adata.uns:
+        raise InputError("Please set up your AnnData with LinearSCVI.setup_anndata first.")
+    return make_registry(adata, json.loads(adata.uns[SETUP_KEY]))
+
+
+def make_registry(adata: AnnData, arguments: Mapping[str, Any]) -> Registry:
+    """Categories, genes and scales of `adata` under the arguments of `setup_anndata`."""
+    if adata.n_obs == 0 or adata.n_vars == 0:
+        raise InputError(f"adata has {adata.n_obs} cells and {adata.n_vars} genes; there is nothing to model.")
+    lists: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in arguments.items()}
+    registry = Registry(**lists)
+    keys = {"batch": registry.batch_key, "labels": registry.labels_key}
+    keys |= {key: key for key in registry.categorical_covariate_keys}
+    categories = {}
+    for name, key in keys.items():
+        column = obs_column(adata, key)
+        if column is None:
+            categories[name] = (0,)
+            continue
+        column = column.astype("category")
+        rare = column.value_counts().loc[lambda n: (n < 3) & (n > 0)]
+        if len(rare):
+            warnings.warn(
+                f"obs[{key!r}]: {', '.join(map(str, rare.index[:5]))} has fewer than 3 cells; "
+                "estimates for it are poor.",
+                UserWarning,
+                stacklevel=4,
+            )
+        categories[name] = tuple(column.cat.categories)
+    registry = replace(
+        registry,
+        var_names=tuple(adata.var_names.astype(str)),
+        categories=categories,
+        n_obs=adata.n_obs,
+        uuid=str(adata.uns.get("_scvi_uuid", "")),
+    )
+    if registry.size_factor_key is not None:
+        factors = size_factors(adata, registry)
+        total = sum(float(block.sum()) for block in row_blocks(matrix(adata, registry)))
+        registry = replace(registry, size_factor_scale=total / float(factors.sum()))
+    return registry
+
+
+def read_counts(adata: AnnData, registry: Registry, check_only: bool = False) -> Counts | BackedCounts:
+    """The counts and covariates of `adata` as a model with this registry takes them, checked.
+
+    Parameters
+    ----------
+    adata
+        The registered data, or other data with the same genes and fields.
+    registry
+        Of the model.
+    check_only
+        Do not check backed data entry by entry: it is the caller's next step that reads them.
+
+    Raises
+    ------
+    InputError
+        If the entries are no counts, or genes, columns or categories are not those of the registry.
+    """
+    check_genes(adata.var_names, registry.var_names)
+    x = matrix(adata, registry)
+    names, where = registry.var_names, registry.where
+    backed = not isinstance(x, np.ndarray) and not sparse.issparse(x)
+    if not backed:
+        x = as_csr(x)
+        verify_counts(x, where, names)
+        totals = np.asarray(x.sum(axis=1)).ravel()
+    elif check_only:
+        totals = np.ones(adata.n_obs)
+    else:
+        totals = np.zeros(adata.n_obs)
+        start = 0
+        for block in row_blocks(x):
+            verify_counts(block, where, names)
+            totals[start : start + block.shape[0]] = np.asarray(block.sum(axis=1)).ravel()
+            start += block.shape[0]
+    if n_empty := int((totals == 0).sum()):
+        warnings.warn(
+            f"{n_empty} of {len(totals)} cells have no counts in {where}; they carry no information. "
+            "Consider removing them with scanpy.pp.filter_cells.",
+            UserWarning,
+            stacklevel=3,
+        )
+    covariates = read_covariates(adata, registry, totals)
+    return BackedCounts(x, names, where, covariates) if backed else Counts(x, covariates)
+
+
+def read_covariates(adata: AnnData, registry: Registry, totals: np.ndarray) -> Covariates:
+    """Covariates of every cell of `adata`, coded as the registry codes them; `totals` of shape (n_obs,)."""
+    # An empty cell counts as log 1 = 0, as in the reference's library prior.
+    library = np.log(np.where(totals > 0, totals, 1.0))
+    if registry.size_factor_key is not None:
+        library = np.log(size_factors(adata, registry) * registry.size_factor_scale)
+    categorical = [codes(adata, key, registry.categories[key]) for key in registry.categorical_covariate_keys]
+    continuous = [numeric(adata, key) for key in registry.continuous_covariate_keys]
+    n_obs = adata.n_obs
+    return Covariates(
+        batch_index=torch.from_numpy(codes(adata, registry.batch_key, registry.categories["batch"])),
+        label_index=torch.from_numpy(codes(adata, registry.labels_key, registry.categories["labels"])),
+        categorical=torch.from_numpy(np.reshape(categorical, (-1, n_obs)).T.astype(np.int64)),
+        continuous=torch.from_numpy(np.reshape(continuous, (-1, n_obs)).T.astype(np.float32)),
+        library=torch.from_numpy(library.astype(np.float32)[:, None]),
+    )
+
+
+def library_prior(counts: Counts | BackedCounts, n_batch: int) -> tuple[Tensor, Tensor]:
+    """Mean and variance of the log total counts of each batch, shape (n_batch,); 0 and 1 for a batch without cells."""
+    library = counts.covariates.library[:, 0].double()
+    batch_index = counts.covariates.batch_index
+    means, variances = torch.zeros(n_batch), torch.ones(n_batch)
+    for batch in batch_index.unique().tolist():
+        of_batch = library[batch_index == batch]
+        means[batch], variances[batch] = of_batch.mean(), of_batch.var(correction=0)
+    return means, variances.clamp(min=1e-8)
+
+
+def matrix(adata: AnnData, registry: Registry) -> Any:
+    """The matrix that holds the counts, as it is stored."""
+    if registry.layer is None:
+        return adata.X
+    if registry.layer not in adata.layers:
+        raise InputError(
+            f"{registry.layer} is not a valid key in adata.layers. Found: {', '.join(adata.layers) or 'no layers'}. "
+            "Pass the name of the layer that holds the raw counts, or layer=None for adata.X."
+        )
+    return adata.layers[registry.layer]
+
+
+def row_blocks(x: Any, size: int = 16 * BLOCK_ROWS) -> Iterator[sparse.csr_matrix]:
+    """The rows of a matrix in memory or on disk, as CSR blocks."""
+    for start in range(0, x.shape[0], size):
+        yield as_csr(x[start : start + size])
+
+
+def obs_column(adata: AnnData, key: str | None) -> pd.Series | None:
+    """A column of obs without missing values; None for no key."""
+    if key is None:
+        return None
+    if key not in adata.obs:
+        raise InputError(
+            f"{key} not found in adata.obs. Its columns are: {', '.join(map(str, adata.obs.columns)) or 'none'}."
+        )
+    column = adata.obs[key]
+    if n_missing := int(column.isna().sum()):
+        raise InputError(
+            f"obs[{key!r}] has {n_missing} missing values (NaN) among {len(column)} cells. Give them a "
+            f"category of their own, e.g. adata.obs[{key!r}] = adata.obs[{key!r}].astype(str), or remove these cells."
+        )
+    return column
+
+
+def codes(adata: AnnData, key: str | None, categories: Sequence[Any]) -> np.ndarray:
+    """Category codes of a column of obs, int64, shape (n_obs,); zeros for no key."""
+    column = obs_column(adata, key)
+    if column is None:
+        return np.zeros(adata.n_obs, dtype=np.int64)
+    coded = pd.Categorical(column, categories=pd.Index(categories)).codes.astype(np.int64)
+    if (coded < 0).any():
+        unseen = sorted(map(str, column[coded < 0].unique()))
+        raise InputError(
+            f"Category {unseen[0]} of obs[{key!r}] not found in source registry: the model has not seen "
+            f"{', '.join(unseen[:5])}; it knows {', '.join(map(str, categories[:20]))}. Relabel these cells, or leave "
+            "them out."
+        )
+    return coded
+
+
+def numeric(adata: AnnData, key: str) -> np.ndarray:
+    """A numeric column of obs, float64, shape (n_obs,)."""
+    column = obs_column(adata, key)
+    assert column is not None
+    try:
+        values = column.to_numpy(dtype=float)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"obs[{key!r}] must be numeric, found e.g. {column.iloc[0]!r} ({column.dtype}).") from error
+    if not np.isfinite(values).all():
+        raise InputError(f"obs[{key!r}] holds infinite values; expected finite numbers.")
+    return values
+
+
+def size_factors(adata: AnnData, registry: Registry) -> np.ndarray:
+    """Size factors of every cell, positive, shape (n_obs,)."""
+    assert registry.size_factor_key is not None
+    factors = numeric(adata, registry.size_factor_key)
+    if (factors <= 0).any():
+        raise InputError(
+            f"obs[{registry.size_factor_key!r}] holds size factors of {factors.min():g}; they must be above zero."
+        )
+    return factors
+
+
+def check_genes(found: pd.Index, expected: Sequence[str]) -> None:
+    """Refuse data whose genes are not those of the model, in the same order."""
+    wanted = pd.Index(expected)
+    if found.astype(str).equals(wanted):
+        return
+    missing = wanted.difference(found, sort=False)
+    if len(missing):
+        raise InputError(
+            f"{len(missing)} of the model's {len(wanted)} genes are missing in adata.var_names "
+            f"(e.g. {', '.join(missing[:5])}); it has {len(found)} genes. Give data with all of the model's genes (model.get_var_names())."
+        )
+    raise InputError(
+        f"adata holds the model's {len(wanted)} genes among its {len(found)}, but not in the model's order. "
+        "Pass adata[:, model.get_var_names()].copy()."
+    )
+
+
+class Split(NamedTuple):
+    """Row numbers of the cells of each part, int64."""
+
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+
+
+def split_cells(
+    n_obs: int,
+    train_size: float | None = None,
+    validation_size: float | None = None,
+    shuffle: bool = True,
+    seed: int = 0,
+) -> Split:
+    """Split cells at random as the reference does: validation first, then training, the rest is the test part.
+
+    Parameters
+    ----------
+    n_obs
+        Number of cells.
+    train_size
+        Share of the cells to train on, above 0 and at most 1; none: 0.9.
+    validation_size
+        Share to validate on; none: all that is not trained on.
+    shuffle
+        Without it, the first cells train, the next validate.
+    seed
+        Of the permutation.
+    """
+    share = 0.9 if train_size is None else train_size
+    if not 0 < share <= 1:
+        raise InputError(f"Invalid train_size: {share:g}. Must be: 0 < train_size <= 1.")
+    if validation_size is not None and not 0 <= validation_size < 1:
+        raise InputError(f"Invalid validation_size: {validation_size:g}. Must be: 0 <= validation_size < 1.")
+    if validation_size is not None and share + validation_size > 1:
+        raise InputError(
+            f"train_size + validation_size is {share + validation_size:g}; together they must be at most 1."
+        )
+    n_train = int(np.ceil(share * n_obs))
+    n_validation = n_obs - n_train if validation_size is None else int(n_obs * validation_size)
+    if not shuffle:
+        order = np.arange(n_obs)
+        return Split(*np.split(order, [n_train, n_train + n_validation]))
+    order = np.random.RandomState(seed).permutation(n_obs)
+    validation, train, test = np.split(order, [n_validation, n_validation + n_train])
+    return Split(train, validation, test)
