@@ -146,8 +146,8 @@ class DeConfig:
 
     contrasts: list[dict[str, str]] = option(
         [],
-        "Comparisons, each a mapping. {column: c}: each group of c against the rest; {column: c, group1: a, group2: b}: "
-        "a against b (no group2: the rest); {…, within: d}: the same inside each group of d.",
+        "Comparisons, each a mapping. {column: c}: each group of c against the rest; {column: c, group1: a, group2: b}: a"
+        " against b (no group2: the rest); {…, within: d}: the same inside each group of d.",
     )
     replicate_key: str | None = option(
         None, "Obs column of the biological replicate, for the pseudobulk check; none: no check."
