@@ -2,16 +2,42 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+import difflib
+import hashlib
+import itertools
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from importlib.util import find_spec
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+
+from ldvae.errors import InputError
+
+DATASET_NAME = r"^\w[\w.-]*$"
+QC_COLUMNS = (
+    "file",
+    "total_counts",
+    "n_genes_by_counts",
+    "pct_counts_mt",
+    "pct_counts_ribo",
+    "pct_counts_hb",
+    "doublet_score",
+    "predicted_doublet",
+)  # obs columns that the step qc adds
+Output = Annotated[Path, "output"]  # a file that a step writes; a folder when it has no suffix
 
 
-def option(default: Any, help: str, **limits: Any) -> Any:
+def option(default: Any, help: str, *, names: Literal["obs"] | None = None, **limits: Any) -> Any:
     """A dataclass field with its default, its help text and, optionally, JSON-schema limits (`minimum=1`, …).
 
-    Lists and dictionaries are copied for each instance.
+    `names="obs"`: the value is the name of an obs column (or a list of names), checked against the data before the
+    first job. Lists and dictionaries are copied for each instance.
     """
-    metadata = {"help": help, "limits": limits}
+    metadata = {"help": help, "limits": limits, "names": names}
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -41,6 +67,44 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """Everything that `train.fit` can do; the defaults are those of `scvi.model.LinearSCVI.train`.
+
+    Not a section of the workflow's config: `TrainConfig` is, and becomes one of these.
+    """
+
+    max_epochs: int = 400
+    batch_size: int = 128
+    drop_last: bool = False
+    optimizer: Literal["Adam", "AdamW"] = "Adam"
+    lr: float = 1e-3
+    eps: float = 0.01
+    weight_decay: float = 1e-6
+    schedule: Literal["constant", "cosine", "plateau"] = "constant"
+    lr_factor: float = 0.6
+    lr_patience: int = 30
+    lr_threshold: float = 0.0
+    lr_min: float = 0.0
+    lr_scheduler_metric: str = "elbo_validation"
+    n_epochs_kl_warmup: int | None = 400
+    n_steps_kl_warmup: int | None = None
+    min_kl_weight: float = 0.0
+    max_kl_weight: float = 1.0
+    check_val_every_n_epoch: int = 1
+    early_stopping: bool = False
+    early_stopping_monitor: str = "elbo_validation"
+    early_stopping_patience: int = 45
+    early_stopping_min_delta: float = 0.0
+    early_stopping_warmup_epochs: int = 0
+    gradient_clip_val: float | None = None
+
+
+def default_max_epochs(n_obs: int, epochs_cap: int = 400) -> int:
+    """Epochs that the reference trains `n_obs` cells for: `epochs_cap`, fewer in proportion above 20,000 cells."""
+    return max(1, min(round(20_000 / n_obs * epochs_cap), epochs_cap))
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """How a model is trained; the defaults are the workflow's (`LinearSCVI.train` has the reference's)."""
 
@@ -60,6 +124,24 @@ class TrainConfig:
     early_stopping: bool = option(True, "Stop when the validation ELBO has not improved for `patience` epochs.")
     patience: int = option(45, "Epochs without improvement before an early stop.", minimum=1)
     min_delta: float = option(0.0, "Improvement of the validation ELBO that counts, in nats per cell.", minimum=0)
+
+    def fit_config(self, n_obs: int) -> FitConfig:
+        """What to do for `n_obs` cells: the number of epochs settled, the KL warm-up in epochs."""
+        max_epochs = self.max_epochs or default_max_epochs(n_obs, epochs_cap=160)
+        warmup = round(self.kl_warmup * max_epochs)
+        return FitConfig(
+            max_epochs=max_epochs,
+            batch_size=self.batch_size,
+            lr=self.lr,
+            eps=self.eps,
+            weight_decay=self.weight_decay,
+            schedule=self.schedule,
+            n_epochs_kl_warmup=warmup or None,
+            early_stopping=self.early_stopping,
+            early_stopping_patience=self.patience,
+            early_stopping_min_delta=self.min_delta,
+            early_stopping_warmup_epochs=warmup,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,13 +194,17 @@ class SetupConfig:
     )
     n_top_genes: int = option(2000, "Number of variable genes.", minimum=1)
     keep_genes: list[str] = option([], "Genes that are modelled in any case.")
-    batch_key: str | None = option(None, "Obs column of the experimental batch; none: one batch.")
-    labels_key: str | None = option(None, "Obs column of cell labels; none: no labels.")
-    categorical_covariate_keys: list[str] = option([], "Obs columns of further categories the decoder corrects for.")
-    continuous_covariate_keys: list[str] = option([], "Obs columns of numbers the decoder corrects for.")
-    size_factor_key: str | None = option(None, "Obs column that replaces the inferred library size; none: inferred.")
+    batch_key: str | None = option(None, "Obs column of the experimental batch; none: one batch.", names="obs")
+    labels_key: str | None = option(None, "Obs column of cell labels; none: no labels.", names="obs")
+    categorical_covariate_keys: list[str] = option(
+        [], "Obs columns of further categories the decoder corrects for.", names="obs"
+    )
+    continuous_covariate_keys: list[str] = option([], "Obs columns of numbers the decoder corrects for.", names="obs")
+    size_factor_key: str | None = option(
+        None, "Obs column that replaces the inferred library size; none: inferred.", names="obs"
+    )
     stratify_by: str | None = option(
-        None, "Obs column whose groups the split keeps in proportion; none: labels, else batch."
+        None, "Obs column whose groups the split keeps in proportion; none: labels, else batch.", names="obs"
     )
     validation_size: float = option(
         0.1, "Share of the cells for early stopping and choice of runs.", minimum=0, exclusiveMaximum=1
@@ -150,7 +236,7 @@ class DeConfig:
         " against b (no group2: the rest); {…, within: d}: the same inside each group of d.",
     )
     replicate_key: str | None = option(
-        None, "Obs column of the biological replicate, for the pseudobulk check; none: no check."
+        None, "Obs column of the biological replicate, for the pseudobulk check; none: no check.", names="obs"
     )
     delta: float = option(0.25, "Smallest log2 fold change that counts as a change.", exclusiveMinimum=0)
     fdr: float = option(
@@ -163,3 +249,514 @@ class DeConfig:
     batch_correction: bool = option(False, "Compare expression averaged over the batches of both sides.")
     n_samples: int = option(5000, "Posterior samples for each side.", minimum=100)
     seed: int = option(0, "Seed of the samples.", minimum=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """Runs of a dataset: every setting of the grid and every point, each from every seed."""
+
+    seeds: list[int] = option([0, 1, 2, 3, 4], "Random seeds; each setting is fitted once from each.", minItems=1)
+    grid: dict[str, list[Any]] = option(
+        {}, "Any model or training options, each with a list of values: all combinations."
+    )
+    points: list[dict[str, Any]] = option(
+        [], "Single settings, each a mapping of model or training options to a value."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeConfig:
+    """Where and how the jobs run; not what they compute."""
+
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "Device of the training; auto: a GPU where one is visible.")
+    threads: int = option(1, "CPU threads of one training job.", minimum=1)
+    runs_per_job: int = option(1, "Runs of a dataset that one training job fits, one after the other.", minimum=1)
+    max_mem_mb: int = option(256_000, "No job asks for more memory than this, MB.", minimum=1000)
+    max_runtime: int = option(2880, "No job asks for more time than this, minutes.", minimum=10)
+
+
+class Run(NamedTuple):
+    """One training: a setting, that is, the model and training options, and a seed."""
+
+    model: ModelConfig
+    train: TrainConfig
+    seed: int
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """All model and training options by name."""
+        return asdict(self.model) | asdict(self.train)
+
+    @property
+    def digest(self) -> str:
+        """Hash of the options, not of the seed: runs of one setting share it."""
+        return hashlib.sha256(json.dumps(self.params, sort_keys=True).encode()).hexdigest()[:6]
+
+    @property
+    def setting(self) -> str:
+        """Id of the setting, such as `k10-3fa9c1`."""
+        return f"k{self.model.n_latent}-{self.digest}"
+
+    @property
+    def id(self) -> str:
+        """Id of the run, such as `k10-s0-3fa9c1`."""
+        return f"k{self.model.n_latent}-s{self.seed}-{self.digest}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sections:
+    """The sections of config.yaml, each of which a dataset may override."""
+
+    qc: QcConfig
+    setup: SetupConfig
+    model: ModelConfig
+    train: TrainConfig
+    sweep: SweepConfig
+    select: SelectConfig
+    programs: ProgramsConfig
+    annotate: AnnotateConfig
+    de: DeConfig
+    report: ReportConfig
+    compute: ComputeConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset(Sections):
+    """One dataset of the workflow: its files by name, its options and its runs by id."""
+
+    name: str
+    inputs: dict[str, str]
+    runs: dict[str, Run]
+
+
+class Plan(NamedTuple):
+    """What a config expands to."""
+
+    outdir: str
+    datasets: dict[str, Dataset]
+
+
+def load_config(path: Path) -> dict[str, Any]:
+    """Read a config.yaml (or JSON) as it stands, unchecked."""
+    import yaml
+
+    try:
+        config = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); give the path of a config.yaml.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: is not valid YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{path}: holds {type(config).__name__}, not the keys of a config.yaml.")
+    return config
+
+
+def expand(config: Mapping[str, Any]) -> Plan:
+    """Datasets, options and runs of a config.
+
+    Raises
+    ------
+    InputError
+        With every mistake of the config in one message.
+    """
+    problems: list[str] = []
+    sections = get_type_hints(Sections)
+    _refuse_unknown(config, ["outdir", "datasets", *sections], "", problems)
+    outdir = str(config.get("outdir") or ".")
+    entries = config.get("datasets")
+    if not isinstance(entries, dict) or not entries:
+        problems.append("datasets: expected at least one, as `name: {input: path/to/counts.h5ad}`.")
+        entries = {}
+    datasets = {}
+    for name, entry in entries.items():
+        where = f"datasets.{name}"
+        if not re.match(DATASET_NAME, str(name)):
+            problems.append(f"{where}: a dataset's name is made of letters, digits, '_', '-' and '.'.")
+        if not isinstance(entry, dict):
+            entry = {"input": entry}
+        _refuse_unknown(entry, ["input", *sections], f"{where}.", problems)
+        options = {
+            key: _read_section(cls, {key: config.get(key), where + "." + key: entry.get(key)}, problems)
+            for key, cls in sections.items()
+        }
+        inputs = _named_inputs(entry.get("input"), where, problems)
+        runs = _runs(options["model"], options["train"], options["sweep"], where, problems)
+        datasets[str(name)] = Dataset(name=str(name), inputs=inputs, runs=runs, **options)
+    _raise(problems, "the config")
+    return Plan(outdir, datasets)
+
+
+def _raise(problems: Iterable[str], subject: str) -> None:
+    """Raise one InputError that lists the problems, each once, if there are any."""
+    distinct = list(dict.fromkeys(problems))
+    if len(distinct) == 1:
+        raise InputError(distinct[0])
+    if distinct:
+        raise InputError("\n- ".join([f"{len(distinct)} problems in {subject}:", *distinct]))
+
+
+def _refuse_unknown(given: Iterable[Any], known: Iterable[str], prefix: str, problems: list[str]) -> None:
+    known = list(known)
+    problems += [f"{prefix}{key}: there is no such key{nearest(str(key), known)}" for key in given if key not in known]
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """End of a message about an unknown name: the nearest known ones, or all of them when none is near."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    if close:
+        return f"; did you mean {' or '.join(close)}?"
+    if not known:
+        return "."
+    return f"; known are {', '.join(known[:20])}{', …' if len(known) > 20 else ''}."
+
+
+def _named_inputs(given: Any, where: str, problems: list[str]) -> dict[str, str]:
+    """Input files by name: a path, a list of paths (named as the files), or a mapping of names to paths."""
+    if isinstance(given, str) and given:
+        return {"": given}
+    if isinstance(given, list) and given and all(isinstance(path, str) for path in given):
+        names = [
+            re.sub(r"(\.(h5ad|h5|zarr|loom|mtx|csv|tsv|txt|gz))+$", "", path.rstrip("/")).split("/")[-1]
+            for path in given
+        ]
+        if len(set(names)) == len(given):
+            return dict(zip(names, given, strict=True))
+        problems.append(f"{where}.input: several files have the same name; give each its own, as `{{name: path, …}}`.")
+    elif isinstance(given, dict) and given and all(isinstance(path, str) for path in given.values()):
+        return {str(name): path for name, path in given.items()}
+    else:
+        problems.append(
+            f"{where}.input: expected a path, a list of paths or a mapping of names to paths, found {given!r}."
+        )
+    return {}
+
+
+def _read_section(cls: type, layers: Mapping[str, Any], problems: list[str]) -> Any:
+    """An instance of a section from the values given for it, later ones over earlier ones."""
+    hints, values = get_type_hints(cls), {}
+    options = {item.name: item for item in fields(cls)}
+    for where, layer in layers.items():
+        if not isinstance(layer, dict | None):
+            problems.append(f"{where}: expected keys and values, found {layer!r}.")
+            continue
+        _refuse_unknown(layer or {}, options, f"{where}.", problems)
+        for key in (layer or {}).keys() & options.keys():
+            try:
+                values[key] = coerce(layer[key], hints[key], **options[key].metadata["limits"])
+            except InputError as error:
+                problems.append(f"{where}.{key}: {error}")
+    return cls(**values)
+
+
+def coerce(value: Any, kind: Any, **limits: Any) -> Any:
+    """`value` as the type `kind`, or an InputError that says what was expected.
+
+    Numbers may come as text: YAML reads `1e-3` as text, and so does a command line everything.
+    """
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        if (value is None or str(value).lower() == "none") and type(None) in arguments:
+            return None
+        return coerce(value, next(kind for kind in arguments if kind is not type(None)), **limits)
+    if origin is Literal:
+        # YAML reads a bare `off` as false, `on` as true.
+        value = {False: "off", True: "on"}.get(value, value) if isinstance(value, bool) else value
+        if value not in arguments:
+            raise InputError(f"expected one of {', '.join(map(str, arguments))}, found {value!r}.")
+        return value
+    if origin is list:
+        if not isinstance(value, list | tuple):
+            raise InputError(f"expected a list, found {value!r}.")
+        if len(value) < limits.get("minItems", 0):
+            raise InputError(f"expected at least {limits['minItems']} value(s), found {len(value)}.")
+        return [coerce(item, arguments[0]) for item in value]
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise InputError(f"expected keys and values, found {value!r}.")
+        return {coerce(key, arguments[0]): coerce(item, arguments[1]) for key, item in value.items()}
+    if kind is Any:
+        return value
+    if kind is bool:
+        if not isinstance(value, bool):
+            raise InputError(f"expected true or false, found {value!r}.")
+        return value
+    if kind in (int, float):
+        return _number(value, kind, **limits)
+    if kind is str and isinstance(value, str | int | float) and not isinstance(value, bool):
+        return str(value)
+    raise InputError(f"expected {'text' if kind is str else kind.__name__}, found {value!r}.")
+
+
+def _number(value: Any, kind: type, **limits: Any) -> int | float:
+    try:
+        number = float(value) if not isinstance(value, bool | int) else value
+    except (TypeError, ValueError):
+        number = math.nan
+    if isinstance(value, bool) or not math.isfinite(number) or (kind is int and number != int(number)):
+        raise InputError(f"expected a {'whole ' if kind is int else ''}number, found {value!r}.")
+    bounds = {
+        "minimum": (number >= limits.get("minimum", number), "at least"),
+        "maximum": (number <= limits.get("maximum", number), "at most"),
+        "exclusiveMinimum": (number > limits.get("exclusiveMinimum", -math.inf), "more than"),
+        "exclusiveMaximum": (number < limits.get("exclusiveMaximum", math.inf), "less than"),
+    }
+    for bound, (holds, words) in bounds.items():
+        if not holds:
+            raise InputError(f"expected {words} {limits[bound]}, found {value!r}.")
+    return kind(number)
+
+
+def _runs(
+    model: ModelConfig, train: TrainConfig, sweep: SweepConfig, where: str, problems: list[str]
+) -> dict[str, Run]:
+    """Runs of a sweep by id, each once, by setting and then by seed."""
+    grid = [dict(zip(sweep.grid, values, strict=True)) for values in itertools.product(*sweep.grid.values())]
+    points = [*(grid if sweep.grid or not sweep.points else []), *sweep.points]
+    runs: dict[str, Run] = {}
+    for point in points:
+        _refuse_unknown(point, [*asdict(model), *asdict(train)], f"{where}.sweep.", problems)
+        parts = [
+            _read_section(type(part), {"": asdict(part), f"{where}.sweep": _only(point, part)}, problems)
+            for part in (model, train)
+        ]
+        for seed in sweep.seeds:
+            run = Run(*parts, seed)
+            if runs.setdefault(run.id, run) != run:
+                problems.append(f"{where}.sweep: two settings have the same id {run.id}; change one by a hair.")
+    return runs
+
+
+def _only(values: Mapping[str, Any], part: Any) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key in asdict(part)}
+
+
+def flags(options: Any) -> list[str]:
+    """Options as flags of the command line: those alone that differ from the defaults."""
+    defaults = asdict(type(options)())
+    result: list[str] = []
+    for name, value in asdict(options).items():
+        if value == defaults[name]:
+            continue
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            result.append(f"--{flag}" if value else f"--no-{flag}")
+        elif isinstance(value, list) and not any(isinstance(item, dict | list) for item in value):
+            result += [f"--{flag}", *map(str, value)]
+        elif isinstance(value, list | dict):
+            result += [f"--{flag}", json.dumps(value)]
+        else:
+            result += [f"--{flag}", "none" if value is None else str(value)]
+    return result
+
+
+def describe(plan: Plan) -> dict[str, Any]:
+    """A plan as plain values for other engines: options are given as flags of the commands."""
+    return {
+        "outdir": plan.outdir,
+        "datasets": [
+            {
+                "dataset": name,
+                "inputs": dataset.inputs,
+                "flags": {section: flags(getattr(dataset, section)) for section in get_type_hints(Sections)},
+                "batch_key": dataset.setup.batch_key,
+                "runs": [
+                    {
+                        "run": run.id,
+                        "setting": run.setting,
+                        "seed": run.seed,
+                        "flags": flags(run.model) + flags(run.train),
+                    }
+                    for run in dataset.runs.values()
+                ],
+                "runs_per_job": dataset.compute.runs_per_job,
+                "device": dataset.compute.device,
+                "threads": dataset.compute.threads,
+            }
+            for name, dataset in plan.datasets.items()
+        ],
+    }
+
+
+def schema() -> dict[str, Any]:
+    """JSON schema of config.yaml, from the sections' fields: types, limits, defaults and help texts."""
+    sections = {key: _schema_of(cls) for key, cls in get_type_hints(Sections).items()}
+    text = {"type": "string", "minLength": 1}
+    several = [
+        {"type": "array", "items": text, "minItems": 1},
+        {"type": "object", "additionalProperties": text, "minProperties": 1},
+    ]
+    files = {"description": "Path, URL or demo:pbmc68k; several as a list or as name: path.", "anyOf": [text, *several]}
+    references = {key: {"$ref": f"#/$defs/{key}"} for key in sections}
+    dataset = {
+        "type": "object",
+        "properties": {"input": files, **references},
+        "required": ["input"],
+        "additionalProperties": False,
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "config.yaml of the ldvae workflow",
+        "type": "object",
+        "properties": {
+            "outdir": {
+                "type": "string",
+                "default": ".",
+                "description": "Folder of results/, logs/, benchmarks/ and checkpoints/; . is the working directory.",
+            },
+            "datasets": {
+                "type": "object",
+                "description": "Each dataset by name, with its input and its own values for any section.",
+                "propertyNames": {"pattern": DATASET_NAME},
+                "minProperties": 1,
+                "additionalProperties": {"anyOf": [text, dataset]},
+            },
+            **references,
+        },
+        "required": ["datasets"],
+        "additionalProperties": False,
+        "$defs": sections,
+    }
+
+
+def _schema_of(cls: type) -> dict[str, Any]:
+    hints, empty = get_type_hints(cls), cls()
+    properties = {
+        item.name: {
+            "description": item.metadata["help"],
+            **_schema_type(hints[item.name]),
+            **item.metadata["limits"],
+            "default": getattr(empty, item.name),
+        }
+        for item in fields(cls)
+    }
+    description = (cls.__doc__ or "").splitlines()[0]
+    return {
+        "type": ["object", "null"],
+        "description": description,
+        "properties": properties,
+        "additionalProperties": False,
+    }
+
+
+def _schema_type(kind: Any) -> dict[str, Any]:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        known = _schema_type(next(kind for kind in arguments if kind is not type(None)))
+        return {**known, "type": [known["type"], "null"]} if "type" in known else {"enum": [*known["enum"], None]}
+    if origin is Literal:
+        # YAML reads a bare `off` as false.
+        return {"enum": [*arguments, False] if "off" in arguments else list(arguments)}
+    if origin is list:
+        return {"type": "array", "items": _schema_type(arguments[0])}
+    if origin is dict:
+        return {"type": "object", "additionalProperties": _schema_type(arguments[1])}
+    names = {bool: "boolean", int: "integer", float: "number", str: "string"}
+    return {"type": names[kind]} if kind in names else {}
+
+
+def check_data(plan: Plan) -> None:
+    """Check what the data's headers tell: files exist, and so do obs columns and groups that the config names.
+
+    Quick, since no counts are read; formats without a header (text, 10x) are left to `ldvae check`.
+
+    Raises
+    ------
+    InputError
+        With every mistake of every dataset in one message.
+    """
+    problems: list[str] = []
+    for dataset in plan.datasets.values():
+        columns: dict[str, set[str] | None] = {}
+        known = True
+        for path in dataset.inputs.values():
+            try:
+                obs = read_obs(path)
+            except InputError as error:
+                problems.append(f"datasets.{dataset.name}.input: {error}")
+                obs = None
+            known = known and obs is not None
+            for name, groups in (obs or {}).items():
+                before = columns.get(name, set())
+                columns[name] = None if groups is None or before is None else before | groups
+        if known:
+            problems += check_columns(dataset, columns)
+    _raise(problems, "the config and its data")
+
+
+def check_columns(dataset: Dataset, columns: Mapping[str, set[str] | None]) -> list[str]:
+    """Problems with the obs columns and groups that a dataset's options name.
+
+    Parameters
+    ----------
+    dataset
+        Options of the dataset.
+    columns
+        The groups of each obs column; none for columns of numbers.
+    """
+    known, problems = [*columns, *QC_COLUMNS], []
+    for section, cls in get_type_hints(Sections).items():
+        for item in fields(cls):
+            if item.metadata["names"] == "obs":
+                value = getattr(getattr(dataset, section), item.name)
+                for column in [value] if isinstance(value, str) else value or []:
+                    if column not in known:
+                        problems.append(f"{section}.{item.name}: no obs column {column!r}{nearest(column, known)}")
+    for contrast in dataset.de.contrasts:
+        for key in ("column", "within"):
+            column = contrast.get(key)
+            if column is not None and column not in [*known, "leiden"]:
+                problems.append(f"de.contrasts: no obs column {column!r}{nearest(column, known)}")
+        groups = columns.get(contrast.get("column", ""))
+        for key in ("group1", "group2"):
+            group = contrast.get(key)
+            if groups is not None and group is not None and group not in groups:
+                problems.append(f"de.contrasts: no group {group!r} in {contrast['column']!r}{nearest(group, groups)}")
+    return [f"datasets.{dataset.name}: {problem}" for problem in problems]
+
+
+def read_obs(path: str) -> dict[str, set[str] | None] | None:
+    """Obs columns of an input with their groups (none: numbers), without reading counts.
+
+    None when the format has no such header (text, 10x) or the file is not here yet (a URL).
+    """
+    if path.startswith("demo:"):
+        if path != "demo:pbmc68k":
+            raise InputError(f"there is no {path}; the embedded data set is demo:pbmc68k.")
+        path = str(Path(find_spec("scanpy").origin).parent / "datasets" / "10x_pbmc68k_reduced.h5ad")
+    if "://" in path:
+        return None
+    if not Path(path).exists():
+        raise InputError(f"{path} is not there; paths are relative to the working directory ({Path.cwd()}).")
+    if Path(path).suffix != ".h5ad":
+        return None
+    import h5py
+
+    try:
+        with h5py.File(path) as file:
+            obs = file["obs"]
+            if isinstance(obs, h5py.Dataset):  # anndata before 0.7: one structured array, groups as codes
+                return dict.fromkeys(obs.dtype.names or ())
+            names = obs.keys() - {"__categories", obs.attrs.get("_index")}
+            return {name: _groups(obs[name]) for name in sorted(names)}
+    except (OSError, KeyError) as error:
+        raise InputError(f"{path}: is not an h5ad file that can be read ({error}).") from error
+
+
+def _groups(column: Any) -> set[str] | None:
+    """Groups that occur in a column of an h5ad file; none for numbers."""
+    import h5py
+    import numpy as np
+
+    if isinstance(column, h5py.Group):
+        if "categories" not in column:
+            return None
+        categories, codes = column["categories"], np.unique(column["codes"][:])
+    elif "categories" in column.attrs:
+        categories, codes = column.file[column.attrs["categories"]], np.unique(column[:])
+    elif h5py.check_string_dtype(column.dtype):
+        return set(column.asstr()[:])
+    else:
+        return {str(bool(value)) for value in np.unique(column[:])} if column.dtype == bool else None
+    names = categories.asstr()[:] if h5py.check_string_dtype(categories.dtype) else categories[:].astype(str)
+    return {str(names[code]) for code in codes if code >= 0}
