@@ -1,5 +1,10 @@
 """The one exception that means: the input is at fault, not the program."""
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
 
 class InputError(ValueError):
     """The user's data, config or arguments cannot be used as they are.
@@ -7,3 +12,17 @@ class InputError(ValueError):
     The message says what is wrong, what was found, what was expected and what to do. The command line prints
     it without a traceback and exits with code 2.
     """
+
+
+def suggestion(name: str, options: Iterable[object]) -> str:
+    """The nearest valid name as the end of a message: " Did you mean 'donor'?", or the names there are.
+
+    Examples
+    --------
+    >>> suggestion("doner", ["donor", "cell_type"])
+    " Did you mean 'donor'? There are: donor, cell_type."
+    """
+    names = [str(option) for option in options]
+    near = difflib.get_close_matches(name, names, n=1)
+    listed = ", ".join(names[:20]) + (", …" if len(names) > 20 else "") if names else "none"
+    return (f" Did you mean {near[0]!r}?" if near else "") + f" There are: {listed}."
