@@ -538,7 +538,8 @@ def check_genes(found: pd.Index, expected: Sequence[str]) -> None:
     if len(missing):
         raise InputError(
             f"{len(missing)} of the model's {len(wanted)} genes are missing in adata.var_names "
-            f"(e.g. {', '.join(missing[:5])}); it has {len(found)} genes. Give data with all of the model's genes (model.get_var_names())."
+            f"(e.g. {', '.join(missing[:5])}); it has {len(found)} genes. Give data with all of the model's genes "
+            "(model.get_var_names())."
         )
     raise InputError(
         f"adata holds the model's {len(wanted)} genes among its {len(found)}, but not in the model's order. "

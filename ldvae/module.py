@@ -56,6 +56,11 @@ class Noise(NamedTuple):
     z_masks: tuple[Tensor, ...]  # one per hidden layer of z_encoder: 0, or 1 / (1 - dropout), (n_obs, n_hidden)
     l_masks: tuple[Tensor, ...]  # the same for the single layer of l_encoder; empty where nothing is dropped
 
+    def to(self, device: torch.device | str) -> Noise:
+        """The same on another device."""
+        masks = (tuple(mask.to(device) for mask in masks) for masks in (self.z_masks, self.l_masks))
+        return Noise(self.z.to(device), self.library.to(device), *masks)
+
 
 class LDVAE(nn.Module):
     """Linearly decoded VAE of counts.

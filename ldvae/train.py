@@ -1,0 +1,474 @@
+"""Fit a module to counts: schedule, loop, early stopping, checkpoint and resume."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import tempfile
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from ldvae.config import FitConfig
+from ldvae.data import BackedCounts, Counts, Split
+from ldvae.errors import InputError
+from ldvae.module import LDVAE, Noise
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT_FORMAT = 1
+VALIDATION_STREAM = 2**32 - 1  # of random numbers; those of training are numbered by epoch
+Source = Counts | BackedCounts
+
+
+class Interrupted(Exception):
+    """Training was asked to stop; its checkpoint, if it has one, is written."""
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draw from `seed` inside the block; leave the caller's random state untouched."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def generators(seed: int, *stream: int) -> tuple[np.random.Generator, torch.Generator]:
+    """Independent numpy and torch generators for a stream of random numbers, such as one epoch's."""
+    order, noise = np.random.SeedSequence([seed, *stream]).spawn(2)
+    torch_seed = int(noise.generate_state(1, np.uint64)[0] >> 1)
+    return np.random.default_rng(order), torch.Generator().manual_seed(torch_seed)
+
+
+class Step(Protocol):
+    """One way to train and evaluate on a minibatch; all give the same numbers up to rounding."""
+
+    def train(self, counts: Counts, rows: np.ndarray, noise: Noise, kl_weight: float) -> Tensor:
+        """Update the module; sums over cells of reconstruction, KL(z) and KL(library), in nats, shape (3,)."""
+        ...
+
+    def evaluate(self, counts: Counts, rows: np.ndarray, noise: Noise) -> Tensor:
+        """The same sums without an update."""
+        ...
+
+
+class PlainStep:
+    """Training step in plain torch."""
+
+    def __init__(self, module: LDVAE, optimizer: torch.optim.Optimizer, gradient_clip_val: float | None = None) -> None:
+        self.module, self.optimizer, self.clip = module, optimizer, gradient_clip_val
+
+    def train(self, counts: Counts, rows: np.ndarray, noise: Noise, kl_weight: float) -> Tensor:
+        """See `Step`."""
+        device = self.device
+        x, covariates = counts.minibatch(rows, device)
+        terms = self.module.elbo_terms(x, covariates, noise.to(device))
+        self.optimizer.zero_grad(set_to_none=True)
+        terms.loss(kl_weight).mean().backward()
+        if self.clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.clip)
+        self.optimizer.step()
+        return torch.stack([term.detach().sum() for term in terms])
+
+    @torch.no_grad()
+    def evaluate(self, counts: Counts, rows: np.ndarray, noise: Noise) -> Tensor:
+        """See `Step`."""
+        x, covariates = counts.minibatch(rows, self.device)
+        return torch.stack([term.sum() for term in self.module.elbo_terms(x, covariates, noise.to(self.device))])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the module is."""
+        return next(self.module.parameters()).device
+
+
+def make_optimizer(module: LDVAE, config: FitConfig) -> torch.optim.Optimizer:
+    """Adam (weight decay as L2 in the gradient) or AdamW over all parameters."""
+    kind = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}[config.optimizer]
+    return kind(module.parameters(), lr=config.lr, eps=config.eps, weight_decay=config.weight_decay)
+
+
+def kl_weight(config: FitConfig, epoch: int, step: int) -> float:
+    """Weight of KL(z) in an epoch (from 0) and step (from 0, over all epochs)."""
+    low, high = config.min_kl_weight, config.max_kl_weight
+    if low > high:
+        raise InputError(f"min_kl_weight ({low:g}) must not be above max_kl_weight ({high:g}).")
+    if config.n_epochs_kl_warmup:
+        done = epoch / config.n_epochs_kl_warmup
+    elif config.n_steps_kl_warmup:
+        done = step / config.n_steps_kl_warmup
+    else:
+        done = 1.0
+    return low + (high - low) * min(done, 1.0)
+
+
+@dataclass
+class Patience:
+    """The best value of a metric so far (lower is better), and for how many looks it has not improved."""
+
+    best: float = math.inf
+    waited: int = 0
+
+    def look(self, value: float, min_delta: float) -> int:
+        """Note a value; how many looks in a row have brought no improvement of more than `min_delta`."""
+        improved = value < self.best - min_delta
+        self.best, self.waited = (value, 0) if improved else (self.best, self.waited + 1)
+        return self.waited
+
+
+@dataclass
+class State:
+    """Where a training stands; with the module and the optimizer, all that a resumed run needs."""
+
+    epoch: int = 0
+    lr: float = 0.0
+    global_step: int = 0
+    sums: list[Tensor] = field(default_factory=list)  # of the steps done in this epoch, (3,) each
+    noise: Tensor | None = None  # state of the noise generator in mid-epoch
+    history: list[dict[str, float]] = field(default_factory=list)
+    stopping: Patience = field(default_factory=Patience)
+    plateau: Patience = field(default_factory=Patience)
+    seconds: float = 0.0
+    finished: bool = False
+
+
+class Fit(NamedTuple):
+    """What a training did."""
+
+    history: pd.DataFrame  # a row per epoch, the reference's names; index "epoch"
+    epochs: int
+    stopped_early: bool
+    interrupted: bool
+    seconds: float  # wall time of training, over all attempts
+    cells_per_s: float
+
+
+class EpochReport(NamedTuple):
+    """Given to `on_epoch` after every epoch."""
+
+    epoch: int  # finished epochs
+    max_epochs: int
+    elbo: float  # negative ELBO, nats per cell: of validation, or of training where nothing is held out
+    cells_per_s: float
+    seconds_left: float
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where and how often to save a training that may be cut off."""
+
+    path: Path
+    every_s: float = 600.0
+
+
+def fit(
+    module: LDVAE,
+    source: Source,
+    split: Split,
+    config: FitConfig,
+    *,
+    seed: int = 0,
+    checkpoint: Checkpoint | None = None,
+    on_epoch: Callable[[EpochReport], None] | None = None,
+    stop: Callable[[], bool] | None = None,
+    make_step: Callable[[LDVAE, torch.optim.Optimizer, FitConfig], Step] | None = None,
+) -> Fit:
+    """Train a module in place.
+
+    Parameters
+    ----------
+    module
+        Parameters to start from; on the device to train on.
+    source
+        Counts of all cells.
+    split
+        Rows to train and to validate on.
+    config
+        Schedule, optimiser, stopping.
+    seed
+        Of the order of the cells and of all noise. Every epoch has its own stream, so that a resumed training ends
+        in the same bits as an undisturbed one.
+    checkpoint
+        Resume from this file if it holds this very training, and save to it.
+    on_epoch
+        Called after every epoch.
+    stop
+        Asked before every step; when it says so, the checkpoint is written and `Interrupted` raised.
+    make_step
+        Implementation of a step; the fastest that fits if not given.
+
+    Raises
+    ------
+    InputError
+        If the loss becomes NaN or infinite; or if there is nothing to train on.
+    Interrupted
+        If `stop` said so.
+    """
+    if len(split.train) == 0:
+        raise InputError("There is no cell to train on; train_size must leave at least one.")
+    if config.early_stopping and len(split.validation) == 0:
+        raise InputError("Can't run early stopping with no validation set; lower train_size, or do not stop early.")
+    optimizer = make_optimizer(module, config)
+    step = (make_step or pick_step)(module, optimizer, config)
+    state = State(lr=config.lr)
+    mark = fingerprint(module, source, split, config, seed) if checkpoint else ""
+    if checkpoint:
+        state = resume(checkpoint.path, module, optimizer, mark) or state
+    saved_at = started = time.monotonic()
+    seconds_before, done_before = state.seconds, state.global_step
+    interrupted = False
+
+    def save_checkpoint(noise_generator: torch.Generator) -> None:
+        state.seconds = seconds_before + time.monotonic() - started
+        if checkpoint:
+            write_checkpoint(checkpoint.path, module, optimizer, state, noise_generator, mark)
+
+    try:
+        while not state.finished:
+            order, noise_generator = generators(seed, state.epoch)
+            if state.noise is not None:
+                noise_generator.set_state(state.noise)
+            optimizer.param_groups[0]["lr"] = learning_rate(config, state)
+            module.train()
+            for i, (counts, rows) in enumerate(training_minibatches(source, split.train, config, order)):
+                if i < len(state.sums):
+                    continue  # done before the interruption
+                if stop is not None and stop():
+                    save_checkpoint(noise_generator)
+                    raise Interrupted
+                noise = module.draw_noise(len(rows), noise_generator)
+                state.sums.append(step.train(counts, rows, noise, kl_weight(config, state.epoch, state.global_step)))
+                state.global_step += 1
+                if checkpoint and time.monotonic() - saved_at > checkpoint.every_s:
+                    save_checkpoint(noise_generator)
+                    saved_at = time.monotonic()
+            module.eval()
+            finish_epoch(state, module, step, source, split, config, seed)
+            if on_epoch is not None:
+                on_epoch(report(state, config, split, state.global_step - done_before, time.monotonic() - started))
+    except KeyboardInterrupt:
+        interrupted = True
+        logger.warning("Interrupted in epoch %d of %d; keeping what was learnt.", state.epoch, config.max_epochs)
+    finally:
+        module.eval()
+    state.seconds = seconds_before + time.monotonic() - started
+    history = pd.DataFrame(state.history).rename_axis("epoch")
+    return Fit(
+        history=history,
+        epochs=state.epoch,
+        stopped_early=state.finished and state.epoch < config.max_epochs,
+        interrupted=interrupted,
+        seconds=state.seconds,
+        cells_per_s=state.epoch * len(split.train) / max(state.seconds, 1e-9),
+    )
+
+
+def report(state: State, config: FitConfig, split: Split, steps: int, seconds: float) -> EpochReport:
+    """Progress after an epoch, from the steps and seconds of this attempt."""
+    rate = steps * config.batch_size / max(seconds, 1e-9)
+    left = (config.max_epochs - state.epoch) * len(split.train) / max(rate, 1e-9)
+    last = state.history[-1]
+    return EpochReport(state.epoch, config.max_epochs, last.get("elbo_validation", last["elbo_train"]), rate, left)
+
+
+def pick_step(module: LDVAE, optimizer: torch.optim.Optimizer, config: FitConfig) -> Step:
+    """The fastest step that can train this module where it is."""
+    return PlainStep(module, optimizer, config.gradient_clip_val)
+
+
+def training_minibatches(
+    source: Source, rows: np.ndarray, config: FitConfig, order: np.random.Generator
+) -> Iterator[tuple[Counts, np.ndarray]]:
+    """Shuffled minibatches of one epoch."""
+    for counts, chosen in source.minibatches(rows, config.batch_size, order):
+        if not (config.drop_last and len(chosen) < config.batch_size):
+            yield counts, chosen
+
+
+def learning_rate(config: FitConfig, state: State) -> float:
+    """Learning rate of the epoch that begins."""
+    if config.schedule == "cosine":
+        return config.lr * 0.5 * (1 + math.cos(math.pi * state.epoch / config.max_epochs))
+    return state.lr
+
+
+def finish_epoch(
+    state: State, module: LDVAE, step: Step, source: Source, split: Split, config: FitConfig, seed: int
+) -> None:
+    """Validate, write the history, decide whether to go on; `state` then stands at the next epoch."""
+    weight = kl_weight(config, state.epoch, state.global_step - 1)
+    sums = torch.stack(state.sums).double().cpu()
+    finite = torch.isfinite(sums).all(dim=1)
+    if not finite.all():
+        diverged(state, int((~finite).nonzero()[0]), sums)
+    row = {"lr": learning_rate(config, state), "kl_weight": weight}
+    row |= metrics(sums.sum(dim=0) / len(split.train), weight, "train")
+    validate = len(split.validation) > 0 and (state.epoch + 1) % config.check_val_every_n_epoch == 0
+    if validate:
+        row |= metrics(evaluate(module, step, source, split.validation, config.batch_size, seed), weight, "validation")
+    state.history.append(row)
+    state.epoch += 1
+    state.sums, state.noise = [], None
+    state.finished = state.epoch >= config.max_epochs
+    if validate and config.schedule == "plateau":
+        waited = state.plateau.look(monitored(row, config.lr_scheduler_metric), config.lr_threshold)
+        if waited > config.lr_patience:
+            state.lr, state.plateau.waited = max(state.lr * config.lr_factor, config.lr_min), 0
+    if validate and config.early_stopping and state.epoch > config.early_stopping_warmup_epochs:
+        waited = state.stopping.look(monitored(row, config.early_stopping_monitor), config.early_stopping_min_delta)
+        state.finished |= waited >= config.early_stopping_patience
+
+
+def metrics(terms: Tensor, kl_weight: float, part: str) -> dict[str, float]:
+    """A part's columns of the history from its mean reconstruction, KL(z) and KL(library) per cell."""
+    reconstruction, kl_z, kl_library = terms.tolist()
+    loss = "train_loss" if part == "train" else "validation_loss"
+    return {
+        loss: reconstruction + kl_weight * kl_z + kl_library,
+        f"elbo_{part}": reconstruction + kl_z + kl_library,
+        f"reconstruction_loss_{part}": reconstruction,
+        f"kl_local_{part}": kl_z + kl_library,
+        f"kl_global_{part}": 0.0,
+    }
+
+
+def evaluate(module: LDVAE, step: Step, source: Source, rows: np.ndarray, batch_size: int, seed: int) -> Tensor:
+    """Mean reconstruction, KL(z) and KL(library) per cell, in nats, shape (3,).
+
+    The noise depends on the seed alone: epochs are compared on the same draws.
+    """
+    _, noise_generator = generators(seed, VALIDATION_STREAM)
+    total = torch.zeros(3, dtype=torch.float64)
+    for counts, chosen in source.minibatches(rows, batch_size):
+        noise = module.draw_noise(len(chosen), noise_generator)
+        total += step.evaluate(counts, chosen, noise).double().cpu()
+    return total / len(rows)
+
+
+def monitored(row: dict[str, float], name: str) -> float:
+    """A metric of the history by name."""
+    if name not in row:
+        raise InputError(f"There is no metric {name!r} to monitor; the history has {', '.join(row)}.")
+    return row[name]
+
+
+def diverged(state: State, step: int, sums: Tensor) -> None:
+    """Stop a training whose loss is no longer a number."""
+    names = ("reconstruction", "KL(z)", "KL(library)")
+    which = [name for name, value in zip(names, sums[step].tolist(), strict=True) if not math.isfinite(value)]
+    raise InputError(
+        f"The loss became NaN or infinite in epoch {state.epoch}, step {step} of that epoch ({', '.join(which)}). "
+        f"The likely cause is a learning rate that is too high (lr is {state.lr:g}), or a cell or gene with extreme "
+        "counts. Lower lr, or look at the cells with the highest totals."
+    )
+
+
+def fingerprint(module: LDVAE, source: Source, split: Split, config: FitConfig, seed: int) -> str:
+    """What makes two trainings the same: architecture, data, split, schedule, seed."""
+    mark = hashlib.blake2b(digest_size=16)
+    mark.update(repr((module.config, module.shape, config, seed)).encode())
+    arrays = [*split, *(values.numpy() for values in source.covariates)]
+    if isinstance(source, Counts):
+        arrays += [source.x.data, source.x.indices, source.x.indptr]
+    for array in arrays:
+        mark.update(np.ascontiguousarray(array).data)
+    return mark.hexdigest()
+
+
+def write_checkpoint(
+    path: Path,
+    module: LDVAE,
+    optimizer: torch.optim.Optimizer,
+    state: State,
+    noise_generator: torch.Generator,
+    mark: str,
+) -> None:
+    """Replace the checkpoint by the present state, in one rename.
+
+    A checkpoint that cannot be written is a warning: training goes on, and what was there stays.
+    """
+    tensors = {f"module.{name}": value for name, value in module.state_dict().items()}
+    for i, parameter in enumerate(module.parameters()):
+        for name, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"optimizer.{i}.{name}"] = torch.as_tensor(value)
+    tensors["noise"] = noise_generator.get_state()
+    tensors["sums"] = torch.stack(state.sums) if state.sums else torch.zeros(0, 3)
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    plain = {f.name: getattr(state, f.name) for f in fields(state) if f.name not in ("sums", "noise")}
+    plain |= {"stopping": asdict(state.stopping), "plateau": asdict(state.plateau)}
+    header = {"format": CHECKPOINT_FORMAT, "fingerprint": mark, "crc": checksum(tensors), "state": plain}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
+            try:
+                file.write(save(tensors, metadata={"ldvae": json.dumps(header)}))
+                file.flush()
+                os.fsync(file.fileno())
+                os.replace(file.name, path)
+            except BaseException:
+                os.unlink(file.name)
+                raise
+    except OSError as error:
+        logger.warning("Could not write the checkpoint %s (%s); training goes on without it.", path, error.strerror)
+    else:
+        logger.info("Checkpoint at epoch %d, step %d: %s", state.epoch, len(state.sums), path)
+
+
+def resume(path: Path, module: LDVAE, optimizer: torch.optim.Optimizer, mark: str) -> State | None:
+    """Put a checkpointed training back into the module and the optimizer.
+
+    Returns None where there is no checkpoint. One that is torn, of another training or of a newer version is set
+    aside under another name, and training starts over.
+    """
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads(file.metadata()["ldvae"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        if header["format"] > CHECKPOINT_FORMAT:
+            raise ValueError(f"it has format {header['format']}, newer than the {CHECKPOINT_FORMAT} known here")
+        if header["crc"] != checksum(tensors):
+            raise ValueError("its checksum does not fit: it is torn")
+        if header["fingerprint"] != mark:
+            raise ValueError("it is of other data, other parameters or another seed")
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as why:
+        aside = path.with_name(f"{path.name}.refused-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}")
+        path.rename(aside)
+        logger.warning("Cannot resume from %s: %s. Renamed to %s; training starts over.", path, why, aside.name)
+        return None
+    module.load_state_dict({k.removeprefix("module."): v for k, v in tensors.items() if k.startswith("module.")})
+    for i, parameter in enumerate(module.parameters()):
+        prefix = f"optimizer.{i}."
+        saved = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+        # The moments in the memory layout of their parameter, as Adam makes them.
+        optimizer.state[parameter] = {
+            name: torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
+            for name, value in saved.items()
+        }
+    plain = header["state"] | {name: Patience(**header["state"][name]) for name in ("stopping", "plateau")}
+    state = State(**plain, sums=list(tensors["sums"]), noise=tensors["noise"] if len(tensors["sums"]) else None)
+    logger.info("Resumed from epoch %d, step %d: %s", state.epoch, len(state.sums), path)
+    return state
+
+
+def checksum(tensors: dict[str, Tensor]) -> int:
+    """CRC-32 of all values, in the order of their names."""
+    crc = 0
+    for name in sorted(tensors):
+        crc = zlib.crc32(tensors[name].numpy().tobytes(), crc)
+    return crc
