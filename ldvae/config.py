@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import itertools
 import json
@@ -15,7 +14,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
-from ldvae.errors import InputError
+from ldvae.errors import InputError, suggestion
 
 DATASET_NAME = r"^\w[\w.-]*$"
 QC_COLUMNS = (
@@ -397,18 +396,9 @@ def _raise(problems: Iterable[str], subject: str) -> None:
 
 def _refuse_unknown(given: Iterable[Any], known: Iterable[str], prefix: str, problems: list[str]) -> None:
     known = list(known)
-    problems += [f"{prefix}{key}: there is no such key{nearest(str(key), known)}" for key in given if key not in known]
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """End of a message about an unknown name: the nearest known ones, or all of them when none is near."""
-    known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
-    if close:
-        return f"; did you mean {' or '.join(close)}?"
-    if not known:
-        return "."
-    return f"; known are {', '.join(known[:20])}{', …' if len(known) > 20 else ''}."
+    problems += [
+        f"{prefix}{key}: there is no such key.{suggestion(str(key), known)}" for key in given if key not in known
+    ]
 
 
 def _named_inputs(given: Any, where: str, problems: list[str]) -> dict[str, str]:
@@ -441,9 +431,10 @@ def _read_section(cls: type, layers: Mapping[str, Any], problems: list[str]) -> 
             problems.append(f"{where}: expected keys and values, found {layer!r}.")
             continue
         _refuse_unknown(layer or {}, options, f"{where}.", problems)
-        for key in (layer or {}).keys() & options.keys():
+        for key, value in (layer or {}).items():
             try:
-                values[key] = coerce(layer[key], hints[key], **options[key].metadata["limits"])
+                if key in options:
+                    values[key] = coerce(value, hints[key], **options[key].metadata["limits"])
             except InputError as error:
                 problems.append(f"{where}.{key}: {error}")
     return cls(**values)
@@ -521,7 +512,7 @@ def _runs(
             for part in (model, train)
         ]
         for seed in sweep.seeds:
-            run = Run(*parts, seed)
+            run = Run(parts[0], parts[1], seed)
             if runs.setdefault(run.id, run) != run:
                 problems.append(f"{where}.sweep: two settings have the same id {run.id}; change one by a hair.")
     return runs
@@ -701,17 +692,19 @@ def check_columns(dataset: Dataset, columns: Mapping[str, set[str] | None]) -> l
                 value = getattr(getattr(dataset, section), item.name)
                 for column in [value] if isinstance(value, str) else value or []:
                     if column not in known:
-                        problems.append(f"{section}.{item.name}: no obs column {column!r}{nearest(column, known)}")
+                        problems.append(f"{section}.{item.name}: no obs column {column!r}.{suggestion(column, known)}")
     for contrast in dataset.de.contrasts:
         for key in ("column", "within"):
             column = contrast.get(key)
             if column is not None and column not in [*known, "leiden"]:
-                problems.append(f"de.contrasts: no obs column {column!r}{nearest(column, known)}")
+                problems.append(f"de.contrasts: no obs column {column!r}.{suggestion(column, known)}")
         groups = columns.get(contrast.get("column", ""))
         for key in ("group1", "group2"):
             group = contrast.get(key)
             if groups is not None and group is not None and group not in groups:
-                problems.append(f"de.contrasts: no group {group!r} in {contrast['column']!r}{nearest(group, groups)}")
+                problems.append(
+                    f"de.contrasts: no group {group!r} in {contrast['column']!r}.{suggestion(group, sorted(groups))}"
+                )
     return [f"datasets.{dataset.name}: {problem}" for problem in problems]
 
 
@@ -723,7 +716,9 @@ def read_obs(path: str) -> dict[str, set[str] | None] | None:
     if path.startswith("demo:"):
         if path != "demo:pbmc68k":
             raise InputError(f"there is no {path}; the embedded data set is demo:pbmc68k.")
-        path = str(Path(find_spec("scanpy").origin).parent / "datasets" / "10x_pbmc68k_reduced.h5ad")
+        package = find_spec("scanpy")
+        assert package is not None
+        path = str(Path(package.origin or "").parent / "datasets" / "10x_pbmc68k_reduced.h5ad")
     if "://" in path:
         return None
     if not Path(path).exists():
