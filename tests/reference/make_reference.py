@@ -122,7 +122,7 @@ def freeze_case(adata: anndata.AnnData, case: str, settings: dict[str, Any]) -> 
 
     module, rng = model.module, np.random.default_rng(1)
     latent_library = not module.use_observed_lib_size
-    out: dict[str, Any] = {"loadings": model.get_loadings().to_numpy()}
+    out: dict[str, Any] = {"loadings": model.get_loadings().to_numpy().copy()}
 
     def noise(n_draws: int, n_rows: int) -> tuple[np.ndarray, np.ndarray | None]:
         z = rng.standard_normal((n_draws, n_rows, N_LATENT), dtype=np.float32)
