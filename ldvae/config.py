@@ -145,8 +145,15 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class QcConfig:
-    """Which cells and genes are kept. Limits are inclusive: a cell at the limit stays."""
+    """How the counts are read, and which cells and genes are kept; a cell at a limit stays."""
 
+    layer: str | None = option(
+        None, "Where the input keeps its raw counts: the name of a layer, or raw for adata.raw; none: X."
+    )
+    genome: str | None = option(None, "Genome to read where a 10x file holds several; none: the only one.")
+    obs_table: str | None = option(
+        None, "Path of a csv or tsv of cell annotations, cell names in the first column, whose columns join obs."
+    )
     species: Literal["human", "mouse"] = option(
         "human", "Whose gene names tell mitochondrial, ribosomal, haemoglobin genes."
     )
@@ -192,8 +199,11 @@ class SetupConfig:
         "seurat_v3", "Genes to model: the most variable (on counts, within batches), all, or those of a file."
     )
     n_top_genes: int = option(2000, "Number of variable genes.", minimum=1)
+    gene_list: str | None = option(None, "With genes: list, the path of a file with one gene name per line.")
     keep_genes: list[str] = option([], "Genes that are modelled in any case.")
-    batch_key: str | None = option(None, "Obs column of the experimental batch; none: one batch.", names="obs")
+    batch_key: str | None = option(
+        None, "Obs column of the experimental batch; none: the file when there are several, else one batch.", names="obs"
+    )
     labels_key: str | None = option(None, "Obs column of cell labels; none: no labels.", names="obs")
     categorical_covariate_keys: list[str] = option(
         [], "Obs columns of further categories the decoder corrects for.", names="obs"
