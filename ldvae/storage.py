@@ -16,7 +16,7 @@ from functools import partial
 from importlib.metadata import version
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 import pandas as pd
@@ -392,16 +392,14 @@ def read_scvi_tools(path: Path) -> SavedModel:
     """
     if not path.exists():
         raise InputError(
-            f"Failed to load a model from {path.parent}: it holds neither {path.with_suffix('.json').name} nor {path.name}. If it "
-            "was saved by scvi-tools before 0.15.0, convert it with LinearSCVI.convert_legacy_save."
+            f"Failed to load a model from {path.parent}: it holds neither {path.with_suffix('.json').name} nor "
+            f"{path.name}. If scvi-tools before 0.15.0 saved it, convert it with LinearSCVI.convert_legacy_save."
         )
     content = read_checkpoint(path)
     try:
         return _from_reference(content["model_state_dict"], content["var_names"], content["attr_dict"])
     except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{path} is not a checkpoint of scvi-tools' LinearSCVI: {error!r} is missing in it."
-        ) from error
+        raise InputError(f"{path} is not a checkpoint of scvi-tools' LinearSCVI: found {error!r}.") from error
 
 
 def read_legacy(directory: Path, prefix: str = "") -> SavedModel:
@@ -487,7 +485,7 @@ def _from_reference(weights: Mapping[str, Any], var_names: np.ndarray, attribute
     for buffer in ("library_log_means", "library_log_vars"):
         if buffer in state:
             state[buffer] = state[buffer].reshape(-1)
-    indices = [attributes.get(f"{part}_indices_") for part in Split._fields]
+    indices: list[Any] = [attributes.get(f"{part}_indices_") for part in Split._fields]
     return SavedModel(
         config=config,
         registry=registry,
@@ -546,7 +544,7 @@ class _ArrayDescription(_Described):
 def _array_of(described: _Described) -> np.ndarray:
     _, shape, dtype, fortran, values = described.state
     dtype = dtype.numpy_dtype()
-    if dtype == object:
+    if dtype.hasobject:
         array = np.empty(len(values), dtype=object)
         array[:] = values
     else:
@@ -558,11 +556,11 @@ class _DtypeDescription(_Described):
     """A numpy dtype: its code, and the state that holds its byte order."""
 
     def numpy_dtype(self) -> np.dtype:
-        order = self.state[1] if self.state else "="
         code = str(self.args[0])
         if code[0] not in "biufOSU":
             raise pickle.UnpicklingError(f"array of dtype {code!r}")
-        return np.dtype(code).newbyteorder(order if order in "<>" else "=")
+        dtype = np.dtype(code)
+        return dtype.newbyteorder(">") if self.state and self.state[1] == ">" else dtype
 
 
 def _scalar(dtype: _DtypeDescription, value: bytes) -> Any:
@@ -615,7 +613,7 @@ _STORAGES = {
 class _RestrictedUnpickler(pickle.Unpickler):
     """Reads arrays, tensors and plain containers; tables are described, and everything else is refused by name."""
 
-    def __init__(self, file: BinaryIO, read_storage: Callable[[str], bytes] | None = None) -> None:
+    def __init__(self, file: IO[bytes], read_storage: Callable[[str], bytes] | None = None) -> None:
         super().__init__(file, encoding="latin1")
         self._read_storage = read_storage
         self._storages: dict[str, Tensor] = {}
