@@ -268,6 +268,78 @@ class Registry:
         """How the matrix of counts is called in messages."""
         return "adata.X" if self.layer is None else f"adata.layers[{self.layer!r}]"
 
+    def summary_stats(self) -> dict[str, int]:
+        """Sizes by the reference's names."""
+        shape = self.shape
+        return {
+            "n_batch": shape.n_batch,
+            "n_cells": self.n_obs,
+            "n_extra_categorical_covs": len(shape.n_cats),
+            "n_extra_continuous_covs": shape.n_continuous,
+            "n_labels": shape.n_labels,
+            "n_vars": shape.n_vars,
+        }
+
+    def reference_layout(self) -> dict[str, Any]:
+        """As scvi-tools lays out its registry: fields with where they are, their states and sizes."""
+
+        def obs_field(attr_key: str, original_key: str | None, name: str) -> dict[str, Any]:
+            categories = np.array(self.categories[name], dtype=None if original_key is None else object)
+            return {
+                "data_registry": {"attr_name": "obs", "attr_key": attr_key},
+                "state_registry": {"categorical_mapping": categories, "original_key": original_key or attr_key},
+                "summary_stats": {f"n_{name}": len(categories)},
+            }
+
+        in_layer = {"attr_name": "layers", "attr_key": self.layer}
+        fields = {
+            "X": {
+                "data_registry": {"attr_name": "X", "attr_key": None} if self.layer is None else in_layer,
+                "state_registry": {
+                    "n_obs": self.n_obs,
+                    "n_vars": len(self.var_names),
+                    "column_names": np.array(self.var_names, dtype=object),
+                },
+                "summary_stats": {"n_vars": len(self.var_names), "n_cells": self.n_obs},
+            },
+            "batch": obs_field("_scvi_batch", self.batch_key, "batch"),
+            "labels": obs_field("_scvi_labels", self.labels_key, "labels"),
+        }
+        setup_args: dict[str, Any] = {"batch_key": self.batch_key, "labels_key": self.labels_key, "layer": self.layer}
+        if self.size_factor_key is not None:
+            setup_args["size_factor_key"] = self.size_factor_key
+            fields["size_factor"] = {
+                "data_registry": {"attr_name": "obs", "attr_key": self.size_factor_key},
+                "state_registry": {"scale": self.size_factor_scale},
+                "summary_stats": {},
+            }
+        if keys := list(self.categorical_covariate_keys):
+            setup_args["categorical_covariate_keys"] = keys
+            mappings = {key: np.array(self.categories[key], dtype=object) for key in keys}
+            fields["extra_categorical_covs"] = {
+                "data_registry": {"attr_name": "obs", "attr_key": keys},
+                "state_registry": {
+                    "mappings": mappings,
+                    "field_keys": keys,
+                    "n_cats_per_key": list(self.shape.n_cats),
+                },
+                "summary_stats": {"n_extra_categorical_covs": len(keys)},
+            }
+        if keys := list(self.continuous_covariate_keys):
+            setup_args["continuous_covariate_keys"] = keys
+            fields["extra_continuous_covs"] = {
+                "data_registry": {"attr_name": "obs", "attr_key": keys},
+                "state_registry": {"columns": np.array(keys, dtype=object)},
+                "summary_stats": {"n_extra_continuous_covs": len(keys)},
+            }
+        return {
+            "model_name": "LinearSCVI",
+            "setup_method_name": "setup_anndata",
+            "setup_args": setup_args,
+            "field_registries": fields,
+            "_scvi_uuid": self.uuid,
+        }
+
     def to_dict(self) -> dict[str, Any]:
         """As plain values that JSON can hold."""
         plain = asdict(self)
@@ -283,6 +355,57 @@ class Registry:
         tuples = ("categorical_covariate_keys", "continuous_covariate_keys", "var_names")
         values = plain | {name: tuple(plain[name]) for name in tuples}
         return cls(**values | {"categories": {key: tuple(v) for key, v in plain["categories"].items()}})
+
+
+class AnnDataManager:
+    """The registered fields of one AnnData, as a model with this registry reads them.
+
+    Parameters
+    ----------
+    adata
+        Data with the genes and columns of the registry.
+    registry
+        Of the model.
+    """
+
+    def __init__(self, adata: AnnData, registry: Registry) -> None:
+        self.adata = adata
+        self._registry = registry
+
+    @property
+    def registry(self) -> dict[str, Any]:
+        """What was registered, in the layout of the reference's registry."""
+        return self._registry.reference_layout()
+
+    @property
+    def summary_stats(self) -> dict[str, int]:
+        """Numbers of cells, genes, batches, labels and covariates."""
+        return self._registry.summary_stats()
+
+    @property
+    def data_registry(self) -> dict[str, dict[str, Any]]:
+        """Where in the AnnData each field is."""
+        return {key: of["data_registry"] for key, of in self.registry["field_registries"].items()}
+
+    def get_state_registry(self, key: str) -> dict[str, Any]:
+        """Categories or sizes of a field."""
+        fields = self.registry["field_registries"]
+        if key not in fields:
+            raise InputError(f"There is no field {key!r} in the registry; it has {', '.join(fields)}.")
+        return fields[key]["state_registry"]
+
+    def get_from_registry(self, key: str) -> Any:
+        """A field's values: "X" as stored; "batch" and "labels" as codes, int64, shape (n_obs, 1); covariates."""
+        registry = self._registry
+        self.get_state_registry(key)
+        if key == "X":
+            return matrix(self.adata, registry)
+        if key in ("batch", "labels"):
+            column = registry.batch_key if key == "batch" else registry.labels_key
+            return codes(self.adata, column, registry.categories[key])[:, None]
+        covariates = read_covariates(self.adata, registry, np.ones(self.adata.n_obs))
+        name = {"extra_categorical_covs": "categorical", "extra_continuous_covs": "continuous"}.get(key)
+        return getattr(covariates, name).numpy() if name else size_factors(self.adata, registry)
 
 
 def register(
