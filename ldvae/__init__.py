@@ -1,10 +1,22 @@
 """Linearly decoded variational autoencoder for single-cell counts, and gene programs from it."""
 
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
 from ldvae.errors import InputError
-from ldvae.model import LinearSCVI
+
+if TYPE_CHECKING:
+    from ldvae.model import LinearSCVI
 
 __version__ = version("ldvae")
 
 __all__ = ["InputError", "LinearSCVI", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    # Only whoever asks for the model waits for torch: not the workflow, which reads ldvae.config for every job.
+    if name == "LinearSCVI":
+        from ldvae.model import LinearSCVI
+
+        return LinearSCVI
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
