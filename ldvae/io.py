@@ -39,7 +39,7 @@ def read_input(
     *,
     layer: str | None = None,
     genome: str | None = None,
-    obs_table: Path | None = None,
+    obs_table: str | Path | None = None,
 ) -> AnnData:
     """Read raw counts from one or several files, as one AnnData with nothing but counts, obs and var.
 
@@ -59,7 +59,8 @@ def read_input(
     Returns
     -------
     AnnData
-        Verified counts as float32 CSR in `X`, unique cell and gene names.
+        Verified counts as float32 CSR in `X`, unique cell and gene names; in `uns["input"]` path, n_obs and n_vars of
+        each file.
 
     Raises
     ------
@@ -78,8 +79,11 @@ def read_input(
         raise InputError(f"The names of the input files must differ, found {', '.join(names)}.")
     files = [read_file(path, layer=layer, genome=genome) for path in paths]
     adata = files[0] if names is None else concatenate(dict(zip(names, files, strict=True)))
+    adata.uns["input"] = [
+        {"path": str(path), "n_obs": file.n_obs, "n_vars": file.n_vars} for path, file in zip(paths, files, strict=True)
+    ]
     if obs_table is not None:
-        join_obs(adata, obs_table)
+        join_obs(adata, Path(obs_table))
     return adata
 
 
@@ -464,7 +468,7 @@ def tidy(table: pd.DataFrame, where: str, kind: str) -> pd.DataFrame:
     from anndata.utils import make_index_unique
 
     table = table.copy()
-    table.index = pd.Index(table.index.astype(str), name=None)
+    table.index = table.index.astype(str).rename(None)
     repeated = table.index[table.index.duplicated()].unique()
     if len(repeated):
         message = "%s: %d %s names occur more than once; repeats got a suffix (%s-1, …): %s"
@@ -571,6 +575,18 @@ def join_obs(adata: AnnData, path: Path) -> None:
         logger.warning("%s: says nothing of %d of %d cells.", path, (~found).sum(), adata.n_obs)
     for column in table:
         adata.obs[column] = table[column].reindex(adata.obs_names)
+
+
+def obs_column(obs: pd.DataFrame, key: str) -> pd.Series:
+    """A column of obs, which must be there and have a value for every cell."""
+    if key not in obs:
+        raise InputError(f"There is no obs column {key!r}.{suggestion(key, obs.columns)}")
+    if n_missing := int(obs[key].isna().sum()):
+        raise InputError(
+            f"obs column {key!r} has no value for {n_missing} of {len(obs)} cells. Give these a value of their own, or "
+            "leave them out of the input."
+        )
+    return obs[key]
 
 
 def listed(names: Sequence[str] | pd.Index, n: int = NAMES_SHOWN) -> str:

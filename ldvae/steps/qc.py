@@ -1,0 +1,382 @@
+"""Counts in, the cells and genes worth modelling out, with the reason for every cell that is not."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from ldvae.config import Output, QcConfig
+from ldvae.errors import InputError
+from ldvae.io import atomic, collected_warnings, listed, obs_column, read_input, sha256, write_json, write_table
+
+logger = logging.getLogger(__name__)
+
+METRICS = ("total_counts", "n_genes_by_counts", "pct_counts_mt", "pct_counts_ribo", "pct_counts_hb")
+RIBOSOMAL = (
+    r"RP[SL]\d+(A|X|AL?|L\d?|Y\d)?$|RPLP\d$|RPSA$"  # proteins of the ribosome, not their kinases and pseudogenes
+)
+HAEMOGLOBIN = {
+    "human": "HBA1 HBA2 HBB HBD HBE1 HBG1 HBG2 HBM HBQ1 HBZ",
+    "mouse": "Hba-a1 Hba-a2 Hba-x Hbb-b1 Hbb-b2 Hbb-bh0 Hbb-bh1 Hbb-bh2 Hbb-bs Hbb-bt Hbb-y Hbq1a Hbq1b",
+}
+
+
+class Limit(NamedTuple):
+    """A limit that a metric of a cell must keep."""
+
+    metric: str
+    side: str  # "<" or ">": which cells it removes
+    value: pd.Series  # of each cell's batch, in the metric's unit; NaN for no limit; indexed by batch
+    reason: str
+    option: str  # that set it
+
+
+def qc(
+    *,
+    input: list[str],
+    names: list[str] | None = None,
+    batch_key: str | None = None,
+    dataset: str = "",
+    filtered: Output,
+    cells: Output,
+    summary: Output,
+    violins: Output | None = None,
+    scatter: Output | None = None,
+    config: QcConfig,
+) -> None:
+    """Read the counts of a dataset and keep the cells and genes that pass quality control.
+
+    Parameters
+    ----------
+    input
+        Files of counts of any format (h5ad, 10x folder or h5, zarr, loom, mtx, csv, tsv), or demo:pbmc68k.
+    names
+        A name for each input file, kept in the obs column `file`; not given: several files are named after themselves.
+    batch_key
+        Obs column of the batch: outliers and doublets are sought within batches; not given: the file, if several.
+    dataset
+        Name of the dataset, for the summary.
+    filtered
+        AnnData (h5ad) of the kept cells and genes: raw counts, the obs columns of the input and the metrics.
+    cells
+        Table of all cells: metrics, whether it was kept, and the reasons if not.
+    summary
+        JSON: numbers of cells and genes, thresholds, reasons, settings, warnings.
+    violins
+        Figure (png): each metric before and after, by batch, with the thresholds.
+    scatter
+        Figure (png): genes against counts of each cell before and after, coloured by mitochondrial share.
+
+    Notes
+    -----
+    Outliers lie further than `n_mads` median absolute deviations (not rescaled to standard deviations) from the median
+    of their batch, as in Heumos et al., Nat. Rev. Genet. 24, 550 (2023); log(1 + value) of counts and genes is used.
+    """
+    with collected_warnings() as messages:
+        adata = read_input(
+            input,
+            names,
+            layer=config.layer,
+            genome=config.genome,
+            obs_table=config.obs_table,
+        )
+        files = adata.uns.pop("input")
+        if batch_key is None and len(input) > 1:
+            batch_key = "file"
+        batch = batches(adata, batch_key)
+        logger.info("%d cells and %d genes in %d batches.", adata.n_obs, adata.n_vars, batch.nunique())
+
+        add_metrics(adata, config)
+        limits = find_limits(adata.obs, batch, config)
+        reasons = reasons_for_removal(adata.obs, batch, limits)
+        refuse_if_all_removed(adata.obs, reasons, limits)
+        if config.doublets != "off":
+            add_doublets(adata, batch, reasons == "", config)
+            if config.doublets == "filter":
+                reasons[(reasons == "") & adata.obs["predicted_doublet"].to_numpy(bool)] = "predicted doublet"
+        kept = (reasons == "").to_numpy()
+        n_cells = adata.X[kept].getnnz(axis=0)
+        kept_genes = n_cells >= config.min_cells
+        if not kept_genes.any():
+            raise InputError(
+                f"min_cells = {config.min_cells} removes all {adata.n_vars} genes: the most common one is seen in "
+                f"{n_cells.max()} of {kept.sum()} kept cells. Lower min_cells."
+            )
+        result = adata[kept, kept_genes].copy()
+        emptied = np.asarray(result.X.sum(axis=1)).ravel() == 0
+        if emptied.any():  # all their genes were rare
+            reasons[np.flatnonzero(kept)[emptied]] = f"no counts in genes of at least {config.min_cells} cells"
+            kept = (reasons == "").to_numpy()
+            result = result[~emptied].copy()
+        for name in sorted(set(batch) - set(batch[kept])):
+            logger.warning("Batch %s lost all its cells.", name)
+        logger.info("%d cells and %d genes are kept.", *result.shape)
+
+    result.uns["ldvae_qc"] = {"batch_key": batch_key or ""}
+    table = adata.obs[[c for c in (*METRICS, "doublet_score", "predicted_doublet") if c in adata.obs]].assign(
+        kept=kept, reason=reasons
+    )
+    table.insert(0, "batch", batch)
+    thresholds = effective_thresholds(limits)
+    for draw, path in ((draw_violins, violins), (draw_scatter, scatter)):
+        if path is not None:
+            draw(table, thresholds, path)
+    with atomic(filtered) as temporary:
+        result.write_h5ad(temporary, compression="lzf")
+    write_table(table, cells, index="cell")
+    write_json(
+        {
+            "dataset": dataset,
+            "inputs": [
+                {**file, "sha256": "" if file["path"].startswith("demo:") else sha256(Path(file["path"]))}
+                for file in files
+            ],
+            "batch_key": batch_key or "",
+            "n_obs_before": adata.n_obs,
+            "n_obs_after": result.n_obs,
+            "n_vars_before": adata.n_vars,
+            "n_vars_after": result.n_vars,
+            "removed": reasons[reasons != ""].str.split(";").explode().value_counts().to_dict(),
+            "thresholds": thresholds,
+            "per_batch": {
+                name: {"before": int((batch == name).sum()), "after": int((batch == name)[kept].sum())}
+                for name in sorted(set(batch))
+            },
+            "doublets": {
+                "mode": config.doublets,
+                "n_predicted": int(table["predicted_doublet"].sum()) if config.doublets != "off" else 0,
+            },
+            "warnings": messages,
+            "settings": asdict(config),
+        },
+        summary,
+    )
+
+
+def batches(adata: AnnData, batch_key: str | None) -> pd.Series:
+    """The batch of each cell as text; ``all`` without a batch key."""
+    if batch_key is None:
+        return pd.Series("all", index=adata.obs_names)
+    return obs_column(adata.obs, batch_key).astype(str)
+
+
+def add_metrics(adata: AnnData, config: QcConfig) -> None:
+    """Add scanpy's metrics to obs, and the masks mt, ribo and hb to var."""
+    import scanpy
+
+    prefix = "MT-" if config.species == "human" else "mt-"
+    patterns = {
+        "mt": (config.mt_genes, rf"{prefix}\w"),
+        "ribo": (config.ribo_genes, RIBOSOMAL if config.species == "human" else f"(?i:{RIBOSOMAL})"),
+        "hb": (config.hb_genes, "|".join(rf"{name}$" for name in HAEMOGLOBIN[config.species].split())),
+    }
+    symbols = adata.var_names
+    for kind, (genes, pattern) in patterns.items():
+        if genes is None:
+            adata.var[kind] = symbols.str.match(pattern)
+            continue
+        adata.var[kind] = symbols.isin(genes)
+        absent = sorted(set(genes) - set(symbols))
+        if absent:
+            logger.warning("%d of %d %s_genes are not in the data: %s", len(absent), len(genes), kind, listed(absent))
+    if not adata.var["mt"].any():
+        logger.warning(
+            "No mitochondrial gene is among the %d genes (%s), so pct_counts_mt is zero: expected names that start "
+            "with %s (species: %s), or name them (mt_genes).",
+            adata.n_vars, listed(symbols, 3), prefix, config.species,
+        )  # fmt: skip
+    with warnings.catch_warnings():  # cells without counts divide by zero
+        warnings.simplefilter("ignore", RuntimeWarning)
+        per_cell, _ = scanpy.pp.calculate_qc_metrics(adata, qc_vars=list(patterns), percent_top=None, log1p=False)
+    for metric in METRICS:
+        adata.obs[metric] = per_cell[metric].fillna(0)
+
+
+def find_limits(obs: pd.DataFrame, batch: pd.Series, config: QcConfig) -> list[Limit]:
+    """The fixed limits that are set, and the outlier limits of each batch."""
+    names = sorted(set(batch))
+    fixed = [
+        ("total_counts", "<", "min_counts"),
+        ("total_counts", ">", "max_counts"),
+        ("n_genes_by_counts", "<", "min_genes"),
+        ("n_genes_by_counts", ">", "max_genes"),
+        ("pct_counts_mt", ">", "max_pct_mt"),
+        ("pct_counts_ribo", ">", "max_pct_ribo"),
+        ("pct_counts_hb", ">", "max_pct_hb"),
+    ]
+    limits = [
+        Limit(metric, side, pd.Series(float(value), index=names), f"{metric} {side} {value:g}", f"{option} = {value:g}")
+        for metric, side, option in fixed
+        if (value := getattr(config, option))
+    ]
+    if config.n_mads is None:
+        return limits
+    counted = obs["total_counts"] > 0  # empty cells are removed anyway and would shift the median
+    for metric, sides in (("total_counts", "<>"), ("n_genes_by_counts", "<>"), ("pct_counts_mt", ">")):
+        values = obs[metric][counted] if metric == "pct_counts_mt" else np.log1p(obs[metric][counted])
+        by_batch = values.groupby(batch[counted])
+        center = by_batch.median()
+        mad = (values - center.reindex(batch[counted]).to_numpy()).abs().groupby(batch[counted]).median()
+        constant = mad.index[(mad == 0) & (by_batch.nunique() > 1)]
+        if len(constant):
+            logger.warning("%s: most cells of batch %s are equal, so it has no outliers.", metric, listed(constant))
+        spread = config.n_mads * mad.where(mad > 0)
+        for side in sides:
+            bound = center - spread if side == "<" else center + spread
+            bound = bound if metric == "pct_counts_mt" else np.expm1(bound)
+            word = "below" if side == "<" else "above"
+            option = f"n_mads = {config.n_mads:g}"
+            limits.append(Limit(metric, side, bound.reindex(names), f"{metric} {word} {config.n_mads:g} MADs", option))
+    return limits
+
+
+def reasons_for_removal(obs: pd.DataFrame, batch: pd.Series, limits: list[Limit]) -> pd.Series:
+    """The limits each cell breaks, joined by semicolons; empty for a cell that passes."""
+    reasons = pd.Series("", index=obs.index, dtype=object)
+    for limit in limits:
+        broken = breaks(obs, batch, limit)
+        reasons[broken] = reasons[broken].where(reasons[broken] == "", reasons[broken] + ";") + limit.reason
+    return reasons
+
+
+def breaks(obs: pd.DataFrame, batch: pd.Series, limit: Limit) -> np.ndarray:
+    """Which cells break a limit, shape (n_obs,)."""
+    values, bounds = obs[limit.metric].to_numpy(float), limit.value.reindex(batch).to_numpy(float)
+    return values < bounds if limit.side == "<" else values > bounds
+
+
+def refuse_if_all_removed(obs: pd.DataFrame, reasons: pd.Series, limits: list[Limit]) -> None:
+    """Name the limit that removes every cell, or the most of them, when none is left."""
+    if (reasons == "").any():
+        return
+    counts = reasons.str.split(";").explode().value_counts()
+    worst = next(limit for limit in limits if limit.reason == counts.index[0])
+    values = obs[worst.metric]
+    raise InputError(
+        f"Quality control removes all {len(obs)} cells; {worst.option} alone removes {counts.iloc[0]}: {worst.reason}. "
+        f"Their {worst.metric} has the median {values.median():g} and goes from {values.min():g} to {values.max():g}. "
+        "Change this threshold, or check that the input is what you think it is."
+    )
+
+
+def add_doublets(adata: AnnData, batch: pd.Series, passing: pd.Series, config: QcConfig) -> None:
+    """Add scrublet's doublet_score and predicted_doublet to obs, from the passing cells of each batch."""
+    import scanpy
+
+    score = pd.Series(np.nan, index=adata.obs_names)
+    predicted = pd.Series(False, index=adata.obs_names)
+    for name in sorted(set(batch)):
+        cells = adata.obs_names[(batch == name) & passing]
+        of_batch = AnnData(adata[cells].X.copy(), obs=pd.DataFrame(index=cells), var=adata.var[[]])
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                scanpy.pp.scrublet(
+                    of_batch,
+                    expected_doublet_rate=config.expected_doublet_rate,
+                    random_state=config.seed,
+                    verbose=False,
+                )
+        except (
+            Exception
+        ) as error:  # few cells or genes break it in many ways; doublets are then not known, nothing else
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            logger.warning("Scrublet cannot seek doublets in batch %s (%d cells): %s", name, len(cells), reason)
+            continue
+        score[cells] = of_batch.obs["doublet_score"]
+        if "predicted_doublet" not in of_batch.obs:
+            logger.warning("Scrublet finds no threshold for doublets in batch %s; it has scores only.", name)
+            continue
+        predicted[cells] = of_batch.obs["predicted_doublet"].fillna(False).astype(bool)
+    adata.obs["doublet_score"], adata.obs["predicted_doublet"] = score, predicted
+
+
+def effective_thresholds(limits: list[Limit]) -> dict[str, dict[str, dict[str, float | None]]]:
+    """The tightest lower and upper limit by metric and batch; None for no limit."""
+    thresholds: dict[str, dict[str, dict[str, float | None]]] = {}
+    for limit in limits:
+        side, tighter = ("lower", max) if limit.side == "<" else ("upper", min)
+        for name, value in limit.value.items():
+            entry = thresholds.setdefault(limit.metric, {}).setdefault(str(name), {"lower": None, "upper": None})
+            if np.isfinite(value):
+                known = entry[side]
+                entry[side] = float(value) if known is None else tighter(known, float(value))
+    return thresholds
+
+
+# Figures
+
+
+def draw_violins(table: pd.DataFrame, thresholds: dict[str, Any], path: Path) -> None:
+    """Draw every metric by batch, all cells above and kept cells below, with the thresholds."""
+    metrics = [metric for metric in (*METRICS, "doublet_score") if metric in table and table[metric].nunique() > 1]
+    names = sorted(table["batch"].unique())
+    figure, axes = _subplots(2, max(1, len(metrics)), max(2.6, 0.5 * len(names) + 1), 2.8)
+    for column, metric in enumerate(metrics):
+        logged = metric in ("total_counts", "n_genes_by_counts")
+        for row, (title, shown) in enumerate((("before", table), ("after", table[table["kept"]]))):
+            ax = axes[row, column]
+            for position, name in enumerate(names):
+                values = shown.loc[shown["batch"] == name, metric].dropna().to_numpy(float)
+                values = np.log10(1 + values) if logged else values
+                if len(values) > 1 and values.std() > 0:
+                    ax.violinplot(values, [position], widths=0.85, showextrema=False, showmedians=True)
+                else:
+                    ax.plot(np.full(len(values), position), values, "C0.")
+                for value in thresholds.get(metric, {}).get(name, {}).values():
+                    if value is not None:
+                        height = np.log10(1 + value) if logged else value
+                        ax.hlines(height, position - 0.45, position + 0.45, "C3", linestyles="dashed", linewidth=1)
+            ax.set_xticks(range(len(names)), names, rotation=90 if len(names) > 3 else 0, fontsize=7)
+            ax.set_title(f"{metric}, {title}", fontsize=8)
+            if logged:
+                ax.yaxis.set_major_formatter(lambda value, _: f"{10**value - 1:,.0f}")
+            ax.tick_params(axis="y", labelsize=7)
+        low, high = axes[0, column].get_ylim()
+        for row in (0, 1):
+            axes[row, column].set_ylim(low, high)
+    _save(figure, path)
+
+
+def draw_scatter(table: pd.DataFrame, thresholds: dict[str, Any], path: Path) -> None:
+    """Draw genes against counts of all cells and of the kept ones, coloured by mitochondrial share."""
+    figure, axes = _subplots(1, 2, 4.2, 3.6)
+    top = max(1e-9, float(table["pct_counts_mt"].quantile(0.99)))
+    for ax, (title, shown) in zip(axes[0], (("before", table), ("after", table[table["kept"]])), strict=True):
+        shown = shown[shown["total_counts"] > 0].sort_values("pct_counts_mt", kind="stable")
+        dots = ax.scatter(
+            shown["total_counts"], shown["n_genes_by_counts"], c=shown["pct_counts_mt"], s=3, cmap="viridis", vmin=0,
+            vmax=top, rasterized=True,
+        )  # fmt: skip
+        ax.set(xscale="log", yscale="log", xlabel="counts of the cell", ylabel="genes seen in the cell")
+        ax.set_title(f"{title}: {len(shown):,} cells", fontsize=9)
+        for metric, line in (("total_counts", ax.axvline), ("n_genes_by_counts", ax.axhline)):
+            for bounds in thresholds.get(metric, {}).values():
+                for value in bounds.values():
+                    if value is not None and value > 0:
+                        line(value, color="C3", linestyle="dashed", linewidth=0.8)
+    axes[0, 1].set(xlim=axes[0, 0].get_xlim(), ylim=axes[0, 0].get_ylim())
+    figure.colorbar(dots, ax=list(axes[0]), label="mitochondrial counts, %")
+    _save(figure, path)
+
+
+def _subplots(rows: int, columns: int, width: float, height: float) -> tuple[Any, np.ndarray]:
+    """A figure with panels of the given size in inches, drawn without a display."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(columns * width, rows * height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def _save(figure: Any, path: Path) -> None:
+    with atomic(path) as temporary:
+        figure.savefig(temporary, dpi=130)
