@@ -30,11 +30,11 @@ QC_COLUMNS = (
 Output = Annotated[Path, "output"]  # a file that a step writes; a folder when it has no suffix
 
 
-def option(default: Any, help: str, *, names: Literal["obs"] | None = None, **limits: Any) -> Any:
+def option(default: Any, help: str, *, names: Literal["obs", "file"] | None = None, **limits: Any) -> Any:
     """A dataclass field with its default, its help text and, optionally, JSON-schema limits (`minimum=1`, …).
 
-    `names="obs"`: the value is the name of an obs column (or a list of names), checked against the data before the
-    first job. Lists and dictionaries are copied for each instance.
+    `names="obs"`: the value is the name of an obs column, `names="file"`: the path of a file (or lists of these);
+    checked before the first job. Lists and dictionaries are copied for each instance.
     """
     metadata = {"help": help, "limits": limits, "names": names}
     if isinstance(default, (list, dict)):
@@ -152,7 +152,9 @@ class QcConfig:
     )
     genome: str | None = option(None, "Genome to read where a 10x file holds several; none: the only one.")
     obs_table: str | None = option(
-        None, "Path of a csv or tsv of cell annotations, cell names in the first column, whose columns join obs."
+        None,
+        "Path of a csv or tsv of cell annotations, cell names in the first column, whose columns join obs.",
+        names="file",
     )
     species: Literal["human", "mouse"] = option(
         "human", "Whose gene names tell mitochondrial, ribosomal, haemoglobin genes."
@@ -199,10 +201,12 @@ class SetupConfig:
         "seurat_v3", "Genes to model: the most variable (on counts, within batches), all, or those of a file."
     )
     n_top_genes: int = option(2000, "Number of variable genes.", minimum=1)
-    gene_list: str | None = option(None, "With genes: list, the path of a file with one gene name per line.")
+    gene_list: str | None = option(
+        None, "With genes: list, the path of a file with one gene name per line.", names="file"
+    )
     keep_genes: list[str] = option([], "Genes that are modelled in any case.")
     batch_key: str | None = option(
-        None, "Obs column of the experimental batch; none: the file when there are several, else one batch.", names="obs"
+        None, "Obs column of the experimental batch; none: the file if there are several, else one batch.", names="obs"
     )
     labels_key: str | None = option(None, "Obs column of cell labels; none: no labels.", names="obs")
     categorical_covariate_keys: list[str] = option(
@@ -220,6 +224,83 @@ class SetupConfig:
     )
     test_size: float = option(0.1, "Share of the cells that training never sees.", minimum=0, exclusiveMaximum=1)
     seed: int = option(0, "Seed of the split.", minimum=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectConfig:
+    """Which setting of the sweep is kept, and which of its fits are left out."""
+
+    rule: Literal["elbo-rank-factors", "elbo", "marginal_ll", "rank"] = option(
+        "elbo-rank-factors",
+        "How the setting is chosen. elbo-rank-factors: held-out ELBO within one standard error of the best, then the "
+        "largest reproducible rank, then the fewest factors. elbo, marginal_ll: the best on held-out cells. rank: the "
+        "largest reproducible rank, then the fewest factors.",
+    )
+    setting: str | None = option(None, "Id of the setting to keep, such as k10-3fa9c1; none: by the rule.")
+    threshold: float = option(
+        0.9,
+        "Smallest canonical correlation between two halves of the fits that counts as reproduced.",
+        exclusiveMinimum=0,
+        exclusiveMaximum=1,
+    )
+    n_splits: int = option(20, "Random splits of the fits into halves.", minimum=1)
+    outlier_mads: float = option(
+        5.0,
+        "A fit is an outlier if its validation ELBO is this many median absolute deviations worse than the median …",
+        exclusiveMinimum=0,
+    )
+    outlier_share: float = option(
+        0.003, "… and by more than this share of the ELBO: it probably lost a program.", minimum=0
+    )
+    seed: int = option(0, "Seed of the splits.", minimum=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProgramsConfig:
+    """How the programs are turned, named, tested and exported."""
+
+    rank: int | None = option(None, "Directions kept; none: as many as reproduce.", minimum=1)
+    intercept: bool = option(
+        True, "Turn the constant together with the scores, so that scores count up from zero; one program more."
+    )
+    baseline: Literal["auto", "mean"] = option(
+        "auto",
+        "What effects are relative to. auto: the cells without any program where the data show that there are such, "
+        "else the mean cell; mean: the mean cell.",
+    )
+    balance: float = option(
+        1.0, "Weight of simple loadings against simple scores in the rotation; 0: scores alone.", minimum=0
+    )
+    power: float = option(2.0, "Promax power: 1 keeps programs uncorrelated, 2 lets them correlate mildly.", minimum=1)
+    n_starts: int = option(20, "Starts of the rotation; the best is kept.", minimum=1)
+    seed: int = option(0, "Seed of the random starts.", minimum=0)
+    n_top: int = option(30, "Genes listed on each side of a program.", minimum=1)
+    variables: list[str] | None = option(
+        None, "Obs columns tested for association; none: all categories of 2 to 50 levels and all numbers.", names="obs"
+    )
+    technical: list[str] = option(
+        [
+            "total_counts",
+            "n_genes_by_counts",
+            "pct_counts_mt",
+            "pct_counts_ribo",
+            "pct_counts_hb",
+            "doublet_score",
+            "predicted_doublet",
+            "batch",
+            "split",
+        ],
+        "Obs columns that describe the experiment, not the biology (the batch key is one of them in any case); those "
+        "the data lack are ignored.",
+    )
+    technical_r: float = option(
+        0.5,
+        "A program is flagged as technical if its scores correlate with a technical number this much, or separate a "
+        "technical group with an AUC of (1 + this) / 2; half of it for a program with less than 2 % of the variation.",
+        exclusiveMinimum=0,
+        maximum=1,
+    )
+    gene_sets: list[str] = option([], "GMT files to test the programs' genes against.", names="file")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,8 +322,8 @@ class DeConfig:
 
     contrasts: list[dict[str, str]] = option(
         [],
-        "Comparisons, each a mapping. {column: c}: each group of c against the rest; {column: c, group1: a, group2: b}: a"
-        " against b (no group2: the rest); {…, within: d}: the same inside each group of d.",
+        "Comparisons, each a mapping. {column: c}: each group of c against the rest; {column: c, group1: a, group2: b}:"
+        " a against b (no group2: the rest); {…, within: d}: the same inside each group of d.",
     )
     replicate_key: str | None = option(
         None, "Obs column of the biological replicate, for the pseudobulk check; none: no check.", names="obs"
@@ -343,6 +424,10 @@ class Plan(NamedTuple):
 
     outdir: str
     datasets: dict[str, Dataset]
+
+    def path(self, *parts: str) -> str:
+        """A path below the output folder."""
+        return "/".join(parts) if self.outdir == "." else "/".join((self.outdir.rstrip("/"), *parts))
 
 
 def load_config(path: Path) -> dict[str, Any]:
@@ -656,33 +741,71 @@ def _schema_type(kind: Any) -> dict[str, Any]:
     return {"type": names[kind]} if kind in names else {}
 
 
-def check_data(plan: Plan) -> None:
-    """Check what the data's headers tell: files exist, and so do obs columns and groups that the config names.
+def named(options: Any, kind: Literal["obs", "file"]) -> list[tuple[str, str]]:
+    """Obs columns or files that the options of a section name, each with the name of its option."""
+    result = []
+    for item in fields(options):
+        if item.metadata["names"] == kind:
+            value = getattr(options, item.name)
+            result += [(item.name, name) for name in ([value] if isinstance(value, str) else value or [])]
+    return result
+
+
+def check_data(plan: Plan, *, made_elsewhere: bool = False) -> None:
+    """Check what the data's headers tell: files exist, and so do layers, obs columns and groups that the config names.
 
     Quick, since no counts are read; formats without a header (text, 10x) are left to `ldvae check`.
+
+    Parameters
+    ----------
+    plan
+        From `expand`.
+    made_elsewhere
+        Missing files are no mistake: another workflow makes them.
 
     Raises
     ------
     InputError
         With every mistake of every dataset in one message.
     """
-    problems: list[str] = []
-    for dataset in plan.datasets.values():
-        columns: dict[str, set[str] | None] = {}
-        known = True
-        for path in dataset.inputs.values():
-            try:
-                obs = read_obs(path)
-            except InputError as error:
-                problems.append(f"datasets.{dataset.name}.input: {error}")
-                obs = None
-            known = known and obs is not None
-            for name, groups in (obs or {}).items():
-                before = columns.get(name, set())
-                columns[name] = None if groups is None or before is None else before | groups
-        if known:
-            problems += check_columns(dataset, columns)
+    problems = [
+        f"datasets.{dataset.name}.{problem}"
+        for dataset in plan.datasets.values()
+        for problem in _check_dataset(dataset, made_elsewhere)
+    ]
     _raise(problems, "the config and its data")
+
+
+def _check_dataset(dataset: Dataset, made_elsewhere: bool) -> list[str]:
+    problems: list[str] = []
+    headers: list[Header | None] = []
+    for path in dataset.inputs.values():
+        try:
+            headers.append(read_header(path))
+        except FileNotFoundError:
+            headers.append(None)
+            if not made_elsewhere:
+                problems.append(f"input: {path} is not there (relative paths start at {Path.cwd()}).")
+        except InputError as error:
+            headers.append(None)
+            problems.append(f"input: {error}")
+    for section in get_type_hints(Sections):
+        for option_name, path in named(getattr(dataset, section), "file"):
+            if not made_elsewhere and not Path(path).is_file():
+                problems.append(f"{section}.{option_name}: {path} is not there.")
+    found = [header for header in headers if header is not None]
+    if not found or len(found) < len(headers):
+        return problems
+    layers = sorted(set[str].intersection(*(set(header.layers) for header in found)))
+    if dataset.qc.layer is not None and dataset.qc.layer not in layers:
+        problems.append(f"qc.layer: no layer {dataset.qc.layer!r}.{suggestion(dataset.qc.layer, layers)}")
+    if dataset.qc.obs_table is None:  # else it brings columns of its own
+        columns: dict[str, set[str] | None] = {}
+        for name, groups in ((name, groups) for header in found for name, groups in header.obs.items()):
+            before = columns.get(name, set())
+            columns[name] = None if groups is None or before is None else before | groups
+        problems += check_columns(dataset, columns)
+    return problems
 
 
 def check_columns(dataset: Dataset, columns: Mapping[str, set[str] | None]) -> list[str]:
@@ -696,18 +819,15 @@ def check_columns(dataset: Dataset, columns: Mapping[str, set[str] | None]) -> l
         The groups of each obs column; none for columns of numbers.
     """
     known, problems = [*columns, *QC_COLUMNS], []
-    for section, cls in get_type_hints(Sections).items():
-        for item in fields(cls):
-            if item.metadata["names"] == "obs":
-                value = getattr(getattr(dataset, section), item.name)
-                for column in [value] if isinstance(value, str) else value or []:
-                    if column not in known:
-                        problems.append(f"{section}.{item.name}: no obs column {column!r}.{suggestion(column, known)}")
+    for section in get_type_hints(Sections):
+        for option_name, column in named(getattr(dataset, section), "obs"):
+            if column not in known:
+                problems.append(f"{section}.{option_name}: no obs column {column!r}.{suggestion(column, known)}")
     for contrast in dataset.de.contrasts:
         for key in ("column", "within"):
-            column = contrast.get(key)
-            if column is not None and column not in [*known, "leiden"]:
-                problems.append(f"de.contrasts: no obs column {column!r}.{suggestion(column, known)}")
+            name = contrast.get(key)
+            if name is not None and name not in known:
+                problems.append(f"de.contrasts: no obs column {name!r}.{suggestion(name, known)}")
         groups = columns.get(contrast.get("column", ""))
         for key in ("group1", "group2"):
             group = contrast.get(key)
@@ -715,35 +835,45 @@ def check_columns(dataset: Dataset, columns: Mapping[str, set[str] | None]) -> l
                 problems.append(
                     f"de.contrasts: no group {group!r} in {contrast['column']!r}.{suggestion(group, sorted(groups))}"
                 )
-    return [f"datasets.{dataset.name}: {problem}" for problem in problems]
+    return problems
 
 
-def read_obs(path: str) -> dict[str, set[str] | None] | None:
-    """Obs columns of an input with their groups (none: numbers), without reading counts.
+class Header(NamedTuple):
+    """What the header of an h5ad file tells."""
 
-    None when the format has no such header (text, 10x) or the file is not here yet (a URL).
+    obs: dict[str, set[str] | None]  # groups of each column; none for numbers
+    layers: list[str]
+
+
+def read_header(path: str) -> Header | None:
+    """Obs columns and layers of an input, without reading counts.
+
+    None when the format has no such header (text, 10x, zarr, loom) or the file is not here yet (a URL).
     """
     if path.startswith("demo:"):
         if path != "demo:pbmc68k":
             raise InputError(f"there is no {path}; the embedded data set is demo:pbmc68k.")
-        package = find_spec("scanpy")
-        assert package is not None
-        path = str(Path(package.origin or "").parent / "datasets" / "10x_pbmc68k_reduced.h5ad")
+        package = find_spec("scanpy")  # found, not imported
+        if package is None or package.origin is None:  # Snakemake may run in an environment of its own
+            return None
+        path = str(Path(package.origin).parent / "datasets" / "10x_pbmc68k_reduced.h5ad")
     if "://" in path:
         return None
     if not Path(path).exists():
-        raise InputError(f"{path} is not there; paths are relative to the working directory ({Path.cwd()}).")
+        raise FileNotFoundError(path)
     if Path(path).suffix != ".h5ad":
         return None
-    import h5py
-
+    try:
+        import h5py
+    except ModuleNotFoundError:
+        return None
     try:
         with h5py.File(path) as file:
-            obs = file["obs"]
+            obs, layers = file["obs"], [*file.get("layers", ()), *(["raw"] if "raw" in file else ())]
             if isinstance(obs, h5py.Dataset):  # anndata before 0.7: one structured array, groups as codes
-                return dict.fromkeys(obs.dtype.names or ())
+                return Header(dict.fromkeys(obs.dtype.names or ()), layers)
             names = obs.keys() - {"__categories", obs.attrs.get("_index")}
-            return {name: _groups(obs[name]) for name in sorted(names)}
+            return Header({name: _groups(obs[name]) for name in sorted(names)}, layers)
     except (OSError, KeyError) as error:
         raise InputError(f"{path}: is not an h5ad file that can be read ({error}).") from error
 
