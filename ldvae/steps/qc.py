@@ -187,10 +187,13 @@ def add_metrics(adata: AnnData, config: QcConfig) -> None:
         if absent:
             logger.warning("%d of %d %s_genes are not in the data: %s", len(absent), len(genes), kind, listed(absent))
     if not adata.var["mt"].any():
+        other = "mouse" if config.species == "human" else "human"
+        is_other = symbols.str.match(r"mt-\w" if other == "mouse" else r"MT-\w").any()
         logger.warning(
             "No mitochondrial gene is among the %d genes (%s), so pct_counts_mt is zero: expected names that start "
-            "with %s (species: %s), or name them (mt_genes).",
+            "with %s (species: %s)%s.",
             adata.n_vars, listed(symbols, 3), prefix, config.species,
+            f"; these look like species: {other}" if is_other else ", or name them (mt_genes)",
         )  # fmt: skip
     with warnings.catch_warnings():  # cells without counts divide by zero
         warnings.simplefilter("ignore", RuntimeWarning)

@@ -1,0 +1,268 @@
+"""Kept cells in; the genes to model, the registered columns and one fixed split out."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from ldvae.config import Output, SetupConfig
+from ldvae.errors import InputError, suggestion
+from ldvae.io import atomic, collected_warnings, listed, obs_column, write_json, write_table
+
+logger = logging.getLogger(__name__)
+
+SPANS = (0.3, 0.6, 1.0)  # of the loess fit; wider ones survive where many genes have the same mean
+
+
+class Genes(NamedTuple):
+    """Which genes are modelled, and why."""
+
+    table: pd.DataFrame  # chosen, mean, variance, variance_norm, reason; indexed by gene
+    method: str
+
+
+def setup(
+    *,
+    filtered: Path,
+    counts: Output,
+    genes: Output,
+    summary: Output,
+    config: SetupConfig,
+) -> None:
+    """Choose the genes to model, register the obs columns the model knows, and split the cells once for all runs.
+
+    Parameters
+    ----------
+    filtered
+        AnnData (h5ad) of raw counts, as `ldvae qc` writes it.
+    counts
+        AnnData (h5ad): raw counts of the chosen genes, all obs columns, and in obs `split`: train, validation or test.
+    genes
+        Table of all genes: chosen or not and why, mean and variance of the counts.
+    summary
+        JSON: numbers of cells and genes, method, settings, warnings.
+    """
+    import anndata
+
+    with collected_warnings() as messages:
+        adata = anndata.io.read_h5ad(filtered)
+        fields = registered_fields(adata, config)
+        chosen = choose_genes(adata, fields["batch_key"], config)
+        adata.var = adata.var.join(chosen.table.drop(columns=["chosen", "reason"]))
+        result = adata[:, chosen.table["chosen"]].copy()
+        empty = np.asarray(result.X.sum(axis=1)).ravel() == 0
+        if empty.all():
+            raise InputError("No cell has counts in the chosen genes; choose more of them (n_top_genes, keep_genes).")
+        if empty.any():
+            names = listed(result.obs_names[empty], 5)
+            logger.warning("%d cells have no counts in the chosen genes and are left out: %s", empty.sum(), names)
+            result = result[~empty].copy()
+        result.obs["split"] = split(result.obs, fields, config)
+        sizes = result.obs["split"].value_counts()
+        logger.info("%d cells (%s), %d genes.", result.n_obs, sizes.to_dict(), result.n_vars)
+    result.uns["ldvae_setup"] = fields
+
+    with atomic(counts) as temporary:
+        result.write_h5ad(temporary)  # uncompressed: training may read it from disk, row by row
+    write_table(chosen.table, genes, index="gene")
+    write_json(
+        {
+            "n_obs": result.n_obs,
+            "n_vars": result.n_vars,
+            **{f"n_{part}": int(sizes[part]) for part in ("train", "validation", "test")},
+            "method": chosen.method,
+            "fields": fields,
+            "warnings": messages,
+            "settings": asdict(config),
+        },
+        summary,
+    )
+
+
+def registered_fields(adata: AnnData, config: SetupConfig) -> dict[str, str | list[str]]:
+    """The obs columns that the model knows, checked; an empty text or list for none.
+
+    Without a batch key it is the one that qc used: the file, where there are several.
+    """
+    fields: dict[str, str | list[str]] = {
+        "batch_key": config.batch_key or adata.uns.get("ldvae_qc", {}).get("batch_key", ""),
+        "labels_key": config.labels_key or "",
+        "categorical_covariate_keys": config.categorical_covariate_keys,
+        "continuous_covariate_keys": config.continuous_covariate_keys,
+        "size_factor_key": config.size_factor_key or "",
+    }
+    labels = config.labels_key
+    if labels in adata.obs and (missing := adata.obs[labels].isna()).any():
+        logger.warning("%d cells have no value of %s; they get the label 'unlabeled'.", missing.sum(), labels)
+        adata.obs[labels] = adata.obs[labels].astype(object).where(~missing, "unlabeled").astype(str).astype("category")
+    for kind, value in fields.items():
+        for key in [value] if isinstance(value, str) else value:
+            if not key:
+                continue
+            column = obs_column(adata.obs, key)
+            if kind in ("continuous_covariate_keys", "size_factor_key"):
+                if not pd.api.types.is_numeric_dtype(column):
+                    raise InputError(f"obs column {key!r} ({kind}) must hold numbers, found {column.iloc[0]!r}.")
+                if kind == "size_factor_key" and not (column > 0).all():
+                    raise InputError(f"obs column {key!r} ({kind}) must be above zero, found {column.min():g}.")
+                continue
+            n_groups, is_number = column.nunique(), pd.api.types.is_float_dtype(column)
+            if n_groups > (20 if is_number else max(20, len(column) // 2)):
+                raise InputError(
+                    f"obs column {key!r} ({kind}) has {n_groups} values for {len(column)} cells, and groups are expected. "
+                    "Register numbers as continuous_covariate_keys."
+                )
+            # Numbers as names of groups (donor 101) are text from here on; unused categories would be empty groups.
+            adata.obs[key] = column.astype(str).astype("category")
+    return fields
+
+
+# Genes
+
+
+def choose_genes(adata: AnnData, batch_key: str | list[str], config: SetupConfig) -> Genes:
+    """The genes to model: variable ones, all or those of a list, and those kept in any case."""
+    mean, mean_square = (
+        np.bincount(adata.X.indices, adata.X.data.astype(np.float64) ** power, adata.n_vars) / adata.n_obs
+        for power in (1, 2)
+    )
+    variance = (mean_square - mean**2) * adata.n_obs / max(1, adata.n_obs - 1)
+    table = pd.DataFrame({"chosen": False, "mean": mean, "variance": variance}, index=adata.var_names)
+    reason = pd.Series("", index=table.index, dtype=object)
+    method: str = config.genes
+    if config.genes == "list":
+        reason[listed_genes(config.gene_list, adata.var_names)] = "list"
+    elif config.genes == "all" or config.n_top_genes >= adata.n_vars:
+        if config.genes != "all":
+            logger.info("There are only %d genes, and all are modelled.", adata.n_vars)
+            method = "all"
+        reason[:] = "all"
+    else:
+        method, variable = most_variable(adata, str(batch_key) or None, config.n_top_genes)
+        table["variance_norm"] = variable["variance_norm"]
+        reason[variable["chosen"]] = "variable"
+    absent = [gene for gene in config.keep_genes if gene not in reason.index]
+    if absent:
+        raise InputError(
+            f"keep_genes: {listed(absent)} not among the {adata.n_vars} genes that passed quality control."
+            + suggestion(absent[0], adata.var_names)
+        )
+    for gene in config.keep_genes:
+        reason[gene] = reason[gene] or "kept"
+    return Genes(table.assign(chosen=reason != "", reason=reason), method)
+
+
+def most_variable(adata: AnnData, batch_key: str | None, n_top_genes: int) -> tuple[str, pd.DataFrame]:
+    """The most variable genes by scanpy, and the method that found them.
+
+    Returns
+    -------
+    tuple
+        ``seurat_v3``, or ``pearson_residuals`` where the loess fit of the former fails; and a table with the columns
+        chosen and variance_norm, indexed by gene.
+
+    References
+    ----------
+    Stuart et al., Cell 177, 1888 (2019); Lause et al., Genome Biol. 22, 258 (2021).
+    """
+    import scanpy
+
+    arguments = {"n_top_genes": n_top_genes, "batch_key": batch_key, "inplace": False}
+    reason = ""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for span in SPANS:
+            try:
+                found = scanpy.pp.highly_variable_genes(adata, flavor="seurat_v3", span=span, **arguments)
+            except ImportError:
+                reason = "scikit-misc is not installed"
+                break
+            except ValueError as error:  # "reciprocal condition number", "Extrapolation not allowed", …
+                reason = str(error).strip().splitlines()[0].removeprefix("b'").rstrip(" '")
+                continue
+            if span != SPANS[0]:
+                logger.warning("seurat_v3: the loess fit needs the span %g (%s).", span, reason)
+            chosen = found["highly_variable"].to_numpy(bool)
+            return "seurat_v3", pd.DataFrame(
+                {"chosen": chosen, "variance_norm": found["variances_norm"].to_numpy()}, index=adata.var_names
+            )
+        logger.warning("seurat_v3 cannot be used (%s); genes are ranked by their Pearson residuals instead.", reason)
+        found = scanpy.experimental.pp.highly_variable_genes(adata, flavor="pearson_residuals", **arguments)
+    # With batches the table comes sorted otherwise than the genes, but named.
+    found = found.reindex(adata.var_names)
+    chosen = found["highly_variable"].to_numpy(bool)
+    return "pearson_residuals", pd.DataFrame(
+        {"chosen": chosen, "variance_norm": found["residual_variances"].to_numpy()}, index=adata.var_names
+    )
+
+
+def listed_genes(path: str | None, var_names: pd.Index) -> Sequence[str]:
+    """The genes of a file, one name per line, that are in the data."""
+    if path is None:
+        raise InputError("genes: list needs a file of gene names, one per line (gene_list).")
+    if not Path(path).is_file():
+        raise InputError(f"gene_list: {path} does not exist.")
+    names = list(dict.fromkeys(line.strip() for line in Path(path).read_text().splitlines() if line.strip()))
+    absent = [name for name in names if name not in var_names]
+    if len(absent) == len(names):
+        raise InputError(
+            f"{path}: none of its {len(names)} genes ({listed(names, 3)}) is in the data, whose genes are called "
+            f"{listed(var_names, 3)}."
+        )
+    if absent:
+        logger.warning("%s: %d of %d genes are not in the data: %s", path, len(absent), len(names), listed(absent))
+    return [name for name in names if name in var_names]
+
+
+# Split
+
+
+def split(obs: pd.DataFrame, fields: dict[str, str | list[str]], config: SetupConfig) -> pd.Categorical:
+    """Train, validation or test for each cell; shares are exact overall and kept within strata to one cell.
+
+    Parameters
+    ----------
+    obs
+        Of the cells to split.
+    fields
+        As `registered_fields` returns them: strata are the labels, else the batches, unless the config names a column.
+    config
+        Shares and seed.
+    """
+    held_out = config.validation_size + config.test_size
+    if held_out >= 1:
+        raise InputError(f"validation_size and test_size together are {held_out:g}; leave cells for training.")
+    key = config.stratify_by or fields["labels_key"] or fields["batch_key"]
+    strata = obs_column(obs, str(key)).astype(str) if key else pd.Series("", index=obs.index)
+    # Cells in random order within strata, strata one after the other; the parts then take every so-many-th cell.
+    order = np.lexsort((np.random.default_rng(config.seed).random(len(obs)), strata.to_numpy(str)))
+    parts = np.full(len(obs), "train", dtype=object)
+    is_held = spread(len(order), held_out)
+    parts[order[is_held]] = "validation"
+    if held_out > 0:
+        held = order[is_held]
+        parts[held[spread(len(held), config.test_size / held_out)]] = "test"
+    for part, share in (("train", 1 - held_out), ("validation", config.validation_size), ("test", config.test_size)):
+        if share > 0 and not (parts == part).any():
+            raise InputError(f"{len(obs)} cells are too few to give {share:.0%} of them to the {part} part.")
+    return pd.Categorical(parts, categories=["train", "validation", "test"])
+
+
+def spread(n: int, share: float) -> np.ndarray:
+    """A mask of `n` places with round(n share) of them true, evenly spread.
+
+    Examples
+    --------
+    >>> spread(8, 0.25).astype(int)
+    array([0, 1, 0, 0, 0, 1, 0, 0])
+    """
+    steps = np.floor(np.arange(n + 1) * (round(n * share) / max(1, n)) + 0.5)
+    return np.diff(steps).astype(bool)
