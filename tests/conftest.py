@@ -1,8 +1,12 @@
 """What several test modules share."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+# Tests are many small things, run side by side: threads within one only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,219 @@
+"""AnnData in: what is accepted, in every storage, and what each mistake is told."""
+
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from anndata import AnnData, read_h5ad
+from scipy import sparse
+
+from ldvae import InputError, LinearSCVI
+from ldvae.data import BackedCounts, Counts, library_prior, read_counts, register, registered, split_cells
+
+
+def make_adata(n_obs: int = 60, n_vars: int = 15, seed: int = 0) -> AnnData:
+    random = np.random.default_rng(seed)
+    adata = AnnData(sparse.csr_matrix(random.poisson(1.0, (n_obs, n_vars)).astype(np.float32)))
+    adata.obs["lane"] = np.where(np.arange(n_obs) % 3, "b", "a")
+    adata.obs["age"] = random.normal(size=n_obs)
+    adata.obs["factor"] = random.uniform(0.5, 2, n_obs)
+    return adata
+
+
+def counts_of(adata: AnnData, **keys) -> Counts | BackedCounts:
+    register(adata, **keys)
+    return read_counts(adata, registered(adata))
+
+
+@pytest.mark.parametrize("integer", [False, True])
+@pytest.mark.parametrize("make", [np.asarray, sparse.csr_matrix, sparse.csc_matrix, sparse.csr_array, sparse.csc_array])
+def test_every_storage_gives_the_same_counts(make, integer):
+    dense = make_adata().X.toarray()
+    adata = AnnData(make(dense.astype(np.int32 if integer else np.float64)))
+    counts = counts_of(adata)
+    np.testing.assert_array_equal(counts.x.toarray(), dense)
+    assert counts.x.dtype == np.float32
+
+
+def test_csr_counts_share_their_memory_with_adata():
+    adata = make_adata()
+    assert np.shares_memory(counts_of(adata).x.data, adata.X.data)
+
+
+def test_backed_counts_are_read_like_counts_in_memory(tmp_path):
+    adata = make_adata(n_obs=1500)
+    adata.write_h5ad(tmp_path / "counts.h5ad")
+    memory, backed = counts_of(adata), counts_of(read_h5ad(tmp_path / "counts.h5ad", backed="r"))
+    assert isinstance(backed, BackedCounts)
+    torch.testing.assert_close(backed.covariates.library, memory.covariates.library)
+    rows = np.random.default_rng(0).permutation(1500)[:700]
+    for mine, theirs in zip(memory.minibatches(rows, 64), backed.minibatches(rows, 64), strict=True):
+        torch.testing.assert_close(mine[0].minibatch(mine[1])[0], theirs[0].minibatch(theirs[1])[0])
+    for source in (memory, backed):
+        seen = [c.minibatch(r)[0] for c, r in source.minibatches(rows, 64, np.random.default_rng(1))]
+        order = np.lexsort(torch.cat(seen).numpy().T)
+        expected = adata.X[rows].toarray()
+        np.testing.assert_array_equal(torch.cat(seen).numpy()[order], expected[np.lexsort(expected.T)])
+        assert not np.array_equal(torch.cat(seen).numpy(), expected)
+
+
+def test_covariates_are_coded_and_the_library_is_the_log_total():
+    adata = make_adata()
+    counts = counts_of(adata, batch_key="lane", categorical_covariate_keys=["lane"], continuous_covariate_keys=["age"])
+    known = counts.covariates
+    expected = (adata.obs["lane"] == "b").to_numpy().astype(int)
+    np.testing.assert_array_equal(known.batch_index, expected)
+    np.testing.assert_array_equal(known.categorical[:, 0], expected)
+    np.testing.assert_allclose(known.continuous[:, 0], adata.obs["age"], rtol=1e-6)
+    np.testing.assert_allclose(known.library[:, 0], np.log(adata.X.sum(axis=1)).A1, rtol=1e-6)
+    np.testing.assert_array_equal(adata.obs["_scvi_batch"], expected)
+
+
+def test_size_factors_take_the_place_of_totals_at_their_scale():
+    adata = make_adata()
+    library = counts_of(adata, size_factor_key="factor").covariates.library[:, 0]
+    scale = adata.X.sum() / adata.obs["factor"].sum()
+    np.testing.assert_allclose(library.exp(), adata.obs["factor"] * scale, rtol=1e-5)
+
+
+def test_library_prior_is_mean_and_population_variance_by_batch():
+    adata = make_adata()
+    counts = counts_of(adata, batch_key="lane")
+    means, variances = library_prior(counts, 2)
+    logs = pd.Series(np.log(adata.X.sum(axis=1)).A1).groupby(adata.obs["lane"].to_numpy())
+    np.testing.assert_allclose(means, logs.mean(), rtol=1e-6)
+    np.testing.assert_allclose(variances, logs.var(ddof=0), rtol=1e-5)
+
+
+def test_setup_survives_a_copy_and_a_file(tmp_path):
+    adata = make_adata()
+    register(adata, batch_key="lane")
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    for other in (adata.copy(), read_h5ad(tmp_path / "a.h5ad")):
+        assert registered(other).categories["batch"] == ("a", "b")
+
+
+def test_split_is_the_references_permutation():
+    split = split_cells(100, seed=3)
+    order = np.random.RandomState(3).permutation(100)
+    np.testing.assert_array_equal(split.validation, order[:10])
+    np.testing.assert_array_equal(split.train, order[10:])
+    split = split_cells(100, train_size=0.5, validation_size=0.2, shuffle=False)
+    assert [len(part) for part in split] == [50, 20, 30]
+    assert split.validation[0] == 50
+
+
+@pytest.mark.parametrize(("train_size", "validation_size"), [(0, None), (1.2, None), (0.5, 1.0), (0.9, 0.2)])
+def test_impossible_splits_are_refused(train_size, validation_size):
+    with pytest.raises(InputError, match=r"train_size|validation_size"):
+        split_cells(10, train_size, validation_size)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (-1.0, "negative values.*scaled"),
+        (0.5, "non-integer values.*normalised"),
+        (np.nan, "NaN values"),
+        (np.inf, "infinite values"),
+    ],
+)
+def test_entries_that_are_no_counts_are_named(value, message):
+    adata = make_adata()
+    adata.X = adata.X.toarray()
+    adata.X[3, 7] = value
+    with pytest.raises(InputError, match=message) as error:
+        register(adata)
+    assert "gene '7'" in str(error.value)
+    assert "layer" in str(error.value)
+
+
+def test_layer_is_used_and_a_missing_one_is_named():
+    adata = make_adata()
+    adata.layers["counts"] = adata.X.copy()
+    adata.X = adata.X * 0.3
+    assert isinstance(counts_of(adata, layer="counts"), Counts)
+    with pytest.raises(InputError, match=r"spliced is not a valid key in adata.layers. Found: counts"):
+        register(adata, layer="spliced")
+
+
+def mistake(name: str) -> tuple[AnnData, dict]:
+    adata = make_adata()
+    match name:
+        case "view":
+            return adata[:30], {}
+        case "duplicates":
+            adata.var_names = ["x", *adata.var_names[:-2], "x"]
+        case "missing key":
+            return adata, {"batch_key": "zz"}
+        case "missing values":
+            adata.obs["lane"] = adata.obs["lane"].where(np.arange(60) > 4)
+            return adata, {"batch_key": "lane"}
+        case "text":
+            return adata, {"continuous_covariate_keys": ["lane"]}
+        case "string for list":
+            return adata, {"categorical_covariate_keys": "lane"}
+        case "no cells":
+            return adata[:0].copy(), {}
+        case "size factor":
+            adata.obs["factor"] = 0.0
+            return adata, {"size_factor_key": "factor"}
+    return adata, {}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("view", "is a view"),
+        ("duplicates", r"occur more than once.*x.*var_names_make_unique"),
+        ("missing key", "zz not found in adata.obs.*lane"),
+        ("missing values", "5 missing values"),
+        ("text", "must be numeric"),
+        ("string for list", "must be a list"),
+        ("no cells", "0 cells"),
+        ("size factor", "above zero"),
+    ],
+)
+def test_every_mistake_of_the_setup_has_its_message(name, message):
+    adata, keys = mistake(name)
+    with pytest.raises(InputError, match=message):
+        register(adata, **keys)
+
+
+def test_rare_categories_and_empty_cells_are_warned_of():
+    adata = make_adata()
+    adata.obs["rare"] = ["once"] + ["often"] * 59
+    with pytest.warns(UserWarning, match="once has fewer than 3 cells"):
+        register(adata, batch_key="rare")
+    adata.X = sparse.diags_array((np.arange(60) != 5).astype(np.float32)) @ adata.X
+    with pytest.warns(UserWarning, match="1 of 60 cells have no counts"):
+        register(adata)
+
+
+@pytest.fixture(scope="module")
+def model() -> LinearSCVI:
+    adata = make_adata()
+    LinearSCVI.setup_anndata(adata, batch_key="lane")
+    return LinearSCVI(adata, n_latent=3, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a: a[:, :10].copy(), "5 of the model's 15 genes are missing"),
+        (lambda a: a[:, ::-1].copy(), "not in the model's order"),
+        (lambda a: AnnData(a.X, a.obs.assign(lane="new"), a.var), "has not seen new; it knows a, b"),
+        (lambda a: AnnData(a.X, var=a.var), "lane not found in adata.obs"),
+    ],
+)
+def test_other_data_must_have_the_models_genes_and_categories(model, change, message):
+    with pytest.raises(InputError, match=message):
+        model.adata = change(make_adata())
+
+
+def test_a_view_of_other_data_can_be_queried(model):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert len(read_counts(make_adata()[:20], model._registry)) == 20
