@@ -18,6 +18,7 @@ from anndata import AnnData
 from scipy import sparse
 from torch import Tensor
 
+from ldvae.counts import verify_counts
 from ldvae.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -175,49 +176,6 @@ def as_csr(x: Any) -> sparse.csr_matrix:
     if not isinstance(x, sparse.csr_matrix):
         x = sparse.csr_matrix(x)
     return x.astype(np.float32, copy=False)
-
-
-def verify_counts(x: sparse.csr_matrix, where: str, var_names: Sequence[str]) -> None:
-    """Refuse a matrix whose entries are not counts.
-
-    Parameters
-    ----------
-    x
-        CSR, shape (n_obs, n_vars).
-    where
-        What to call the matrix in the message, such as ``layer 'counts'``.
-    var_names
-        Gene names, to name an entry that is wrong.
-
-    Raises
-    ------
-    InputError
-        If an entry is NaN, infinite, negative or not an integer.
-    """
-    values = x.data
-    wrong = {
-        "NaN": lambda: np.isnan(values),
-        "infinite": lambda: np.isinf(values),
-        "negative": lambda: values < 0,
-        "non-integer": lambda: values != np.rint(values),
-    }
-    likely = {
-        "NaN": "missing values must be resolved before",
-        "infinite": "something was divided by zero before",
-        "negative": "they look scaled or centred",
-        "non-integer": "they look normalised, log-transformed, or corrected",
-    }
-    with np.errstate(invalid="ignore"):
-        for kind, test in wrong.items():
-            bad = test()
-            if bad.any():
-                first = int(bad.argmax())
-                gene = var_names[int(x.indices[first])]
-                raise InputError(
-                    f"{where} holds {kind} values in {bad.mean():.1%} of its stored entries (e.g. {values[first]:g} "
-                    f"for gene {gene!r}; {likely[kind]}). ldvae models raw UMI counts: whole numbers, zero or more. "
-                    "Name the layer that holds them (layer=...), or start from the raw counts."
-                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -534,7 +492,8 @@ def read_counts(adata: AnnData, registry: Registry, check_only: bool = False) ->
         totals = np.zeros(adata.n_obs)
         start = 0
         for block in row_blocks(x):
-            verify_counts(block, where, names)
+            if block.nnz:
+                verify_counts(block, where, names)
             totals[start : start + block.shape[0]] = np.asarray(block.sum(axis=1)).ravel()
             start += block.shape[0]
     if n_empty := int((totals == 0).sum()):

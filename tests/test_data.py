@@ -126,7 +126,7 @@ def test_entries_that_are_no_counts_are_named(value, message):
     adata.X[3, 7] = value
     with pytest.raises(InputError, match=message) as error:
         register(adata)
-    assert "gene '7'" in str(error.value)
+    assert "gene 7" in str(error.value)
     assert "layer" in str(error.value)
 
 
