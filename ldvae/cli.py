@@ -27,7 +27,7 @@ from ldvae.errors import InputError, suggestion
 logger = logging.getLogger("ldvae")
 
 STEPS = ("qc", "setup", "train", "select", "programs", "annotate", "de", "report")
-VERBS = (*STEPS, "project", "simulate", "check", "plan", "schema", "profile")
+VERBS = (*STEPS, "index", "project", "simulate", "check", "plan", "schema", "profile")
 VERSIONS_OF = ("anndata", "numba", "numpy", "scanpy", "scipy", "torch")
 
 
@@ -137,8 +137,8 @@ class _Flag:
             settings |= {"action": argparse.BooleanOptionalAction}
         elif _is_json(self.kind):
             settings |= {"metavar": "JSON"}
-        elif get_origin(self.kind) is list:
-            settings |= {"nargs": "+" if required else "*", "metavar": _metavar(get_args(self.kind)[0])}
+        elif item := _item_of(self.kind):
+            settings |= {"nargs": "+" if required else "*", "metavar": _metavar(item)}
         else:
             settings |= {"metavar": _metavar(self.kind)}
         if self.positional:
@@ -250,6 +250,11 @@ def _parser(
 
 def _is_json(kind: Any) -> bool:
     return any(get_origin(part) is dict for part in (kind, *get_args(kind)))
+
+
+def _item_of(kind: Any) -> Any:
+    """The type of a list's items, also for a list that may be none; None for anything else."""
+    return next((get_args(part)[0] for part in (kind, *get_args(kind)) if get_origin(part) is list), None)
 
 
 def _metavar(kind: Any) -> str:

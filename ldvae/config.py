@@ -342,6 +342,21 @@ class DeConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """How much the report shows; none of it changes a result."""
+
+    groupby: list[str] = option(
+        [],
+        "Obs columns of groups by which programs and the map of cells are shown, the most telling first; none: labels, "
+        "the categories tested for association, clusters and batch.",
+    )
+    n_genes: int = option(15, "Genes drawn on each side of a program.", minimum=1)
+    n_cells: int = option(20_000, "Most cells drawn on maps; of more, a random part is drawn.", minimum=100)
+    n_genes_searchable: int = option(5000, "Most genes that the search in the page knows.", minimum=1)
+    n_de_rows: int = option(30_000, "Most rows of all differential expression tables together in the page.", minimum=100)
+
+
+@dataclass(frozen=True, kw_only=True)
 class SweepConfig:
     """Runs of a dataset: every setting of the grid and every point, each from every seed."""
 
@@ -636,6 +651,18 @@ def flags(options: Any) -> list[str]:
     return result
 
 
+def resolved(dataset: Dataset) -> dict[str, Any]:
+    """The options of a dataset with every default filled in, section by section."""
+    return {section: asdict(getattr(dataset, section)) for section in get_type_hints(Sections)}
+
+
+def runs_table(dataset: Dataset) -> str:
+    """Table (TSV) of the runs of a dataset: ids, seed and every parameter that defines a run."""
+    rows = [{"run": run.id, "setting": run.setting, "seed": run.seed, **run.params} for run in dataset.runs.values()]
+    lines = [rows[0].keys(), *(row.values() for row in rows)]
+    return "".join("\t".join("" if value is None else str(value) for value in line) + "\n" for line in lines)
+
+
 def describe(plan: Plan) -> dict[str, Any]:
     """A plan as plain values for other engines: options are given as flags of the commands."""
     return {
@@ -646,6 +673,7 @@ def describe(plan: Plan) -> dict[str, Any]:
                 "inputs": dataset.inputs,
                 "flags": {section: flags(getattr(dataset, section)) for section in get_type_hints(Sections)},
                 "batch_key": dataset.setup.batch_key,
+                "contrasts": dataset.de.contrasts,
                 "runs": [
                     {
                         "run": run.id,
@@ -658,6 +686,8 @@ def describe(plan: Plan) -> dict[str, Any]:
                 "runs_per_job": dataset.compute.runs_per_job,
                 "device": dataset.compute.device,
                 "threads": dataset.compute.threads,
+                "max_mem_mb": dataset.compute.max_mem_mb,
+                "max_runtime": dataset.compute.max_runtime,
             }
             for name, dataset in plan.datasets.items()
         ],

@@ -1,0 +1,191 @@
+"""A figure on its way into a page: matplotlib's SVG, made to follow the page's theme, with the data behind its points."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+from xml.etree import ElementTree
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+SVG = "http://www.w3.org/2000/svg"
+XLINK = "http://www.w3.org/1999/xlink"
+
+# Colours of the Okabe-Ito palette, which colour-blind readers can tell apart; no yellow, which is lost on white.
+BLUE, ORANGE, GREEN, PURPLE, RED, SKY = "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9"
+
+# Drawn in these colours, a part of a figure follows the page's light or dark theme.
+INK, MUTED, RULE, PAPER = "#1c1e21", "#686d76", "#d5d8dd", "#fefefe"
+THEME = {INK: "var(--ink)", MUTED: "var(--muted)", RULE: "var(--rule)", PAPER: "var(--paper)"}
+
+STYLE = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["Helvetica Neue", "Arial", "Liberation Sans", "DejaVu Sans"],
+    "font.size": 8.5,
+    "axes.titlesize": 8.5,
+    "axes.labelsize": 8.5,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.7,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.facecolor": "none",
+    "axes.axisbelow": True,
+    "figure.facecolor": "none",
+    "savefig.facecolor": "none",
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "xtick.major.size": 3,
+    "ytick.major.size": 3,
+    "grid.color": RULE,
+    "grid.linewidth": 0.6,
+    # A gene or a label may hold a dollar sign: it is text, never a formula.
+    "text.parse_math": False,
+    "axes.unicode_minus": True,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "ldvae",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hover:
+    """The points of one pair of axes that show their numbers when pointed at.
+
+    Parameters
+    ----------
+    axes
+        Where the points are drawn.
+    block
+        Name of the table that holds them, one row per point.
+    x, y
+        Columns with the coordinates, in the units of the axes.
+    name
+        Column with the name of a point.
+    show
+        Further columns to show, with their titles.
+    """
+
+    axes: Axes
+    block: str
+    x: str
+    y: str
+    name: str
+    show: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """A figure with its words: `name` is its file name and its id, `blocks` are the tables behind its points."""
+
+    name: str
+    figure: Figure
+    title: str
+    caption: str
+    hover: tuple[Hover, ...] = ()
+    blocks: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+
+    @property
+    def width(self) -> int:
+        """Natural width in CSS pixels."""
+        return round(self.figure.get_figwidth() * 96)
+
+    def render(self) -> Rendered:
+        """Draw the figure, once, for the page and for a file."""
+        buffer = io.StringIO()
+        with mpl.rc_context(STYLE):
+            self.figure.savefig(buffer, format="svg", dpi=180, metadata={"Date": None, "Creator": None})
+        document = buffer.getvalue()
+        start = document.index(">", document.index("<svg")) + 1
+        white = document[:start] + '<rect width="100%" height="100%" fill="white"/>' + document[start:]
+        element = inline(document, prefix=self.name, label=f"{self.title}. {self.caption}", width=self.width)
+        return Rendered(document=white, element=element, targets=[_target(hover) for hover in self.hover])
+
+
+class Rendered(NamedTuple):
+    """A drawn figure: a standalone SVG on white, the element of the page, and where the points of its axes lie."""
+
+    document: str
+    element: str
+    targets: list[dict[str, Any]]
+
+
+def _target(hover: Hover) -> dict[str, Any]:
+    """What a script needs to find a point: box of the axes in shares of the figure, from the top left; limits; scales."""
+    box = hover.axes.get_position()
+    return {
+        "block": hover.block,
+        "x": hover.x,
+        "y": hover.y,
+        "name": hover.name,
+        "show": hover.show,
+        "box": [round(float(value), 5) for value in (box.x0, 1 - box.y1, box.x1, 1 - box.y0)],
+        "xlim": [float(value) for value in hover.axes.get_xlim()],
+        "ylim": [float(value) for value in hover.axes.get_ylim()],
+        "log": [hover.axes.get_xscale() == "log", hover.axes.get_yscale() == "log"],
+    }
+
+
+def inline(svg: str, *, prefix: str, label: str, width: int) -> str:
+    """Make matplotlib's SVG an element of a page.
+
+    Ids that nothing refers to are dropped and the others start with `prefix`, so that figures on one page do not
+    draw each other's parts; theme colours become CSS variables; text takes the page's font.
+
+    Parameters
+    ----------
+    svg
+        The document that `Figure.savefig` wrote.
+    prefix
+        Name of the figure, unique on the page.
+    label
+        What a screen reader says.
+    width
+        Natural width in CSS pixels.
+    """
+    ElementTree.register_namespace("", SVG)
+    ElementTree.register_namespace("xlink", XLINK)
+    root = ElementTree.fromstring(svg)
+    # matplotlib's style element speaks of every element of the page; style.css says the same of figures only.
+    for tag in ("metadata", "defs"):
+        for element in root.findall(f"{{{SVG}}}{tag}"):
+            root.remove(element)
+    used = set(re.findall(r'(?:href="|url\()#([^")]+)', svg))
+    for element in root.iter():
+        name = element.attrib.pop("id", None)
+        if element.tag != f"{{{SVG}}}text":
+            element.text = None
+        element.tail = None
+        if name in used:
+            element.set("id", f"{prefix}-{name}")
+        for key, value in element.attrib.items():
+            if key == "style":
+                value = _themed(value)
+            if key == f"{{{XLINK}}}href" and value.startswith("#"):
+                value = f"#{prefix}-{value[1:]}"
+            if key in ("d", "x", "y", "transform"):
+                value = re.sub(r"(\.\d\d)\d+", r"\1", value).replace("\n", "")
+            element.set(key, value.replace("url(#", f"url(#{prefix}-"))
+    root.attrib.pop("height", None)
+    root.set("width", str(width))
+    root.set("role", "img")
+    root.set("aria-label", label)
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def _themed(style: str) -> str:
+    for colour, variable in THEME.items():
+        style = style.replace(colour, variable)
+    return re.sub(r"font-family:[^;]*;? ?", "", style)

@@ -1,0 +1,820 @@
+"""The page: sections put together from tables, figures and sentences, and rendered to one file of HTML."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from ldvae.config import ReportConfig
+from ldvae.report import figures, prose
+from ldvae.report.drawing import Drawing, Rendered
+from ldvae.report.results import Results
+
+MAX_LEVELS = 60  # levels of a column that are shown; the largest are
+
+#: Tables of the results layout that the page links to: path beside the page, what it holds.
+DOWNLOADS = {
+    "Quality control": {
+        "qc/cells.tsv.gz": "every cell with its metrics, kept or the reason",
+        "qc/summary.json": "numbers and thresholds",
+        "setup/genes.tsv": "every gene, chosen or not",
+    },
+    "Model": {
+        "runs.tsv": "the runs and their parameters",
+        "select/runs.tsv": "metrics of each run",
+        "select/settings.tsv": "metrics of each setting over its seeds",
+        "select/correlations.tsv": "what two halves of the seeds share, rank by rank",
+        "select/best.json": "the choice and its reason",
+    },
+    "Programs": {
+        "programs/programs.tsv": "one row per program",
+        "programs/loadings.tsv": "genes × programs",
+        "programs/scores.tsv.gz": "cells × programs",
+        "programs/top_genes.tsv": "top genes of both sides with intervals",
+        "programs/consensus.tsv": "all genes with intervals",
+        "programs/stability.tsv": "cosines over runs",
+        "programs/associations.tsv": "programs against the annotation of the cells",
+        "programs/enrichment.tsv": "gene sets",
+        "programs/programs.gmt": "the programs as gene sets",
+        "programs/starcat.tsv": "non-negative, for starCAT",
+    },
+    "Cells": {"annotated.h5ad": "AnnData with latent space, UMAP, clusters and scores; opens in scanpy and CELLxGENE"},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """A column of a table in the page: `kind` is text, number, gene, program or bar (a share from 0 to 1)."""
+
+    key: str
+    title: str
+    kind: str = "text"
+    help: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table to sort and search; without scripts its first `page` rows are shown."""
+
+    name: str
+    title: str
+    frame: pd.DataFrame
+    columns: list[Column]
+    page: int = 25
+    search: bool = False
+    note: str = ""
+
+    def described(self) -> list[dict[str, str]]:
+        """The columns, for the script."""
+        return [{"key": column.key, "kind": column.kind} for column in self.columns]
+
+    def rows(self) -> Iterator[list[tuple[Column, Any]]]:
+        """Cells of the first page, as (column, value)."""
+        for row in self.frame.head(self.page).to_dict("records"):
+            yield [(column, row[column.key]) for column in self.columns]
+
+
+@dataclass
+class Page:
+    """What one page holds besides its words: rendered figures by name, and the tables behind points and rows."""
+
+    drawings: dict[str, Drawing] = field(default_factory=dict)
+    rendered: dict[str, Rendered] = field(default_factory=dict)
+    blocks: dict[str, pd.DataFrame] = field(default_factory=dict)
+
+    def draw(self, drawing: Drawing | None) -> Drawing | None:
+        """Render a figure and keep the tables behind it."""
+        if drawing is not None:
+            self.drawings[drawing.name] = drawing
+            self.rendered[drawing.name] = drawing.render()
+            self.blocks.update(drawing.blocks)
+        return drawing
+
+    def table(self, table: Table) -> Table:
+        """Keep the rows of a table."""
+        keys = [column.key for column in table.columns]
+        missing = [key for key in keys if key not in table.frame]
+        known = self.blocks.get(table.name)
+        if missing:
+            raise KeyError(f"table {table.name} has no columns {missing}")
+        self.blocks[table.name] = table.frame if known is None else known
+        return table
+
+
+def render_report(results: Results, config: ReportConfig) -> tuple[str, dict[str, str], dict[str, Any]]:
+    """Render the report of one dataset.
+
+    Parameters
+    ----------
+    results
+        The tables of the dataset.
+    config
+        How much to show.
+
+    Returns
+    -------
+    The page as HTML; the figures as standalone SVG documents, by name; and the summary that the index over all datasets needs.
+    """
+    page = Page()
+    cells = _sample(len(results.obs), config.n_cells)
+    groups = _groups(results, config)
+    context = {
+        "page": page,
+        "results": results,
+        "reason": prose.sentence(str(results.best.get("reason", ""))),
+        "warnings": prose.warnings(results),
+        "methods": prose.methods(results),
+        "qc": _qc(page, results),
+        "training": _training(page, results),
+        "choice": _choice(page, results),
+        "cells": _cells_map(page, results, groups, cells),
+        "programs": _programs(page, results, groups, cells, config),
+        "fit": _fit(page, results, config),
+        "de": _de(page, results, config),
+        "making": _making(page, results),
+    }
+    context["blocks"] = {name: _columns(frame) for name, frame in page.blocks.items()}
+    html = _environment().get_template("report.html.j2").render(context)
+    documents = {name: rendered.document for name, rendered in page.rendered.items()}
+    return html, documents, _summary(results, context["warnings"])
+
+
+def render_index(summaries: list[dict[str, Any]]) -> str:
+    """Render the index over all datasets and runs from the summaries that `render_report` returned."""
+    page = Page()
+    runs = pd.DataFrame([{"dataset": summary["dataset"], **run} for summary in summaries for run in summary["runs"]])
+    table = page.table(_runs_table(runs, "all-runs", with_dataset=True)) if len(runs) else None
+    blocks = {name: _columns(frame) for name, frame in page.blocks.items()}
+    return (
+        _environment().get_template("index.html.j2").render(page=page, summaries=summaries, runs=table, blocks=blocks)
+    )
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("ldvae.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = number
+    environment.filters["seconds"] = duration
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False, "ensure_ascii": False}
+    return environment
+
+
+# ---------------------------------------------------------------------------------------------- numbers
+
+
+def number(value: Any) -> str:
+    """A number for reading: whole numbers with separators, others with three significant digits; "–" for none.
+
+    `show` in report.js writes the same.
+    """
+    if value is None or (isinstance(value, float) and not np.isfinite(value)):
+        return "–"
+    if isinstance(value, bool | np.bool_):
+        return "yes" if value else "no"
+    if not isinstance(value, int | float | np.integer | np.floating):
+        return str(value)
+    value = float(value)
+    if value == int(value) and abs(value) < 1e15:
+        return f"{int(value):,}"
+    if abs(value) >= 1000:
+        return f"{value:,.1f}"
+    if abs(value) < 1e-3:
+        mantissa, exponent = f"{value:.1e}".split("e")
+        return f"{mantissa}e{int(exponent)}"
+    return f"{value:#.3g}" if abs(value) < 100 else f"{value:.1f}"
+
+
+def duration(seconds: float | None) -> str:
+    """A time for reading: "12 s", "3 min 20 s", "2 h 5 min"."""
+    if seconds is None or not np.isfinite(seconds):
+        return "–"
+    if seconds < 60:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def _columns(frame: pd.DataFrame) -> dict[str, list[Any]]:
+    """A table as columns for JSON: numbers to five significant digits, missing and infinite ones as null."""
+    return {str(name): _column(frame[name]) for name in frame}
+
+
+def _column(column: pd.Series) -> list[Any]:
+    if pd.api.types.is_bool_dtype(column):
+        return [bool(value) for value in column]
+    if pd.api.types.is_integer_dtype(column):
+        return [int(value) for value in column]
+    if pd.api.types.is_float_dtype(column):
+        return [float(f"{value:.5g}") if np.isfinite(value) else None for value in column.to_numpy(dtype=float)]
+    return ["" if pd.isna(value) else str(value) for value in column]
+
+
+# ---------------------------------------------------------------------------------------------- sections
+
+
+def _qc(page: Page, results: Results) -> dict[str, Any]:
+    cells, qc = results.qc_cells, results.qc
+    metrics = [name for name in figures.METRIC_TITLES if name in cells and cells[name].notna().any()]
+    drawn = [
+        page.draw(figures.qc_distribution(name, cells, qc.get("thresholds", {}).get(name, {}))) for name in metrics
+    ]
+    removed = pd.DataFrame(qc["removed"].items(), columns=["reason", "cells"]).sort_values("cells", ascending=False)
+    removed["share"] = removed["cells"] / max(qc["n_obs_before"], 1)
+    reasons = Table(
+        name="qc-removed",
+        title="Removed cells by reason",
+        frame=removed,
+        columns=[
+            Column(key="reason", title="Reason"),
+            Column(key="cells", title="Cells", kind="number"),
+            Column(key="share", title="Share of all cells", kind="bar"),
+        ],
+        note="A cell can have more than one reason.",
+    )
+    rows = [
+        {"batch": name, **counts, "kept": counts["after"] / max(counts["before"], 1)}
+        for name, counts in qc["per_batch"].items()
+    ]
+    batches = Table(
+        name="qc-batches",
+        title="Cells per batch",
+        frame=pd.DataFrame(rows, columns=["batch", "before", "after", "kept"]),
+        columns=[
+            Column(key="batch", title="Batch"),
+            Column(key="before", title="Before", kind="number"),
+            Column(key="after", title="After", kind="number"),
+            Column(key="kept", title="Kept", kind="bar"),
+        ],
+    )
+    return {
+        "figures": drawn,
+        "removed": page.table(reasons) if len(removed) else None,
+        "batches": page.table(batches) if len(rows) > 1 else None,
+    }
+
+
+def _training(page: Page, results: Results) -> dict[str, Any]:
+    best = results.best["run"]
+    histories = {
+        run: results.histories[run] for run in dict.fromkeys([*results.chosen_runs, best]) if run in results.histories
+    }
+    drawn = []
+    if best in histories:
+        for quantity, title in (
+            ("elbo", "Negative ELBO"),
+            ("reconstruction_loss", "Reconstruction error"),
+            ("kl_local", "KL divergence"),
+        ):
+            drawn.append(page.draw(figures.training_curve(quantity, title, histories, best)))
+    metrics = results.best_metrics
+    if metrics.get("kl_per_factor"):
+        drawn.append(page.draw(figures.kl_per_factor(metrics["kl_per_factor"], int(metrics.get("collapsed", 0)), best)))
+    total = sum(float(m.get("wall_s") or 0) for m in results.metrics.values())
+    return {"figures": [drawing for drawing in drawn if drawing], "total_s": total}
+
+
+RUN_COLUMNS = [
+    Column(key="run", title="Run"),
+    Column(key="setting", title="Setting"),
+    Column(key="seed", title="Seed", kind="number"),
+    Column(key="n_latent", title="Factors", kind="number"),
+    Column(
+        key="elbo_validation",
+        title="Validation ELBO",
+        kind="number",
+        help="negative ELBO, nats per cell; lower is better",
+    ),
+    Column(key="elbo_test", title="Test ELBO", kind="number", help="negative ELBO, nats per cell; lower is better"),
+    Column(
+        key="marginal_ll_test", title="Marginal log-likelihood", kind="number", help="nats per cell; higher is better"
+    ),
+    Column(key="collapsed", title="Collapsed", kind="number"),
+    Column(key="epochs", title="Epochs", kind="number"),
+    Column(key="wall_s", title="Time (s)", kind="number"),
+    Column(key="cells_per_s", title="Cells/s", kind="number"),
+    Column(key="peak_memory_mb", title="Memory (MB)", kind="number"),
+    Column(key="device", title="Device"),
+]
+
+
+def _runs_table(runs: pd.DataFrame, name: str, *, with_dataset: bool = False) -> Table:
+    columns = [column for column in RUN_COLUMNS if column.key in runs]
+    if with_dataset:
+        columns.insert(0, Column(key="dataset", title="Dataset"))
+    if "outlier" in runs and runs["outlier"].astype(bool).any():
+        columns.append(Column(key="outlier", title="Outlier"))
+    keys = [column.key for column in columns]
+    return Table(name=name, title="Runs", frame=runs[keys], columns=columns, search=len(runs) > 10)
+
+
+def _choice(page: Page, results: Results) -> dict[str, Any]:
+    settings, runs, best = results.settings, results.runs, results.best
+    drawn = [figures.choice_curve(settings, runs, name) for name in ("elbo_test", "stability", "reproducible_rank")]
+    drawn.append(figures.rank_correlations(results.correlations, best["setting"], best.get("reproducible_rank")))
+    columns = [
+        Column(key="setting", title="Setting"),
+        Column(key="chosen", title="Chosen"),
+        Column(key="n_latent", title="Factors", kind="number"),
+        Column(key="n_runs", title="Runs", kind="number"),
+        Column(
+            key="elbo_test_mean", title="Test ELBO", kind="number", help="negative ELBO, nats per cell; lower is better"
+        ),
+        Column(key="elbo_test_se", title="± s.e.", kind="number"),
+        Column(
+            key="marginal_ll_test_mean",
+            title="Marginal log-likelihood",
+            kind="number",
+            help="nats per cell; higher is better",
+        ),
+        Column(key="reproducible_rank", title="Reproducible rank", kind="number"),
+        Column(key="stability_mean", title="Stability", kind="number", help="mean cosine with the consensus"),
+        Column(key="stability_min", title="Least stable", kind="number"),
+        Column(key="collapsed_mean", title="Collapsed", kind="number"),
+        Column(key="wall_s_mean", title="Time (s)", kind="number"),
+    ]
+    table = Table(name="settings", title="Settings", frame=settings, columns=[c for c in columns if c.key in settings])
+    return {
+        "figures": [drawing for drawing in map(page.draw, drawn) if drawing],
+        "settings": page.table(table),
+        "runs": page.table(_runs_table(runs, "runs")),
+    }
+
+
+def _sample(n: int, most: int) -> np.ndarray:
+    """Sorted rows of at most `most` cells, the same for the same numbers."""
+    if n <= most:
+        return np.arange(n)
+    return np.sort(np.random.default_rng(0).choice(n, most, replace=False))
+
+
+def _groups(results: Results, config: ReportConfig) -> dict[str, pd.Series]:
+    """The categorical columns by which programs are shown: those of the config, else those that are in the results.
+
+    The first is the one that names the cells: the label field if there is one.
+    """
+    wanted = list(config.groupby)
+    if not wanted:
+        wanted = [str(results.setup.get("labels_key") or "")]
+        if not results.associations.empty:
+            categorical = results.associations[results.associations["kind"] == "categorical"]
+            wanted += list(categorical.sort_values("technical", kind="stable")["variable"])
+        if "column" in results.contrasts:
+            wanted += list(results.contrasts["column"].astype(str))
+        wanted += ["leiden", str(results.qc.get("batch_key") or "")]
+    found = {}
+    for name in dict.fromkeys(wanted):
+        if name in results.obs and results.obs[name].notna().any():
+            column = results.obs[name].astype("string").astype("category")
+            if 1 <= column.nunique() and column.nunique() < max(2, len(column)):
+                if column.nunique() > MAX_LEVELS:
+                    column = column.cat.set_categories(list(column.value_counts().index[:MAX_LEVELS]))
+                elif isinstance(results.obs[name].dtype, pd.CategoricalDtype):
+                    column = column.cat.set_categories([str(level) for level in results.obs[name].cat.categories])
+                found[name] = column.rename(name)
+    return found
+
+
+def _cells_map(page: Page, results: Results, groups: dict[str, pd.Series], cells: np.ndarray) -> dict[str, Any] | None:
+    """The map of cells: a figure, and the data to colour it by anything in the browser."""
+    if results.umap is None:
+        return None
+    umap = results.umap[cells]
+    note = _sampled_note(len(cells), len(results.obs))
+    first = next(iter(groups), None)
+    column = groups[first].iloc[cells] if first else pd.Series(["cells"] * len(cells), dtype="category", name="nothing")
+    colours = {
+        name: figures.palette(len(group.cat.categories), results.colors.get(name)) for name, group in groups.items()
+    }
+    drawing = page.draw(figures.cells_map(umap, column, colours[first] if first else ["#0072b2"], note))
+    low, high = umap.min(axis=0), umap.max(axis=0)
+    span = max(float((high - low).max()), 1e-9)
+    position = np.round((umap - (low + high) / 2) / span * 60_000 + 32_768).astype("<u2")
+    variables: list[dict[str, Any]] = []
+    for name, group in groups.items():
+        codes = group.iloc[cells].cat.codes.to_numpy()
+        variables.append(
+            {
+                "name": name,
+                "kind": "categorical",
+                "group": "Annotation",
+                "levels": [str(level) for level in group.cat.categories],
+                "colours": colours[name],
+                "values": _base64(np.where(codes < 0, 255, codes).astype(np.uint8)),
+            }
+        )
+    for name in results.scores:
+        label = results.programs.at[name, "label"]
+        title = f"{name} · {label}" if label else name
+        variables.append(_continuous(title, "Programs", results.scores[name].to_numpy()[cells]) | {"program": name})
+    for name, title in figures.METRIC_TITLES.items():
+        if name in results.obs and pd.api.types.is_numeric_dtype(results.obs[name]):
+            variables.append(_continuous(title, "Quality", results.obs[name].to_numpy(dtype=float)[cells]))
+    return {
+        "figure": drawing,
+        "note": note,
+        "variables": variables,
+        "data": {"x": _base64(position[:, 0]), "y": _base64(position[:, 1]), "variables": variables}
+        | ({"cells": [str(name) for name in results.obs.index[cells]]} if len(cells) <= 30_000 else {}),
+    }
+
+
+def _continuous(name: str, group: str, values: np.ndarray) -> dict[str, Any]:
+    """A variable in 255 steps between its 1st and 99th percentile; 255 is a missing value."""
+    low, high = (float(v) for v in np.nanquantile(values, [0.01, 0.99])) if np.isfinite(values).any() else (0.0, 1.0)
+    steps = np.clip((values - low) / max(high - low, 1e-12), 0, 1) * 254
+    coded = np.where(np.isfinite(values), np.round(np.nan_to_num(steps)), 255).astype(np.uint8)
+    return {"name": name, "kind": "continuous", "group": group, "low": low, "high": high, "values": _base64(coded)}
+
+
+def _base64(array: np.ndarray) -> str:
+    return base64.b64encode(np.ascontiguousarray(array).tobytes()).decode("ascii")
+
+
+def _sampled_note(n: int, of: int) -> str:
+    return f" Drawn: {n:,} of {of:,} cells, taken at random." if n < of else ""
+
+
+def _programs(
+    page: Page, results: Results, groups: dict[str, pd.Series], cells: np.ndarray, config: ReportConfig
+) -> dict[str, Any]:
+    names = list(results.programs.index)
+    loadings = results.consensus.pivot(index="gene", columns="program", values="loading")[names]
+    return {
+        "table": page.table(_programs_table(results)),
+        "overview": [drawing for drawing in _overview(page, results, groups, loadings) if drawing],
+        "genes": _gene_finder(page, results, loadings, config),
+        "panels": [_panel(page, results, groups, cells, name, config) for name in names],
+    }
+
+
+def _programs_table(results: Results) -> Table:
+    frame = results.programs.reset_index(names="program")
+    columns = [
+        Column(key="program", title="Program", kind="program"),
+        Column(key="label", title="Label"),
+        Column(key="share", title="Share", kind="bar", help="of what the programs contribute together"),
+        Column(key="stability", title="Stability", kind="number", help="mean cosine of single runs with the consensus"),
+        Column(key="n_runs_found", title="Found in runs", kind="number", help="runs with a cosine above 0.9"),
+        Column(key="best_association", title="Strongest association"),
+        Column(key="technical", title="Technical"),
+    ]
+    return Table(name="programs", title="Programs", frame=frame, columns=columns, page=60)
+
+
+def _overview(
+    page: Page, results: Results, groups: dict[str, pd.Series], loadings: pd.DataFrame
+) -> Iterator[Drawing | None]:
+    names = list(results.programs.index)
+    titles = {name: f"{name} {results.programs.at[name, 'label']}".strip() for name in names}
+    per_program = int(np.clip(54 // max(len(names), 1), 2, 6))
+    positive = results.top_genes[(results.top_genes["side"] == "positive") & (results.top_genes["rank"] <= per_program)]
+    genes = list(dict.fromkeys(positive.sort_values(["program", "rank"], key=_in_order(names))["gene"]))
+    yield page.draw(
+        figures.heatmap(
+            loadings.loc[genes].T.rename(index=titles),
+            name="programs_genes",
+            title="Programs and their genes",
+            caption=f"The {per_program} strongest positive genes of each program.",
+            value="Loading",
+            italic=True,
+        )
+    )
+    for variable, group in groups.items():
+        means = results.scores.groupby(group.to_numpy(), observed=True).mean().T
+        means = means[[level for level in group.cat.categories if level in means]].rename(index=titles)
+        yield page.draw(
+            figures.heatmap(
+                means,
+                name=f"programs_by_{figures._slug(variable)}",
+                title=f"Programs by {variable}",
+                caption=f"Mean score of the cells of each level of {variable}, in standard deviations.",
+                value="Mean score",
+            )
+        )
+    if len(names) > 1:
+        yield page.draw(
+            figures.heatmap(
+                results.scores[names].corr().rename(index=titles),
+                name="programs_correlation",
+                title="Which programs go together",
+                caption="Correlation of the scores over all cells.",
+                value="Correlation",
+                limits=(-1, 1),
+            )
+        )
+    if results.stability["run"].nunique() > 1:
+        cosines = results.stability.pivot(index="program", columns="run", values="cosine").loc[names]
+        yield page.draw(
+            figures.heatmap(
+                cosines.rename(index=titles),
+                name="programs_stability",
+                title="Stability over seeds",
+                caption="Cosine of each program in a single run with the consensus; 1 is the same.",
+                value="Cosine",
+                limits=(0.5, 1),
+                cmap="viridis",
+            )
+        )
+
+
+def _in_order(names: list[str]) -> Any:
+    """Sort key for programs in their own order (P10 after P2)."""
+    position = {name: i for i, name in enumerate(names)}
+    return lambda column: column.map(position) if column.name == "program" else column
+
+
+def _gene_finder(page: Page, results: Results, loadings: pd.DataFrame, config: ReportConfig) -> dict[str, Any]:
+    """Loadings of the genes in all programs, for the search; at most `config.n_genes_searchable` strongest genes."""
+    strongest = results.consensus.groupby("gene")["weighted"].agg(lambda values: values.abs().max())
+    genes = strongest.nlargest(config.n_genes_searchable).index
+    page.blocks["genes"] = loadings.loc[genes].sort_index().reset_index()
+    return {"n": len(genes), "of": len(loadings)}
+
+
+def _panel(
+    page: Page,
+    results: Results,
+    groups: dict[str, pd.Series],
+    cells: np.ndarray,
+    name: str,
+    config: ReportConfig,
+) -> dict[str, Any]:
+    """Everything about one program."""
+    of_program = results.top_genes[results.top_genes["program"] == name].sort_values("rank")
+    sides = [of_program[of_program["side"] == side].head(config.n_genes) for side in ("positive", "negative")]
+    genes = pd.concat([sides[0], sides[1].iloc[::-1]])
+    scores = results.scores[name].to_numpy()
+    drawn = [figures.program_genes(name, genes)]
+    if results.umap is not None:
+        note = _sampled_note(len(cells), len(results.obs))
+        drawn.append(figures.program_map(name, results.umap[cells], scores[cells], note))
+    drawn += [figures.program_by_group(name, scores, group, variable) for variable, group in groups.items()]
+    associations = results.associations[results.associations["program"] == name]
+    associations = associations.sort_values("effect", key=np.abs, ascending=False)
+    enrichment = results.enrichment[results.enrichment["program"] == name].sort_values("p")
+    tables = [
+        Table(
+            name=f"associations-{name}",
+            title="Associations",
+            frame=associations,
+            columns=[
+                Column(key="variable", title="Variable"),
+                Column(key="level", title="Level"),
+                Column(key="effect", title="Effect", kind="number", help="difference in SD, or correlation"),
+                Column(key="auc", title="AUC", kind="number"),
+                Column(key="padj", title="Adjusted p", kind="number"),
+            ],
+            page=8,
+        ),
+        Table(
+            name=f"enrichment-{name}",
+            title="Enriched gene sets",
+            frame=enrichment,
+            columns=[
+                Column(key="term", title="Gene set"),
+                Column(key="side", title="Side"),
+                Column(key="overlap", title="Overlap", kind="number"),
+                Column(key="n_term", title="Size", kind="number"),
+                Column(key="odds_ratio", title="Odds ratio", kind="number"),
+                Column(key="padj", title="Adjusted p", kind="number"),
+            ],
+            page=8,
+        ),
+    ]
+    return {
+        "name": name,
+        "row": results.programs.loc[name],
+        "figures": [page.draw(drawing) for drawing in drawn],
+        "tables": [page.table(table) for table in tables if len(table.frame)],
+    }
+
+
+def _fit(page: Page, results: Results, config: ReportConfig) -> dict[str, Any] | None:
+    fit = results.fit
+    if fit.empty:
+        return None
+    whole = fit[fit["batch"] == "all"].copy()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        for quantity in ("mean", "variance"):
+            whole[f"{quantity}_ratio"] = np.log2(whole[f"predicted_{quantity}"] / whole[f"observed_{quantity}"])
+    whole["zeros_difference"] = whole["predicted_zeros"] - whole["observed_zeros"]
+    whole = whole.sort_values("zeros_difference", key=np.abs, ascending=False)
+    page.blocks["fit"] = whole.drop(columns=["batch", "n_cells"])
+    batches = [name for name in dict.fromkeys(fit["batch"].astype(str)) if name != "all"]
+    drawn = [page.draw(figures.fit_scatter(fit, quantity)) for quantity in figures.FIT_TITLES]
+    shown = batches[:12] if len(batches) > 1 else []
+    by_batch = [page.draw(figures.fit_batches(fit, name, shown)) for name in ("mean", "zeros")] if shown else []
+    genes = Table(
+        name="fit",
+        title="Genes, worst first",
+        frame=whole,
+        columns=[
+            Column(key="gene", title="Gene", kind="gene"),
+            Column(key="observed_mean", title="Mean, observed", kind="number"),
+            Column(key="predicted_mean", title="predicted", kind="number"),
+            Column(key="mean_ratio", title="log2 ratio", kind="number"),
+            Column(key="observed_variance", title="Variance, observed", kind="number"),
+            Column(key="predicted_variance", title="predicted", kind="number"),
+            Column(key="variance_ratio", title="log2 ratio", kind="number"),
+            Column(key="observed_zeros", title="Zeros, observed", kind="number"),
+            Column(key="predicted_zeros", title="predicted", kind="number"),
+            Column(key="zeros_difference", title="difference", kind="number"),
+        ],
+        page=12,
+        search=True,
+    )
+    return {
+        "figures": drawn,
+        "by_batch": by_batch,
+        "genes": page.table(genes),
+        "batches": page.table(_fit_by_batch(fit, batches)) if len(batches) > 1 else None,
+        "left_out": len(batches) - len(shown) if shown else 0,
+    }
+
+
+def _fit_by_batch(fit: pd.DataFrame, batches: list[str]) -> Table:
+    """How far the model is off in each batch: median over genes."""
+    rows = []
+    for name in ["all", *batches]:
+        part = fit[(fit["batch"] == name) & (fit["observed_mean"] > 0) & (fit["observed_variance"] > 0)]
+        rows.append(
+            {
+                "batch": name,
+                "n_cells": int(part["n_cells"].max()) if len(part) else 0,
+                "mean": (np.log2(part["predicted_mean"] / part["observed_mean"])).abs().median(),
+                "variance": (np.log2(part["predicted_variance"] / part["observed_variance"])).abs().median(),
+                "zeros": (part["predicted_zeros"] - part["observed_zeros"]).abs().median(),
+            }
+        )
+    return Table(
+        name="fit-batches",
+        title="How far off, by batch",
+        frame=pd.DataFrame(rows),
+        columns=[
+            Column(key="batch", title="Batch"),
+            Column(key="n_cells", title="Held-out cells", kind="number"),
+            Column(key="mean", title="Mean", kind="number", help="median |log2 ratio| over genes"),
+            Column(key="variance", title="Variance", kind="number", help="median |log2 ratio| over genes"),
+            Column(key="zeros", title="Zeros", kind="number", help="median |difference| over genes"),
+        ],
+    )
+
+
+def _de(page: Page, results: Results, config: ReportConfig) -> dict[str, Any] | None:
+    if results.contrasts.empty:
+        return None
+    n_rows = max(50, config.n_de_rows // len(results.contrasts))
+    panels = []
+    for position, row in enumerate(results.contrasts.to_dict("records"), start=1):
+        if row["contrast"] in results.de:
+            panels.append(_contrast(page, results.de[row["contrast"]], row, position, n_rows))
+    overview = Table(
+        name="contrasts",
+        title="Contrasts",
+        frame=results.contrasts.fillna({"within": ""}),
+        columns=[
+            Column(key="contrast", title="Contrast"),
+            Column(key="group1", title="Group 1"),
+            Column(key="group2", title="Group 2"),
+            Column(key="within", title="Within"),
+            Column(key="n1", title="Cells 1", kind="number"),
+            Column(key="n2", title="Cells 2", kind="number"),
+            Column(key="n_de", title="Genes called", kind="number", help="at a false discovery rate of 5 %"),
+            Column(key="pseudobulk", title="Pseudobulk"),
+        ],
+        page=60,
+        search=len(results.contrasts) > 10,
+    )
+    return {"contrasts": page.table(overview), "panels": panels}
+
+
+def _contrast(page: Page, table: pd.DataFrame, row: dict[str, Any], position: int, n_rows: int) -> dict[str, Any]:
+    called = next((name for name in table if str(name).startswith("is_de_fdr_")), None)
+    significant = table[called].astype(bool) if called else pd.Series(False, index=table.index)
+    name = f"{position}-{row['contrast']}"
+    block = f"de-{position}"
+    title = f"{row['group1']} against {row['group2']}"
+    drawn = [figures.volcano(name, table, significant, title, block)]
+    has_pseudobulk = "pseudobulk_lfc" in table and table["pseudobulk_lfc"].notna().any()
+    if has_pseudobulk:
+        drawn.append(figures.model_against_pseudobulk(name, table, block))
+    columns = [
+        Column(key="gene", title="Gene", kind="gene"),
+        Column(key="lfc_mean", title="log2 fold change", kind="number", help="posterior mean"),
+        Column(key="lfc_std", title="SD", kind="number"),
+        Column(key="proba_de", title="P(DE)", kind="number", help="posterior probability"),
+        Column(key="bayes_factor", title="log Bayes factor", kind="number"),
+        Column(key="raw_normalized_mean1", title="Mean 1", kind="number", help="of normalised counts in group 1"),
+        Column(key="raw_normalized_mean2", title="Mean 2", kind="number", help="of normalised counts in group 2"),
+        Column(key="non_zeros_proportion1", title="Expressed 1", kind="bar", help="share of cells of group 1"),
+        Column(key="non_zeros_proportion2", title="Expressed 2", kind="bar", help="share of cells of group 2"),
+    ]
+    if has_pseudobulk:
+        columns += [
+            Column(key="pseudobulk_lfc", title="Pseudobulk log2 fc", kind="number"),
+            Column(key="pseudobulk_padj", title="Pseudobulk adj. p", kind="number"),
+        ]
+    columns = [column for column in columns if column.key in table]
+    ranked = table.sort_values("bayes_factor", ascending=False, kind="stable").head(n_rows)
+    note = (
+        f"The {len(ranked):,} genes with the largest Bayes factors of {len(table):,}."
+        if len(ranked) < len(table)
+        else ""
+    )
+    shown = Table(
+        name=block,
+        title=f"Genes: {title}",
+        frame=ranked[[column.key for column in columns]],
+        columns=columns,
+        page=15,
+        search=True,
+        note=note,
+    )
+    return {
+        "row": row,
+        "title": title,
+        "id": block,
+        "figures": [page.draw(drawing) for drawing in drawn],
+        "table": page.table(shown),
+        "file": f"de/{Path(str(row['file'])).name}",
+    }
+
+
+STEPS = {
+    "qc": "cells and genes kept",
+    "setup": "genes chosen, cells split",
+    "train": "one model per run",
+    "select": "which setting",
+    "programs": "consensus over seeds",
+    "annotate": "UMAP, clusters, scores",
+    "de": "contrasts",
+    "report": "this page",
+}
+
+
+def _making(page: Page, results: Results) -> dict[str, Any]:
+    """How it was made: steps with their times, inputs, versions, seeds, configuration, downloads."""
+    seconds = dict(results.seconds)
+    if "train" not in seconds:
+        seconds["train"] = [float(metrics["wall_s"]) for metrics in results.metrics.values() if metrics.get("wall_s")]
+    steps = [
+        {"name": name, "what": what, "jobs": len(seconds.get(name, [])), "seconds": sum(seconds.get(name, []))}
+        for name, what in STEPS.items()
+        if not (name == "de" and results.contrasts.empty)
+    ]
+    downloads = {group: dict(paths) for group, paths in DOWNLOADS.items()}
+    if not results.contrasts.empty:
+        files = {
+            f"de/{Path(str(row.file)).name}": f"{row.contrast}, all genes" for row in results.contrasts.itertuples()
+        }
+        downloads["Differential expression"] = {"de/contrasts.tsv": "the contrasts"} | files
+    metrics = results.best_metrics
+    hosts = sorted({str(m["host"]) for m in results.metrics.values() if m.get("host")})
+    devices = sorted({str(m["device"]) for m in results.metrics.values() if m.get("device")})
+    return {
+        "steps": steps,
+        "downloads": downloads,
+        "versions": metrics.get("versions", {}),
+        "seeds": {run: m.get("seed") for run, m in results.metrics.items()},
+        "hosts": hosts,
+        "devices": devices,
+        "threads": sorted({m["threads"] for m in results.metrics.values() if m.get("threads")}),
+        "config": json.dumps(results.resolved, indent=2, ensure_ascii=False) if results.resolved else "",
+    }
+
+
+def _summary(results: Results, warnings: list[prose.Warning]) -> dict[str, Any]:
+    """What the index over all datasets shows of this one."""
+    runs = results.runs[[column.key for column in RUN_COLUMNS if column.key in results.runs]]
+    programs = [
+        {"program": name, "label": row["label"], "share": float(row["share"]), "top_positive": row["top_positive"]}
+        for name, row in results.programs.head(5).iterrows()
+    ]
+    columns: Mapping[str, list[Any]] = _columns(runs)
+    return {
+        "dataset": results.dataset,
+        "n_obs_before": results.qc["n_obs_before"],
+        "n_obs_after": results.qc["n_obs_after"],
+        "n_vars": results.setup["n_vars"],
+        "setting": results.best["setting"],
+        "reason": results.best["reason"],
+        "n_programs": len(results.programs),
+        "programs": programs,
+        "warnings": [warning.text for warning in warnings],
+        "runs": [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)],
+    }

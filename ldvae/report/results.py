@@ -1,0 +1,61 @@
+"""What a report is made of: the tables of one dataset, as the steps wrote them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """The results of one dataset as plain tables; columns are named as in the files they come from.
+
+    What the workflow did not make is an empty table, an empty mapping or None.
+    """
+
+    dataset: str
+    #: qc/summary.json and qc/cells.tsv.gz (one row per cell before the filter).
+    qc: dict[str, Any]
+    qc_cells: pd.DataFrame
+    setup: dict[str, Any]
+    #: metrics.json and history.csv of each run, by run id.
+    metrics: dict[str, dict[str, Any]]
+    histories: dict[str, pd.DataFrame]
+    #: fit.tsv of the best run: posterior predictive checks, one row per gene and batch.
+    fit: pd.DataFrame
+    runs: pd.DataFrame
+    settings: pd.DataFrame
+    correlations: pd.DataFrame
+    best: dict[str, Any]
+    #: One row per program, indexed by its name; the other tables of the programs are long.
+    programs: pd.DataFrame
+    top_genes: pd.DataFrame
+    consensus: pd.DataFrame
+    stability: pd.DataFrame
+    associations: pd.DataFrame
+    enrichment: pd.DataFrame
+    programs_summary: dict[str, Any]
+    #: Of all cells: annotation columns, program scores (n_obs, n_programs) and UMAP coordinates (n_obs, 2).
+    obs: pd.DataFrame
+    scores: pd.DataFrame
+    umap: np.ndarray | None
+    #: Colours of the levels of a categorical column where the annotated file holds them (scanpy's `{column}_colors`).
+    colors: dict[str, list[str]] = field(default_factory=dict)
+    contrasts: pd.DataFrame
+    de: dict[str, pd.DataFrame]
+    resolved: dict[str, Any]
+    #: Wall times of the jobs of each step, in seconds.
+    seconds: dict[str, list[float]]
+
+    @property
+    def chosen_runs(self) -> list[str]:
+        """The runs that the programs were made from."""
+        return [run for run in self.best["runs"] if run in self.metrics]
+
+    @property
+    def best_metrics(self) -> dict[str, Any]:
+        """Metrics of the best single run."""
+        return self.metrics[self.best["run"]]

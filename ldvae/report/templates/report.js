@@ -1,0 +1,342 @@
+/* What pointing, sorting, searching and choosing do. Plain text only: a name from the data never becomes markup. */
+"use strict";
+(() => {
+  const read = (id) => { const node = document.getElementById(id); return node ? JSON.parse(node.textContent) : null; };
+  const blocks = read("blocks") || {};
+  const cells = read("cells");
+  const tip = document.getElementById("tip");
+  const announce = document.getElementById("announce");
+
+  const make = (tag, properties = {}, ...children) => {
+    const node = document.createElement(tag);
+    for (const [key, value] of Object.entries(properties)) {
+      if (key in node && key !== "list") node[key] = value; else node.setAttribute(key, value);
+    }
+    node.append(...children);
+    return node;
+  };
+
+  /* The same as `number` in page.py. */
+  const show = (value) => {
+    if (value === null || value === undefined) return "–";
+    if (typeof value === "boolean") return value ? "yes" : "no";
+    if (typeof value !== "number") return String(value);
+    const size = Math.abs(value);
+    if (Number.isInteger(value)) return value.toLocaleString("en-US");
+    if (size >= 1000) return value.toLocaleString("en-US", { minimumFractionDigits: 1, maximumFractionDigits: 1 });
+    if (size < 1e-3) { const [mantissa, exponent] = value.toExponential(1).split("e"); return `${mantissa}e${Number(exponent)}`; }
+    return size < 100 ? value.toPrecision(3) : value.toFixed(1);
+  };
+
+  /* ---- tips ---- */
+  const place = (x, y) => {
+    tip.hidden = false;
+    const { width, height } = tip.getBoundingClientRect();
+    tip.style.left = `${Math.max(4, Math.min(x + 14, innerWidth - width - 4))}px`;
+    tip.style.top = `${y + 18 + height > innerHeight ? y - height - 12 : y + 18}px`;
+  };
+  const fillTip = (name, rows) => {
+    tip.replaceChildren(make("b", {}, name), ...rows.map(([title, value]) => make("div", {}, make("i", {}, title ? `${title} ` : ""), show(value))));
+    return [name, ...rows.map(([title, value]) => `${title} ${show(value)}`)].join(", ");
+  };
+
+  /* ---- figures: the nearest point tells its numbers ---- */
+  const points = (plot) => {
+    if (plot.points) return plot.points;
+    plot.points = [];
+    for (const target of JSON.parse(plot.dataset.targets)) {
+      const block = blocks[target.block];
+      if (!block) continue;
+      const scale = (value, [low, high], log) => log ? (Math.log(value) - Math.log(low)) / (Math.log(high) - Math.log(low)) : (value - low) / (high - low);
+      const [left, top, right, bottom] = target.box;
+      block[target.x].forEach((x, row) => {
+        const y = block[target.y][row];
+        if (x === null || y === null) return;
+        const fx = scale(x, target.xlim, target.log[0]), fy = scale(y, target.ylim, target.log[1]);
+        if (!(fx > -0.01 && fx < 1.01 && fy > -0.01 && fy < 1.01)) return;
+        plot.points.push({ x: left + fx * (right - left), y: bottom - fy * (bottom - top), row, target, block });
+      });
+    }
+    plot.points.sort((a, b) => a.x - b.x || a.y - b.y);
+    return plot.points;
+  };
+  const showPoint = (plot, point) => {
+    const area = plot.querySelector("svg").getBoundingClientRect(), frame = plot.getBoundingClientRect();
+    const x = area.left + point.x * area.width, y = area.top + point.y * area.height;
+    plot.ring ??= plot.appendChild(make("div", { className: "ring" }));
+    plot.ring.style.left = `${x - frame.left + plot.scrollLeft}px`;
+    plot.ring.style.top = `${y - frame.top}px`;
+    plot.current = point;
+    const rows = Object.entries(point.target.show).map(([column, title]) => [title, point.block[column][point.row]]);
+    const text = fillTip(String(point.block[point.target.name][point.row]), rows);
+    place(x, y);
+    return text;
+  };
+  const hidePoint = (plot) => { tip.hidden = true; plot.ring?.remove(); plot.ring = null; plot.current = null; };
+  const nearest = (plot, event) => {
+    const area = plot.querySelector("svg").getBoundingClientRect();
+    const reach = 900; // square of 30 pixels
+    let best = null, least = reach;
+    for (const point of points(plot)) {
+      const dx = area.left + point.x * area.width - event.clientX, dy = area.top + point.y * area.height - event.clientY;
+      const distance = dx * dx + dy * dy;
+      if (distance < least) { least = distance; best = point; }
+    }
+    return best;
+  };
+  for (const plot of document.querySelectorAll(".plot[data-targets]")) {
+    const follow = (event) => { const point = nearest(plot, event); if (point) showPoint(plot, point); else hidePoint(plot); };
+    plot.addEventListener("pointermove", follow);
+    plot.addEventListener("pointerdown", follow);
+    plot.addEventListener("pointerleave", () => hidePoint(plot));
+    plot.addEventListener("blur", () => hidePoint(plot));
+    plot.addEventListener("keydown", (event) => {
+      const all = points(plot);
+      const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+      if (event.key === "Escape") hidePoint(plot);
+      if (!step || !all.length) return;
+      event.preventDefault();
+      const at = plot.current ? all.indexOf(plot.current) + step : step > 0 ? 0 : all.length - 1;
+      announce.textContent = showPoint(plot, all[Math.max(0, Math.min(all.length - 1, at))]);
+    });
+  }
+
+  /* ---- tables: sort, search, page ---- */
+  const cellOf = (column, value) => {
+    if (column.kind === "gene") return make("td", {}, make("a", { className: "gene", href: "#genes", "data-gene": value }, value));
+    if (column.kind === "program") return make("td", {}, make("a", { href: `#program-${value}` }, value));
+    if (column.kind === "bar") {
+      const width = Math.max(0, Math.min(1, value ?? 0)) * 100;
+      const bar = make("span", { className: "bar" }, make("span", {}));
+      bar.firstChild.style.width = `${width.toFixed(1)}%`;
+      return make("td", { className: "n" }, bar, `${((value ?? 0) * 100).toFixed(1)} %`);
+    }
+    return make("td", { className: column.kind === "number" ? "n" : "" }, show(value));
+  };
+  for (const box of document.querySelectorAll(".table")) {
+    const block = blocks[box.dataset.block], columns = JSON.parse(box.dataset.columns), size = Number(box.dataset.page);
+    const n = block[columns[0].key].length, body = box.querySelector("tbody"), tools = box.querySelector(".tools");
+    let order = [...Array(n).keys()], found = order, page = 0, sorted = null;
+    const count = make("span", { className: "meta" });
+    const back = make("button", { type: "button" }, "Previous"), next = make("button", { type: "button" }, "Next");
+    const draw = () => {
+      const rows = found.slice(page * size, (page + 1) * size);
+      body.replaceChildren(...rows.map((row) => make("tr", {}, ...columns.map((column) => cellOf(column, block[column.key][row])))));
+      const last = Math.min(found.length, (page + 1) * size);
+      count.textContent = found.length ? `${(page * size + 1).toLocaleString("en-US")}–${last.toLocaleString("en-US")} of ${found.length.toLocaleString("en-US")}` : "nothing found";
+      back.disabled = page === 0;
+      next.disabled = last >= found.length;
+    };
+    let words = "";
+    const search = () => {
+      const texts = columns.filter((column) => column.kind !== "number" && column.kind !== "bar");
+      found = words ? order.filter((row) => texts.some((column) => String(block[column.key][row]).toLowerCase().includes(words))) : order;
+      page = 0;
+      draw();
+    };
+    columns.forEach((column, index) => {
+      const head = box.querySelectorAll("th")[index];
+      const button = make("button", { type: "button" }, ...head.childNodes);
+      head.append(button);
+      button.addEventListener("click", () => {
+        const numeric = column.kind === "number" || column.kind === "bar";
+        const down = sorted === column.key ? head.getAttribute("aria-sort") === "ascending" : numeric;
+        sorted = column.key;
+        const values = block[column.key], sign = down ? -1 : 1;
+        order = [...Array(n).keys()].sort((a, b) => {
+          if (values[a] === values[b]) return a - b;
+          if (values[a] === null || values[b] === null) return values[a] === null ? 1 : -1;
+          return sign * (numeric ? values[a] - values[b] : String(values[a]).localeCompare(String(values[b]), "en", { numeric: true }));
+        });
+        for (const other of box.querySelectorAll("th")) other.removeAttribute("aria-sort");
+        head.setAttribute("aria-sort", down ? "descending" : "ascending");
+        search();
+      });
+    });
+    if ("search" in box.dataset) {
+      const input = make("input", { type: "search", id: `search-${box.id}`, spellcheck: false, autocomplete: "off" });
+      tools.append(make("label", { htmlFor: input.id }, "Search"), input);
+      input.addEventListener("input", () => { words = input.value.trim().toLowerCase(); search(); });
+    }
+    if (n > size || "search" in box.dataset) tools.append(count);
+    if (n > size) {
+      tools.append(back, next);
+      back.addEventListener("click", () => { page -= 1; draw(); });
+      next.addEventListener("click", () => { page += 1; draw(); });
+    }
+    draw();
+  }
+
+  /* ---- genes: what one does in every program and contrast ---- */
+  const finder = document.getElementById("genes");
+  if (finder && blocks.genes) {
+    const form = finder.querySelector("form"), input = form.querySelector("input"), result = document.getElementById("gene-result");
+    form.hidden = false;
+    finder.querySelector("datalist").append(...blocks.genes.gene.map((gene) => make("option", { value: gene })));
+    const programs = Object.keys(blocks.genes).filter((name) => name !== "gene");
+    const rank = (program, row) => {
+      const size = Math.abs(blocks.genes[program][row]);
+      return 1 + blocks.genes[program].filter((value) => Math.abs(value) > size).length;
+    };
+    const find = (gene) => {
+      const wanted = gene.trim().toLowerCase();
+      if (!wanted) return;
+      const row = blocks.genes.gene.findIndex((name) => name.toLowerCase() === wanted);
+      input.value = gene;
+      if (row < 0) { result.replaceChildren(make("p", {}, `${gene} is not among the genes of the programs.`)); return; }
+      const most = Math.max(...programs.map((program) => Math.abs(blocks.genes[program][row])), 1e-9);
+      const lines = programs.map((program) => {
+        const value = blocks.genes[program][row];
+        const bar = make("span", { className: "bar" }, make("span", {}));
+        bar.firstChild.style.width = `${Math.abs(value) / most * 100}%`;
+        return { value, line: make("tr", {}, make("td", {}, make("a", { href: `#program-${program}` }, program)), make("td", { className: "n" }, bar, show(value)), make("td", { className: "n" }, show(rank(program, row)))) };
+      }).sort((a, b) => Math.abs(b.value) - Math.abs(a.value));
+      const head = make("tr", {}, make("th", { scope: "col" }, "Program"), make("th", { scope: "col", className: "n" }, "Loading"), make("th", { scope: "col", className: "n" }, "Rank by size"));
+      const parts = [make("h4", { className: "gene" }, blocks.genes.gene[row]), make("table", {}, make("thead", {}, head), make("tbody", {}, ...lines.map((entry) => entry.line)))];
+      const calls = [];
+      for (const contrast of document.querySelectorAll(".contrast")) {
+        const block = blocks[contrast.id.replace("contrast-", "")], at = block.gene.findIndex((name) => name.toLowerCase() === wanted);
+        if (at >= 0) calls.push(make("tr", {}, make("td", {}, make("a", { href: `#${contrast.id}` }, contrast.querySelector("h3").textContent)), make("td", { className: "n" }, show(block.lfc_mean[at])), make("td", { className: "n" }, show(block.proba_de[at]))));
+      }
+      if (calls.length) parts.push(make("table", {}, make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "Contrast"), make("th", { scope: "col", className: "n" }, "log2 fold change"), make("th", { scope: "col", className: "n" }, "P(DE)"))), make("tbody", {}, ...calls)));
+      result.replaceChildren(...parts);
+    };
+    form.addEventListener("submit", (event) => { event.preventDefault(); find(input.value); });
+    input.addEventListener("change", () => find(input.value));
+    document.addEventListener("click", (event) => { const link = event.target.closest?.("a.gene"); if (link) find(link.dataset.gene ?? link.textContent); });
+  }
+
+  /* ---- the map of cells ---- */
+  const map = document.getElementById("map");
+  if (map && cells) {
+    const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+    const words16 = (text) => new Uint16Array(bytes(text).buffer);
+    const xs = words16(cells.x), ys = words16(cells.y), n = xs.length;
+    const select = map.querySelector("select"), canvas = map.querySelector("canvas"), legend = map.querySelector(".legend");
+    const context = canvas.getContext("2d");
+    let variable = null, values = null, alone = null, at = { scale: 1, dx: 0, dy: 0 };
+    const viridis = ["#440154", "#482878", "#3e4989", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6ece58", "#b5de2b", "#fde725"];
+    const ramp = (share) => {
+      const place = share * (viridis.length - 1), low = Math.min(Math.floor(place), viridis.length - 2), part = place - low;
+      const mix = (i) => Math.round(parseInt(viridis[low].slice(i, i + 2), 16) * (1 - part) + parseInt(viridis[low + 1].slice(i, i + 2), 16) * part);
+      return `rgb(${mix(1)}, ${mix(3)}, ${mix(5)})`;
+    };
+    const steps = Array.from({ length: 255 }, (_, i) => ramp(i / 254));
+    const draw = () => {
+      const ratio = devicePixelRatio || 1, width = canvas.clientWidth, height = canvas.clientHeight;
+      canvas.width = width * ratio; canvas.height = height * ratio;
+      context.scale(ratio, ratio);
+      const lowX = Math.min(...extent(xs)), highX = Math.max(...extent(xs)), lowY = Math.min(...extent(ys)), highY = Math.max(...extent(ys));
+      const scale = Math.min((width - 16) / Math.max(1, highX - lowX), (height - 16) / Math.max(1, highY - lowY));
+      at = { scale, dx: width / 2 - scale * (lowX + highX) / 2, dy: height / 2 + scale * (lowY + highY) / 2 };
+      const size = Math.max(0.9, Math.min(3.2, 90 / Math.sqrt(n)) * Math.sqrt(width / 560));
+      const faded = getComputedStyle(document.documentElement).getPropertyValue("--rule");
+      const continuous = variable.kind === "continuous";
+      const order = drawOrder;
+      for (const pass of [0, 1]) {
+        for (const i of order) {
+          const value = values[i], muted = value === 255 || (alone !== null && value !== alone);
+          if (muted !== (pass === 0)) continue;
+          context.fillStyle = muted ? faded : continuous ? steps[value] : variable.colours[value];
+          context.beginPath();
+          context.arc(at.dx + at.scale * xs[i], at.dy - at.scale * ys[i], size, 0, 6.3);
+          context.fill();
+        }
+      }
+    };
+    const extent = (array) => { let low = Infinity, high = -Infinity; for (const v of array) { if (v < low) low = v; if (v > high) high = v; } return [low, high]; };
+    let drawOrder = null;
+    const fillLegend = () => {
+      if (variable.kind === "continuous") {
+        const bar = make("span", { className: "ramp" });
+        bar.style.background = `linear-gradient(90deg, ${viridis.join(", ")})`;
+        legend.replaceChildren(make("span", {}, show(Number(variable.low.toPrecision(3)))), bar, make("span", {}, show(Number(variable.high.toPrecision(3)))));
+        if (variable.program) legend.append(make("a", { href: `#program-${variable.program}` }, `more about ${variable.program}`));
+        return;
+      }
+      legend.replaceChildren(...variable.levels.map((level, code) => {
+        const swatch = make("span", { className: "swatch" });
+        swatch.style.background = variable.colours[code];
+        const button = make("button", { type: "button", "aria-pressed": "false" }, swatch, level);
+        button.addEventListener("click", () => {
+          alone = alone === code ? null : code;
+          [...legend.children].forEach((other, i) => other.setAttribute("aria-pressed", String(i === alone)));
+          draw();
+        });
+        return button;
+      }));
+    };
+    const choose = (index) => {
+      variable = cells.variables[index];
+      values = bytes(variable.values);
+      alone = null;
+      drawOrder = [...Array(n).keys()];
+      // High scores on top, as scanpy draws them; groups in the order of the cells.
+      if (variable.kind === "continuous") drawOrder.sort((a, b) => values[a] - values[b]);
+      map.querySelector("#map-title").textContent = `The cells, coloured by ${variable.name}`;
+      fillLegend();
+      draw();
+    };
+    map.querySelector("figure").hidden = true;
+    map.querySelector(".live").hidden = false;
+    select.addEventListener("change", () => choose(Number(select.value)));
+    canvas.addEventListener("pointermove", (event) => {
+      const area = canvas.getBoundingClientRect(), x = event.clientX - area.left, y = event.clientY - area.top;
+      let best = -1, least = 100;
+      for (let i = 0; i < n; i++) {
+        const dx = at.dx + at.scale * xs[i] - x, dy = at.dy - at.scale * ys[i] - y, distance = dx * dx + dy * dy;
+        if (distance < least) { least = distance; best = i; }
+      }
+      if (best < 0) { tip.hidden = true; return; }
+      const rows = cells.variables.filter((other) => other.kind === "categorical").map((other) => { other.bytes ??= bytes(other.values); return [other.name, other.levels[other.bytes[best]] ?? "–"]; });
+      if (variable.kind === "continuous" && values[best] < 255) rows.push([variable.name, Number((variable.low + (variable.high - variable.low) * values[best] / 254).toPrecision(2))]);
+      fillTip(cells.cells ? cells.cells[best] : "a cell", rows);
+      place(event.clientX, event.clientY);
+    });
+    canvas.addEventListener("pointerleave", () => { tip.hidden = true; });
+    addEventListener("resize", draw);
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+    document.addEventListener("themechange", draw);
+    choose(0);
+  }
+
+  /* ---- contents that follow, the theme, copying ---- */
+  const contents = document.querySelector(".toc");
+  if (contents) {
+    const links = new Map([...contents.querySelectorAll("a")].map((link) => [link.getAttribute("href").slice(1), link]));
+    const places = [...links.keys()].map((id) => document.getElementById(id)).filter(Boolean);
+    const mark = () => {
+      let current = places[0];
+      for (const part of places) if (part.getBoundingClientRect().top < innerHeight * 0.3) current = part;
+      for (const [id, link] of links) if (id === current.id) link.setAttribute("aria-current", "location"); else link.removeAttribute("aria-current");
+    };
+    addEventListener("scroll", mark, { passive: true });
+    mark();
+    const narrow = matchMedia("(max-width: 69.99rem)"), details = contents.querySelector("details");
+    const fold = () => { details.open = !narrow.matches; };
+    narrow.addEventListener("change", fold);
+    fold();
+    details.addEventListener("click", (event) => { if (event.target.closest("a") && narrow.matches) details.open = false; });
+    const button = document.getElementById("theme"), root = document.documentElement;
+    const dark = () => root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+    const name = () => { button.textContent = dark() ? "Light" : "Dark"; };
+    button.hidden = false;
+    button.addEventListener("click", () => { root.dataset.theme = dark() ? "light" : "dark"; name(); document.dispatchEvent(new Event("themechange")); });
+    name();
+  }
+  /* A link into a folded contrast opens it. */
+  const unfold = () => { const target = document.getElementById(decodeURIComponent(location.hash.slice(1))); if (target?.tagName === "DETAILS") target.open = true; };
+  addEventListener("hashchange", unfold);
+  unfold();
+  /* Paper shows everything. */
+  addEventListener("beforeprint", () => { for (const folded of document.querySelectorAll("main details")) folded.open = true; });
+  for (const part of document.querySelectorAll(".scripts")) part.hidden = false;
+  for (const button of document.querySelectorAll("[data-copy]")) {
+    button.addEventListener("click", () => {
+      const text = document.getElementById(button.dataset.copy).innerText;
+      const said = () => { button.textContent = "Copied"; announce.textContent = "Copied"; };
+      if (navigator.clipboard) navigator.clipboard.writeText(text).then(said, () => {});
+      else { const range = document.createRange(); range.selectNodeContents(document.getElementById(button.dataset.copy)); getSelection().removeAllRanges(); getSelection().addRange(range); document.execCommand("copy"); said(); }
+    });
+  }
+})();
