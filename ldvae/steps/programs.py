@@ -1,0 +1,158 @@
+"""The gene programs that the chosen fits share, with their meaning, as tables."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ldvae.config import Output, ProgramsConfig
+from ldvae.errors import InputError
+from ldvae.io import atomic, write_json, write_table
+from ldvae.programs import (
+    Programs,
+    associations,
+    describe,
+    enrichment,
+    find_programs,
+    gene_sets,
+    split_sides,
+    top_genes,
+)
+from ldvae.steps.select import Factors, read_factors, read_metrics
+
+logger = logging.getLogger(__name__)
+
+
+def programs(*, best: Path, runs: list[Path], counts: Path, output: Output, config: ProgramsConfig) -> None:
+    """Average the chosen fits, turn what they share into gene programs, and say what the programs are.
+
+    Parameters
+    ----------
+    best
+        best.json of the step select: the runs to average and the reproducible rank.
+    runs
+        Folders of runs, each with metrics.json and factors.npz; those that best.json does not name are ignored.
+    counts
+        AnnData (h5ad) of the step setup, for what is known of the cells.
+    output
+        Folder for the tables, programs.gmt, model.npz (for `ldvae project`) and summary.json.
+    """
+    choice = json.loads(best.read_text())
+    folders = {read_metrics(folder)["run"]: folder for folder in runs}
+    missing = [run for run in choice["runs"] if run not in folders]
+    if missing:
+        raise InputError(f"{best}: names run {missing[0]}, which is not among the folders given. Give all its runs.")
+    factors = read_factors([folders[run] for run in choice["runs"]])
+    found = find_programs(
+        factors.scores,
+        factors.loadings,
+        mean=factors.mean,
+        theta=factors.theta,
+        cells=factors.cells,
+        genes=factors.genes,
+        runs=choice["runs"],
+        config=config,
+        rank=choice["reproducible_rank"],
+    )
+    for warning in found.warnings:
+        logger.warning(warning)
+    obs, batch_key = read_obs(counts)
+    related = associations(
+        found.scores,
+        obs,
+        variables=config.variables,
+        technical=[*config.technical, *([batch_key] if batch_key else [])],
+    )
+    libraries = [enrichment(found, read_gmt(Path(file)), Path(file).stem) for file in config.gene_sets]
+    columns = ["program", "side", "term", "library", "overlap", "n_term", "odds_ratio", "p", "padj", "genes"]
+    enriched = pd.concat(libraries, ignore_index=True) if libraries else pd.DataFrame(columns=columns)
+
+    write_table(found.loadings, output / "loadings.tsv", index="gene")
+    write_table(found.weighted, output / "weighted.tsv", index="gene")
+    write_table(found.scores, output / "scores.tsv.gz", index="cell")
+    write_table(long_table(found), output / "consensus.tsv")
+    write_table(top_genes(found, config.n_top), output / "top_genes.tsv")
+    write_table(describe(found, related, enriched, limit=config.technical_r), output / "programs.tsv", index="program")
+    stability = found.cosines.rename_axis("run", axis=1).stack().rename("cosine").reset_index()
+    write_table(stability, output / "stability.tsv")
+    write_table(related, output / "associations.tsv")
+    write_table(enriched, output / "enrichment.tsv")
+    write_gmt(gene_sets(found), output / "programs.gmt")
+    write_table(split_sides(found), output / "starcat.tsv", index="program")
+    write_model(found, factors, output / "model.npz")
+    write_json(
+        {
+            "rank": found.rank,
+            "n_programs": found.scores.shape[1],
+            "runs": choice["runs"],
+            "outliers": choice["outliers"],
+            "n_obs": len(found.scores),
+            "intercept": found.intercept,
+            "warnings": found.warnings,
+            "settings": asdict(config),
+        },
+        output / "summary.json",
+    )
+
+
+def read_obs(counts: Path) -> tuple[pd.DataFrame, str]:
+    """What is known of the cells, and the key of their batch ("" where there is one batch)."""
+    import anndata as ad
+
+    data = ad.read_h5ad(counts, backed="r")
+    batch_key = data.uns.get("ldvae_setup", {}).get("batch_key", "")
+    obs = data.obs.copy()
+    data.file.close()
+    return obs, str(batch_key)
+
+
+def read_gmt(path: Path) -> dict[str, list[str]]:
+    """Gene sets by term: a line holds the term, a description and the genes, separated by tabs."""
+    lines = [line.split("\t") for line in path.read_text().splitlines() if line.strip()]
+    for number, line in enumerate(lines, 1):
+        if len(line) < 3:
+            raise InputError(
+                f"{path}: line {number} has {len(line)} fields; expected a term, a description and at least one gene, "
+                "separated by tabs. Give a GMT file."
+            )
+    return {line[0]: [gene for gene in line[2:] if gene] for line in lines}
+
+
+def write_gmt(sets: dict[str, list[str]], path: Path) -> None:
+    """Write gene sets by name, the genes in the order given."""
+    with atomic(path) as temporary:
+        temporary.write_text("".join("\t".join([name, "ldvae", *genes]) + "\n" for name, genes in sets.items()))
+
+
+def long_table(found: Programs) -> pd.DataFrame:
+    """Every gene of every program: program, gene, loading, lower, upper, weighted."""
+    tables = {"loading": found.loadings, "lower": found.lower, "upper": found.upper, "weighted": found.weighted}
+    columns = {name: table.to_numpy().T.ravel() for name, table in tables.items()}
+    names, genes = found.loadings.columns, found.loadings.index
+    return pd.DataFrame({"program": np.repeat(names, len(genes)), "gene": np.tile(genes, len(names))} | columns)
+
+
+def write_model(found: Programs, factors: Factors, path: Path) -> None:
+    """Write what scoring other cells needs, as plain arrays."""
+    # The components are centred, so the gene offset of the mean cell has to hold the mean of the factors.
+    centres = [
+        offset + loadings @ scores.mean(axis=0, dtype=float)
+        for offset, loadings, scores in zip(factors.offset, factors.loadings, factors.scores, strict=True)
+    ]
+    log_rates = [centre - np.logaddexp.reduce(centre) for centre in centres]
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(
+            file,
+            genes=np.asarray(found.basis.index, dtype=np.str_),
+            programs=np.asarray(found.loadings.columns, dtype=np.str_),
+            basis=found.basis.to_numpy(),
+            transform=found.transform,
+            offset=np.mean(log_rates, axis=0),
+            theta=1 / np.mean(1 / factors.theta, axis=0),
+            mean=factors.mean,
+        )

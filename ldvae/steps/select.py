@@ -1,0 +1,291 @@
+"""Which setting of a sweep to keep, and which of its fits, from what the runs wrote about themselves."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from ldvae.config import Output, ProgramsConfig, SelectConfig
+from ldvae.errors import InputError
+from ldvae.io import atomic, write_json, write_table
+from ldvae.programs import find_programs, gauge, information, outliers, reproducible_rank
+
+logger = logging.getLogger(__name__)
+
+METRICS = [
+    "elbo_train",
+    "elbo_validation",
+    "elbo_test",
+    "reconstruction_test",
+    "marginal_ll_test",
+    "collapsed",
+    "epochs",
+    "stopped_early",
+    "wall_s",
+    "cells_per_s",
+    "peak_memory_mb",
+    "device",
+]
+
+
+class Factors(NamedTuple):
+    """What the fits of one setting found, all of the same cells and genes."""
+
+    scores: list[np.ndarray]  # one per fit, (n_obs, n_latent)
+    loadings: list[np.ndarray]  # one per fit, (n_vars, n_latent)
+    theta: np.ndarray  # (n_fits, n_vars)
+    offset: np.ndarray  # (n_fits, n_vars)
+    mean: np.ndarray  # mean count of each gene in a cell, (n_vars,)
+    cells: list[str]
+    genes: list[str]
+
+
+def select(*, runs: list[Path], output: Output, config: SelectConfig) -> None:
+    """Compare the settings of a sweep on held-out cells and by what reproduces, and choose one.
+
+    Parameters
+    ----------
+    runs
+        Folders of the runs of one dataset, each with metrics.json and factors.npz.
+    output
+        Folder for runs.tsv, settings.tsv, correlations.tsv, best.json, error.svg and correlations.svg.
+    """
+    folders = {read_metrics(folder)["run"]: folder for folder in runs}
+    table = runs_table([read_metrics(folder) for folder in runs])
+    criterion = held_out(table)
+    table["outlier"] = False
+    for _, own in table.groupby("setting"):
+        elbo = own["elbo_validation"].fillna(own["elbo_train"])
+        table.loc[own.index, "outlier"] = outliers(elbo, mads=config.outlier_mads, share=config.outlier_share)
+
+    rows, correlations = [], []
+    for setting, own in table.groupby("setting", sort=False):
+        kept = own[~own["outlier"]]
+        factors = read_factors([folders[run] for run in kept["run"]])
+        row, correlation = compare_fits(factors, config)
+        rows.append(
+            {"setting": setting, "n_latent": own["n_latent"].iloc[0], "n_runs": len(own)} | averages(kept) | row
+        )
+        correlations.append(correlation.reset_index().assign(setting=setting))
+        logger.info(
+            "%s: %d fits, %d left out, rank %s", setting, len(own), len(own) - len(kept), row["reproducible_rank"]
+        )
+    swept = [name for name in table.columns if name not in {"run", "seed", "n_latent", "outlier", *METRICS}]
+    settings = pd.DataFrame(rows).merge(table[swept].drop_duplicates("setting"), on="setting")
+    chosen, reason = choose(settings, criterion, config)
+    settings.insert(settings.columns.get_loc("wall_s_mean") + 1, "chosen", settings["setting"] == chosen)
+
+    own = table[table["setting"] == chosen]
+    kept = own[~own["outlier"]]
+    best = {
+        "setting": chosen,
+        "runs": kept["run"].tolist(),
+        "outliers": own.loc[own["outlier"], "run"].tolist(),
+        "run": kept.loc[kept["elbo_validation"].fillna(kept["elbo_train"]).idxmin(), "run"],
+        "n_latent": int(own["n_latent"].iloc[0]),
+        "reproducible_rank": settings.loc[settings["chosen"], "reproducible_rank"].iloc[0],
+        "rule": "by hand" if config.setting else config.rule,
+        "reason": reason,
+    }
+    across = pd.concat(correlations, ignore_index=True)[["setting", "rank", "correlation", "lower", "upper"]]
+    write_table(table, output / "runs.tsv")
+    write_table(settings, output / "settings.tsv")
+    write_table(across, output / "correlations.tsv")
+    draw_error(table, settings, criterion, output / "error.svg")
+    draw_correlations(across, settings, config.threshold, output / "correlations.svg")
+    write_json(best, output / "best.json")
+    logger.info("%s", reason)
+
+
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """metrics.json of a run."""
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def read_factors(folders: Sequence[Path]) -> Factors:
+    """factors.npz of the runs of one setting."""
+    files = [np.load(folder / "factors.npz", allow_pickle=False) for folder in folders]
+    first = files[0]
+    for folder, file in zip(folders, files, strict=True):
+        for name in ("cells", "genes"):
+            if not np.array_equal(file[name], first[name]):
+                raise InputError(
+                    f"{folder}: its {name} differ from those of {folders[0]}; expected runs of the same counts. "
+                    "Train them again from one counts.h5ad."
+                )
+    return Factors(
+        scores=[file["scores"] for file in files],
+        loadings=[file["loadings"] for file in files],
+        theta=np.stack([file["theta"] for file in files]),
+        offset=np.stack([file["offset"] for file in files]),
+        mean=np.asarray(first["mean_expression"], float) * float(first["mean_total"]),
+        cells=first["cells"].tolist(),
+        genes=first["genes"].tolist(),
+    )
+
+
+def runs_table(metrics: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """One row per run: its metrics, and those parameters in which the runs differ."""
+    params = pd.DataFrame([run["params"] for run in metrics])
+    differing = [name for name in params if name != "n_latent" and params[name].map(json.dumps).nunique() > 1]
+    table = pd.DataFrame(
+        [
+            {"run": run["run"], "setting": run["setting"], "seed": run["seed"], "n_latent": run["params"]["n_latent"]}
+            | {name: run.get(name) for name in METRICS}
+            for run in metrics
+        ]
+    )
+    if table["run"].duplicated().any():
+        raise InputError(
+            f"Run {table.loc[table['run'].duplicated(), 'run'].iloc[0]} is given twice; give each run once."
+        )
+    numbers = METRICS[: METRICS.index("collapsed")]
+    table[numbers] = table[numbers].astype(float)
+    table = pd.concat([table, params[differing]], axis=1)
+    return table.sort_values(["n_latent", "setting", "seed"], ignore_index=True)
+
+
+def held_out(table: pd.DataFrame) -> str:
+    """The ELBO by which settings are compared: of the test cells, or of what there is."""
+    return next(name for name in ("elbo_test", "elbo_validation", "elbo_train") if table[name].notna().all())
+
+
+def averages(runs: pd.DataFrame) -> dict[str, float]:
+    """Means over the runs of a setting, and standard errors of those means."""
+    values: dict[str, float] = {}
+    for name in ("elbo_test", "elbo_validation", "elbo_train", "marginal_ll_test", "reconstruction_test"):
+        values[f"{name}_mean"] = runs[name].mean()
+        values[f"{name}_se"] = runs[name].sem() if len(runs) > 1 else np.nan
+    return values | {"collapsed_mean": runs["collapsed"].mean(), "wall_s_mean": runs["wall_s"].mean()}
+
+
+def compare_fits(factors: Factors, config: SelectConfig) -> tuple[dict[str, Any], pd.DataFrame]:
+    """What the fits of a setting share: reproducible rank, stability of the programs, canonical correlations."""
+    weight = information(factors.mean, factors.theta)[:, None]
+    weighted = [gauge(loadings, factors.mean) * weight for loadings in factors.loadings]
+    reproducible = reproducible_rank(
+        factors.scores, weighted, threshold=config.threshold, n_splits=config.n_splits, seed=config.seed
+    )
+    row: dict[str, Any] = {"reproducible_rank": reproducible.rank, "stability_mean": np.nan, "stability_min": np.nan}
+    if reproducible.rank:
+        found = find_programs(
+            factors.scores,
+            factors.loadings,
+            mean=factors.mean,
+            theta=factors.theta,
+            config=ProgramsConfig(rank=reproducible.rank),
+        )
+        row["stability_mean"] = found.table["stability"].mean()
+        row["stability_min"] = found.table["stability"].min()
+    return row, reproducible.correlations
+
+
+def choose(settings: pd.DataFrame, criterion: str, config: SelectConfig) -> tuple[str, str]:
+    """The setting to keep, and why, in a sentence."""
+    if config.setting is not None:
+        if config.setting not in set(settings["setting"]):
+            raise InputError(
+                f"select: setting {config.setting!r} is not in the sweep; found {', '.join(settings['setting'])}. "
+                "Name one of these, or leave the choice to the rule."
+            )
+        return config.setting, f"{config.setting} was named by hand."
+    elbo, spread = settings[f"{criterion}_mean"], settings[f"{criterion}_se"].fillna(0)
+    rank = settings["reproducible_rank"].astype(float).fillna(0)
+    name = {"elbo_test": "held-out ELBO", "elbo_validation": "validation ELBO", "elbo_train": "training ELBO"}[
+        criterion
+    ]
+    if len(settings) == 1:
+        return settings["setting"].iloc[0], f"{settings['setting'].iloc[0]} is the only setting."
+    keys = pd.DataFrame({"elbo": elbo, "rank": -rank, "n_latent": settings["n_latent"]})
+    if config.rule == "elbo":
+        best, why = elbo.idxmin(), f"it has the best {name}"
+    elif config.rule == "marginal_ll":
+        if settings["marginal_ll_test_mean"].isna().all():
+            raise InputError(
+                "select: rule marginal_ll needs test cells, and the runs have no marginal_ll_test. Set setup.test_size "
+                "above 0, or choose another rule."
+            )
+        best, why = settings["marginal_ll_test_mean"].idxmax(), "it has the best marginal likelihood on held-out cells"
+    elif config.rule == "rank":
+        best = keys.sort_values(["rank", "n_latent", "elbo"]).index[0]
+        why = "it has the largest reproducible rank, and of those that have it the fewest factors"
+    else:
+        first = elbo.idxmin()
+        close = keys[elbo <= elbo[first] + spread[first]]
+        best = close.sort_values(["rank", "n_latent", "elbo"]).index[0]
+        why = (
+            f"of the {len(close)} settings whose {name} is within one standard error ({spread[first]:.2f} nats) of the "
+            f"best ({elbo[first]:.2f} nats), it has the largest reproducible rank, then the fewest factors"
+        )
+    chosen = settings["setting"][best]
+    reproduced = (
+        f"{rank[best]:.0f} directions reproduce" if rank[best] else "with one fit nothing can be said to reproduce"
+    )
+    return chosen, f"{chosen} ({name} {elbo[best]:.2f} nats, {reproduced}): {why}."
+
+
+def draw_error(runs: pd.DataFrame, settings: pd.DataFrame, criterion: str, path: Path) -> None:
+    """Held-out error and stability of each setting, with every run, as users of cNMF know it."""
+    from matplotlib.figure import Figure
+
+    place = {setting: x for x, setting in enumerate(settings["setting"])}
+    x = np.arange(len(settings))
+    unique = settings["n_latent"].is_unique
+    figure = Figure(figsize=(max(4.5, 0.6 * len(x) + 2), 5), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    kept = runs[~runs["outlier"]]
+    upper.plot(kept["setting"].map(place), kept[criterion], "o", color="0.6", markersize=4, label="run")
+    left_out = runs[runs["outlier"]]
+    if len(left_out):
+        upper.plot(left_out["setting"].map(place), left_out[criterion], "x", color="C3", label="left out")
+    upper.plot(x, settings[f"{criterion}_mean"], "-_", color="C0", markersize=12, label="mean")
+    upper.set_ylabel(f"{criterion.replace('_', ' ')}\n(nats per cell, lower is better)")
+    lower.plot(x, settings["stability_mean"], "o-", color="C0", label="programs, mean")
+    lower.plot(x, settings["stability_min"], "o--", color="C1", label="least stable program")
+    for position, rank in zip(x, settings["reproducible_rank"], strict=True):
+        lower.annotate(f"rank {rank:.0f}" if pd.notna(rank) else "", (position, 0.02), ha="center", fontsize=7)
+    lower.set_ylim(0, 1.02)
+    lower.set_ylabel("stability\n(cosine to the consensus)")
+    lower.set_xticks(x, settings["n_latent"] if unique else settings["setting"], rotation=0 if unique else 90)
+    lower.set_xlabel("number of factors" if unique else "setting")
+    for axes in (upper, lower):
+        axes.axvspan(*(np.flatnonzero(settings["chosen"])[0] + np.array([-0.3, 0.3])), color="C2", alpha=0.15)
+        axes.legend(fontsize=7, frameon=False)
+    save(figure, path)
+
+
+def draw_correlations(correlations: pd.DataFrame, settings: pd.DataFrame, threshold: float, path: Path) -> None:
+    """Canonical correlations between two halves of the fits, rank by rank."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(5.5, 3.5), layout="constrained")
+    axes = figure.subplots()
+    for setting, own in correlations.groupby("setting", sort=False):
+        chosen = setting == settings.loc[settings["chosen"], "setting"].iloc[0]
+        (line,) = axes.plot(own["rank"], own["correlation"], "o-", lw=2 if chosen else 0.8, markersize=3, label=setting)
+        axes.fill_between(own["rank"], own["lower"], own["upper"], color=line.get_color(), alpha=0.15, lw=0)
+    if correlations.empty:
+        axes.text(0.5, 0.5, "one fit per setting: nothing to compare", ha="center", transform=axes.transAxes)
+    else:
+        axes.legend(fontsize=7, frameon=False)
+    axes.axhline(threshold, color="0.4", ls=":")
+    axes.set_ylim(0, 1.02)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("rank")
+    axes.set_ylabel("smallest canonical correlation\nbetween two halves of the fits")
+    save(figure, path)
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write a figure; the same figure gives the same bytes."""
+    from matplotlib import rc_context
+
+    with rc_context({"svg.hashsalt": "ldvae", "svg.fonttype": "none"}), atomic(path) as temporary:
+        figure.savefig(temporary, format="svg", metadata={"Date": None})
