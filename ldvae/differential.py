@@ -1,0 +1,618 @@
+"""Differential expression from posterior samples: which cells are compared, what is drawn, what is concluded."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import sparse
+
+from ldvae.errors import InputError
+from ldvae.module import LDVAE
+from ldvae.posterior import (
+    BATCH_SIZE,
+    Cells,
+    Source,
+    importance_weights,
+    normalized_expression,
+    numpy_generator,
+    sample_cells,
+    settle,
+)
+
+EPS = 1e-8  # keeps the log odds finite, as in the reference
+GENE_BLOCK = 64  # genes whose samples are compared together; 5,000 samples of them stay in the cache
+Rows = str | Sequence[int] | Sequence[bool] | np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeOptions:
+    """How two groups are sampled and compared; the defaults are the reference's.
+
+    Attributes
+    ----------
+    mode
+        "vanilla": how likely is more expression in group 1; "change": how likely is a log fold change beyond `delta`.
+    delta
+        Smallest absolute log2 fold change that counts as a change; None: from the distribution over genes.
+    n_samples_overall
+        Posterior samples for each group.
+    use_permutation, m_permutation
+        Compare `m_permutation` random pairs of samples instead of sample i with sample i.
+    change_fn
+        Change between samples: a function of two arrays (n_samples, n_vars) and the pseudocount; None or "log-fold":
+        log2 fold change.
+    m1_domain_fn
+        Function of the change, giving two masks (up, down), or one, of the samples that count; None: beyond `delta`.
+    pseudocounts
+        Added to the proportions before the logarithm; None: estimated from the genes that are not expressed.
+    threshold_counts
+        Mean count in a group below which a gene is not expressed there.
+    test_mode
+        "three": the more likely of up and down; "two": either.
+    cred_interval_lvls
+        Levels of credible intervals (highest density) of the log fold change.
+    fdr_target
+        Posterior expected false discovery rate of the genes flagged.
+    batch_correction
+        Decode both groups as if measured in the same batches, instead of each cell's own.
+    batchid1, batchid2
+        Categories of the batches to decode for, with `batch_correction`; None: all.
+    weights
+        "importance" favours samples that are likely for many cells of the group.
+    importance
+        Arguments of `importance_weights`.
+    filter_outlier_cells
+        Sample only cells that are no outliers in latent space.
+    all_stats
+        Add means, shares of nonzero counts and normalised means of the counts.
+    """
+
+    mode: Literal["vanilla", "change"] = "vanilla"
+    delta: float | None = 0.25
+    n_samples_overall: int = 5000
+    use_permutation: bool = False
+    m_permutation: int = 10_000
+    change_fn: Callable[[np.ndarray, np.ndarray, float], np.ndarray] | Literal["log-fold"] | None = None
+    m1_domain_fn: Callable[[np.ndarray], Any] | None = None
+    pseudocounts: float | None = None
+    threshold_counts: float = 0.01
+    test_mode: Literal["two", "three"] = "three"
+    cred_interval_lvls: Sequence[float] | None = None
+    fdr_target: float = 0.05
+    batch_correction: bool = False
+    batchid1: Sequence[Any] | None = None
+    batchid2: Sequence[Any] | None = None
+    weights: Literal["uniform", "importance"] | None = "uniform"
+    importance: Mapping[str, Any] = field(default_factory=dict)
+    filter_outlier_cells: bool = False
+    all_stats: bool = True
+
+    def __post_init__(self) -> None:
+        choices = {
+            "mode": ("vanilla", "change"),
+            "test_mode": ("two", "three"),
+            "weights": (None, "uniform", "importance"),
+        }
+        for name, known in choices.items():
+            if (value := getattr(self, name)) not in known:
+                raise InputError(f"{name} {value!r} not recognized; it must be one of {', '.join(map(str, known))}.")
+        if not self.batch_correction and (self.batchid1 is not None or self.batchid2 is not None):
+            raise InputError("Inconsistent batch policy: batchid1 and batchid2 need batch_correction=True.")
+        if self.n_samples_overall < 2:
+            raise InputError(f"n_samples_overall is {self.n_samples_overall}; it must be at least 2.")
+        for function, n, name in ((self.change_fn, 3, "change_fn"), (self.m1_domain_fn, 1, "m1_domain_fn")):
+            if function is None or function == "log-fold":
+                continue
+            if not callable(function):
+                raise InputError(f"{name} {function!r} not understood; give a function, or None.")
+            if len(inspect.signature(function).parameters) != n:
+                raise InputError(f"{name} should take exactly {n} parameter{'s' * (n > 1)}.")
+
+
+class Comparison(NamedTuple):
+    """Two groups of cells."""
+
+    rows1: np.ndarray
+    rows2: np.ndarray
+    group1: Any = None  # names; None where the cells were given by indices
+    group2: Any = None
+
+    @property
+    def name(self) -> str:
+        """As the table calls it."""
+        return f"{self.group1} vs {self.group2}"
+
+
+# Which cells
+
+
+def comparisons(
+    obs: pd.DataFrame,
+    groupby: str | None = None,
+    group1: Any = None,
+    group2: Any = None,
+    idx1: Rows | None = None,
+    idx2: Rows | None = None,
+    subset_idx: Rows | None = None,
+) -> list[Comparison]:
+    """The groups to compare, from the arguments of the reference.
+
+    Parameters
+    ----------
+    obs
+        Annotation of the cells.
+    groupby
+        Column with the groups.
+    group1
+        Group, or groups, to compare; none: each in turn.
+    group2
+        Group to compare with; none: all other cells.
+    idx1, idx2
+        Cells of the two groups instead: a mask, row numbers, or a query of `obs`. A cell in both belongs to group 2.
+    subset_idx
+        Cells that groups may hold, given likewise; the others belong to no named group, but to the rest.
+
+    Raises
+    ------
+    InputError
+        If a group or column does not exist, or a group has no cells.
+    """
+    if idx1 is not None:
+        mask1 = rows_mask(idx1, obs, "idx1")
+        mask2 = ~mask1 if idx2 is None else rows_mask(idx2, obs, "idx2")
+        mask1 = mask1 & ~mask2
+        for name, mask in (("idx1", mask1), ("idx2", mask2)):
+            if not mask.any():
+                raise InputError(f"{name} selects none of the {len(obs)} cells; both groups need at least one.")
+        return [Comparison(np.flatnonzero(mask1), np.flatnonzero(mask2))]
+    if groupby is None:
+        raise InputError("There is nothing to compare: give groupby, a column of adata.obs, or idx1.")
+    if groupby not in obs:
+        raise InputError(f"{groupby} not found in adata.obs. Its columns are: {', '.join(map(str, obs.columns))}.")
+    column = obs[groupby]
+    present = column.dropna().unique()
+    chosen = list(column.astype("category").cat.categories) if group1 is None else group1
+    chosen = [chosen] if isinstance(chosen, str) or not isinstance(chosen, Iterable) else list(chosen)
+    if group1 is None:
+        chosen = [group for group in chosen if group in present]
+        if len(chosen) == 1:
+            raise InputError(
+                f"Only a single group in obs[{groupby!r}]: {chosen[0]}. There is nothing to compare it with."
+            )
+    inside = np.ones(len(obs), dtype=bool) if subset_idx is None else rows_mask(subset_idx, obs, "subset_idx")
+    made = []
+    for group in chosen:
+        masks = [np.asarray(column == name) & inside for name in (group, group2)]
+        if group2 is None:
+            masks[1] = ~masks[0]
+        for name, mask in zip((group, group2), masks, strict=True):
+            if not mask.any():
+                known = ", ".join(map(str, present[:20]))
+                raise InputError(f"Group {name!r} of obs[{groupby!r}] has no cells; there are {known}.")
+        rest = "Rest" if group2 is None else group2
+        made.append(Comparison(np.flatnonzero(masks[0]), np.flatnonzero(masks[1]), group, rest))
+    return made
+
+
+def rows_mask(rows: Rows, obs: pd.DataFrame, name: str) -> np.ndarray:
+    """Cells as a mask, from a mask, row numbers, or a query of `obs`."""
+    if isinstance(rows, str):
+        return obs.index.isin(obs.query(rows).index)
+    given = np.asarray(rows).ravel()
+    mask = np.zeros(len(obs), dtype=bool)
+    if given.dtype == bool:
+        if len(given) != len(obs):
+            raise InputError(f"{name} is a mask of {len(given)} cells, but there are {len(obs)}.")
+        return given
+    if len(given) and (given.max() >= len(obs) or given.min() < -len(obs)):
+        raise InputError(f"{name} names row {given.max()}, but there are {len(obs)} cells.")
+    mask[given.astype(np.int64)] = True
+    return mask
+
+
+# The table
+
+
+def differential_expression(
+    module: LDVAE,
+    cells: Cells,
+    source: Source | None,
+    chosen: Sequence[Comparison],
+    var_names: pd.Index,
+    batch_categories: Sequence[Any],
+    test: DeOptions,
+    generator: torch.Generator,
+    batch_size: int = BATCH_SIZE,
+) -> pd.DataFrame:
+    """Compare groups of cells gene by gene.
+
+    Parameters
+    ----------
+    module
+        Model.
+    cells
+        All cells, encoded.
+    source
+        Their counts; None where they are not at hand: then without statistics of the counts.
+    chosen
+        The comparisons, from `comparisons`.
+    var_names
+        Genes.
+    batch_categories
+        Names of the batches in the order of their codes.
+    test
+        How to compare.
+    generator
+        Of all that is drawn.
+    batch_size
+        Cells decoded together.
+
+    Returns
+    -------
+    DataFrame
+        A row for each gene, comparison after comparison, each sorted by `proba_de` (vanilla: `bayes_factor`).
+
+    Notes
+    -----
+    Cells are drawn first, and only what was drawn is decoded: memory grows with samples × genes.
+    """
+    sampled = [tuple(without_outliers(cells, rows, test) for rows in (pair.rows1, pair.rows2)) for pair in chosen]
+    statistics = CountStatistics(source, [rows for pair in [*chosen, *sampled] for rows in pair[:2]])
+    tables = []
+    for pair, (rows1, rows2) in zip(chosen, sampled, strict=True):
+        draws = []
+        for rows, names in ((rows1, test.batchid1), (rows2, test.batchid2)):
+            batches = batches_of(names, batch_categories, test)
+            draws.append(sample_scales(module, cells, source, rows, batches, test, generator, batch_size))
+        silent = [
+            silent_genes(statistics, rows, drawn, cells, test.threshold_counts)
+            for rows, drawn in zip((rows1, rows2), draws, strict=True)
+        ]
+        index1, index2 = pairs(draws[0].batch, draws[1].batch, test, numpy_generator(generator))
+        columns = compare(draws[0].scale[index1], draws[1].scale[index2], test, *silent)
+        columns["scale1"], columns["scale2"] = (mean_scale(drawn.scale) for drawn in draws)
+        if test.all_stats:
+            columns |= statistics.columns(pair)
+        table = pd.DataFrame(columns, index=var_names)
+        order = "proba_de" if test.mode == "change" else "bayes_factor"
+        table = table.sort_values(order, ascending=False, kind="stable")
+        if test.mode == "change":
+            table[f"is_de_fdr_{test.fdr_target}"] = expected_fdr(table["proba_de"].to_numpy()) <= test.fdr_target
+        if pair.group1 is not None:
+            table["comparison"], table["group1"], table["group2"] = pair.name, pair.group1, pair.group2
+        tables.append(table)
+    return pd.concat(tables)
+
+
+def expected_fdr(proba_de: np.ndarray) -> np.ndarray:
+    """Posterior expected false discovery rate of all genes up to each; `proba_de` sorted, the largest first."""
+    return np.cumsum(1 - proba_de) / np.arange(1, len(proba_de) + 1)
+
+
+# Drawing
+
+
+class Scales(NamedTuple):
+    """Posterior samples of a group."""
+
+    scale: np.ndarray  # expected proportions, float32, (n_samples, n_vars)
+    batch: np.ndarray  # code of the batch that each was decoded for; -1: the cell's own
+
+
+def batches_of(names: Sequence[Any] | None, categories: Sequence[Any], test: DeOptions) -> Sequence[int | None]:
+    """Codes of the batches to decode for, ascending; [None] without batch correction."""
+    if not test.batch_correction:
+        return [None]
+    known = list(categories)
+    if unknown := [name for name in names or () if name not in known]:
+        raise InputError(f"{unknown[0]!r} is not a valid batch category; there are {', '.join(map(str, known))}.")
+    return sorted(known.index(name) for name in (known if names is None else names))
+
+
+def without_outliers(cells: Cells, rows: np.ndarray, test: DeOptions) -> np.ndarray:
+    """The cells of a group that are sampled; all, unless outliers are to be left out."""
+    if not test.filter_outlier_cells:
+        return rows
+    from sklearn.covariance import EllipticEnvelope
+
+    try:
+        inlier = EllipticEnvelope(random_state=0).fit_predict(cells.q.z_mean[rows].numpy()) == 1
+    except ValueError:
+        warnings.warn("Could not properly estimate Cov!, using all samples", UserWarning, stacklevel=4)
+        return rows
+    return rows[inlier]
+
+
+def sample_scales(
+    module: LDVAE,
+    cells: Cells,
+    source: Source | None,
+    rows: np.ndarray,
+    batches: Sequence[int | None],
+    test: DeOptions,
+    generator: torch.Generator,
+    batch_size: int = BATCH_SIZE,
+) -> Scales:
+    """Posterior samples of the cells `rows`, the same number for each batch, up to one."""
+    group = cells.take(rows)
+    sizes = [len(part) for part in np.array_split(np.arange(test.n_samples_overall), len(batches))]
+    if min(sizes) < 2:
+        warnings.warn("very small sample size, please consider increasing n_samples_overall", UserWarning, stacklevel=4)
+        sizes = [max(size, 2) for size in sizes]
+    drawn = []
+    for batch, n in zip(batches, sizes, strict=True):
+        if test.weights == "importance":
+            if source is None:
+                raise InputError("weights='importance' needs the counts, which minified data do not hold.")
+            repeated = np.tile(np.arange(len(rows)), n // len(rows) + 1)
+            candidates = settle(group.in_batch(batch).take(repeated), generator)
+            weight = importance_weights(
+                module, source, rows, group, candidates, generator, batch_size=batch_size, **test.importance
+            )
+            kept = candidates.take(torch.multinomial(weight, n, replacement=True, generator=generator))
+        else:
+            kept = sample_cells(group.in_batch(batch), n, generator)
+        drawn.append(normalized_expression(module, kept, generator, n_samples=0, batch_size=batch_size))
+    codes = [-1 if batch is None else batch for batch in batches]
+    return Scales(np.concatenate(drawn), np.repeat(codes, sizes))
+
+
+def pairs(
+    batch1: np.ndarray, batch2: np.ndarray, test: DeOptions, rng: np.random.Generator
+) -> tuple[np.ndarray | slice, np.ndarray | slice]:
+    """Which samples are compared with which, given the batch of each sample.
+
+    Within each batch where both groups were decoded for the same ones, else without regard to batches.
+    """
+    both = set(batch1), set(batch2)
+    if both[0] != both[1] and both[0] & both[1]:
+        warnings.warn(
+            "The batches of the two groups overlap in part; they are compared without regard to batches, and the batch "
+            "correction is not trustworthy.",
+            UserWarning,
+            stacklevel=4,
+        )
+    if not test.use_permutation:
+        n = min(len(batch1), len(batch2))
+        return slice(n), slice(n)
+    blocks = sorted(both[0]) if both[0] == both[1] else [None]
+    drawn = []
+    for batch in blocks:
+        within = [np.arange(len(b)) if batch is None else np.flatnonzero(b == batch) for b in (batch1, batch2)]
+        drawn.append([rng.choice(rows, test.m_permutation // len(blocks)) for rows in within])
+    return np.concatenate([one for one, _ in drawn]), np.concatenate([two for _, two in drawn])
+
+
+# Concluding
+
+
+def compare(
+    scale1: np.ndarray,
+    scale2: np.ndarray,
+    test: DeOptions,
+    silent1: np.ndarray | None = None,
+    silent2: np.ndarray | None = None,
+) -> dict[str, Any]:
+    """Columns of the table that follow from paired posterior samples alone.
+
+    Parameters
+    ----------
+    scale1, scale2
+        Expected proportions, shape (n_samples, n_vars); row i is compared with row i.
+    test
+        How to compare.
+    silent1, silent2
+        Masks of the genes that are not expressed in each group, shape (n_vars,), for the pseudocount.
+
+    Returns
+    -------
+    dict
+        In the reference's order of columns; scale1 and scale2 are the means of what is given.
+    """
+    means = {"scale1": mean_scale(scale1), "scale2": mean_scale(scale2)}
+    if test.mode == "vanilla":
+        proba_m1 = np.mean(scale1 > scale2, axis=0)
+        proba_m2 = 1.0 - proba_m1
+        odds = np.log(proba_m1 + EPS) - np.log(proba_m2 + EPS)
+        return {"proba_m1": proba_m1, "proba_m2": proba_m2, "bayes_factor": odds, **means}
+    pseudocounts = test.pseudocounts
+    if pseudocounts is None:
+        pseudocounts = estimate_pseudocounts(scale1, scale2, silent1, silent2)
+    delta = test.delta
+    if callable(test.change_fn) or test.m1_domain_fn is not None or delta is None:
+        change_fn = test.change_fn if callable(test.change_fn) else log_fold_change
+        change = change_fn(scale1, scale2, pseudocounts)
+        delta = estimate_delta(change.mean(axis=0)) if delta is None else delta
+        up, down = counting_samples(change, delta, test.m1_domain_fn)
+        proba_up, proba_down = up.mean(axis=0), down.mean(axis=0)
+        described = describe(change_fn(scale1, scale2, 1e-3 * pseudocounts).T, test.cred_interval_lvls)
+    else:
+        proba_up, proba_down, described = log_fold_changes(scale1, scale2, pseudocounts, delta, test.cred_interval_lvls)
+    proba_de = proba_up + proba_down if test.test_mode == "two" else np.maximum(proba_up, proba_down)
+    return {
+        "proba_de": proba_de,
+        "proba_not_de": 1.0 - proba_de,
+        "bayes_factor": np.log(proba_de + EPS) - np.log(1.0 - proba_de + EPS),
+        **means,
+        "pseudocounts": pseudocounts,
+        "delta": delta,
+        **{f"lfc_{name}": values for name, values in described.items()},
+    }
+
+
+def mean_scale(scale: np.ndarray) -> np.ndarray:
+    """Mean over samples, summed in double precision, float32, shape (n_vars,)."""
+    return scale.mean(axis=0, dtype=np.float64).astype(np.float32)
+
+
+def log_fold_change(scale1: np.ndarray, scale2: np.ndarray, pseudocounts: float) -> np.ndarray:
+    """log2 fold change, float64, same shape as the scales."""
+    return np.log2(scale1.astype(np.float64) + pseudocounts) - np.log2(scale2.astype(np.float64) + pseudocounts)
+
+
+def counting_samples(change: np.ndarray, delta: float, domain: Callable[[np.ndarray], Any] | None) -> Any:
+    """Masks of the samples that count as up and as down."""
+    if domain is None:
+        return change >= delta, change < -delta
+    masks = domain(change)
+    if isinstance(masks, tuple):
+        return masks
+    return masks, np.zeros_like(masks)
+
+
+def log_fold_changes(
+    scale1: np.ndarray, scale2: np.ndarray, pseudocounts: float, delta: float, levels: Sequence[float] | None
+) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """Shares of samples that are up and down by `delta`, and the distribution of the log fold change.
+
+    The distribution is that with a thousandth of the pseudocount, as in the reference, so that it is not shrunk. What
+    counts as a change is decided on the ratio, not on its logarithm.
+    """
+    up_from, down_from = 2.0**delta, 2.0**-delta
+
+    def block(start: int) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+        one, two = (scale[:, start : start + GENE_BLOCK].T.astype(np.float64, order="C") for scale in (scale1, scale2))
+        ratio = (one + pseudocounts) / (two + pseudocounts)
+        up, down = np.mean(ratio >= up_from, axis=1), np.mean(ratio < down_from, axis=1)
+        one += 1e-3 * pseudocounts
+        two += 1e-3 * pseudocounts
+        np.divide(one, two, out=one)
+        return up, down, describe(np.log2(one, out=one), levels)
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        parts = list(threads.map(block, range(0, scale1.shape[1], GENE_BLOCK)))
+    described = {name: np.concatenate([part[2][name] for part in parts]) for name in parts[0][2]}
+    return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts]), described
+
+
+def describe(samples: np.ndarray, levels: Sequence[float] | None) -> dict[str, np.ndarray]:
+    """Mean, median, standard deviation, extremes and credible intervals of samples, shape (n_vars, n_samples)."""
+    described = {
+        "mean": samples.mean(axis=1),
+        "median": np.median(samples, axis=1),
+        "std": samples.std(axis=1),
+        "min": samples.min(axis=1),
+        "max": samples.max(axis=1),
+    }
+    if levels is None or len(levels) == 0:
+        return described
+    ordered = np.sort(samples, axis=1)
+    for level in levels:
+        low, high = credible_interval(ordered, level)
+        name = str(level)[:5]
+        described |= {f"confidence_interval_{name}_min": low, f"confidence_interval_{name}_max": high}
+    return described
+
+
+def credible_interval(ordered: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
+    """Narrowest interval that holds `level` of the samples, from ordered samples of shape (n_vars, n_samples)."""
+    n_samples = ordered.shape[1]
+    inside = int(np.floor(level * n_samples))
+    if not 0 <= inside < n_samples:
+        raise InputError(f"A credible interval of level {level:g} does not exist; levels must be from 0 to below 1.")
+    first = (ordered[:, inside:] - ordered[:, : n_samples - inside]).argmin(axis=1)
+    rows = np.arange(len(ordered))
+    return ordered[rows, first], ordered[rows, first + inside]
+
+
+def estimate_pseudocounts(
+    scale1: np.ndarray, scale2: np.ndarray, silent1: np.ndarray | None, silent2: np.ndarray | None
+) -> float:
+    """Pseudocount that keeps genes which are not expressed from changing.
+
+    The 0.9 quantile, over the genes silent in a group, of their largest sampled proportion there; the larger one of
+    the two groups, divided by the number of genes.
+    """
+    largest = [1e-10]
+    for scale, silent in ((scale1, silent1), (scale2, silent2)):
+        if silent is not None and silent.any():
+            largest.append(float(np.quantile(scale[:, silent].max(axis=0), q=0.9)))
+    return max(1e-10, max(largest) / scale1.shape[1])
+
+
+def estimate_delta(lfc_means: np.ndarray) -> float:
+    """Threshold from the mean change of all genes: 0.6 times the mean distance of the outer two of three clusters."""
+    from sklearn.mixture import GaussianMixture
+
+    mixture = GaussianMixture(n_components=3, random_state=0).fit(lfc_means[:, None])
+    centres = np.sort(mixture.means_[:, 0])
+    return max(0.1, 0.6 * float(np.abs(centres[[0, -1]]).mean()))
+
+
+# Counts
+
+
+def silent_genes(
+    statistics: CountStatistics, rows: np.ndarray, drawn: Scales, cells: Cells, threshold: float
+) -> np.ndarray:
+    """Genes whose mean count in the group is below the threshold; without counts, their expected mean."""
+    if statistics.known:
+        return statistics.mean(rows) < threshold
+    return drawn.scale.mean(axis=0) * float(cells.covariates.library[rows].exp().mean()) < threshold
+
+
+class CountStatistics:
+    """Sums of the counts of groups of cells, all from one pass over the counts.
+
+    Parameters
+    ----------
+    source
+        Counts; None: nothing is known.
+    groups
+        Rows of each group that will be asked for.
+    """
+
+    def __init__(self, source: Source | None, groups: Sequence[np.ndarray]) -> None:
+        self.known = source is not None
+        if source is None:
+            return
+        n_obs = len(source)
+        distinct = {group_key(rows): rows for rows in groups}
+        self.n = {key: len(rows) for key, rows in distinct.items()}
+        # Of a large group the few others are summed: one against the rest costs no more than the groups themselves.
+        large = {key for key, n in self.n.items() if 2 * n > n_obs}
+        summed = [np.setdiff1d(np.arange(n_obs), rows) if key in large else rows for key, rows in distinct.items()]
+        starts = np.cumsum([0, *map(len, summed)])
+        entries = (np.ones(starts[-1]), np.concatenate(summed), starts)
+        members = sparse.csr_matrix(entries, shape=(len(summed), n_obs)).tocsc()
+        sums = np.zeros((3, len(summed) + 1, source.n_vars))
+        start = 0
+        for counts, chosen in source.minibatches(np.arange(n_obs), 4096):
+            x = counts.x[chosen].astype(np.float64)
+            of_block = sparse.vstack([members[:, start : start + len(chosen)], np.ones((1, len(chosen)))], format="csr")
+            start += len(chosen)
+            totals = np.asarray(x.sum(axis=1)).ravel()
+            for i, values in enumerate((x, x != 0, sparse.diags(1e4 / np.maximum(totals, 1)) @ x)):
+                sums[i] += (of_block @ values).toarray()
+        self.sums = {key: sums[:, -1] - sums[:, i] if key in large else sums[:, i] for i, key in enumerate(distinct)}
+
+    def mean(self, rows: np.ndarray) -> np.ndarray:
+        """Mean count of each gene over the cells, shape (n_vars,)."""
+        key = group_key(rows)
+        return self.sums[key][0] / self.n[key]
+
+    def columns(self, pair: Comparison) -> dict[str, np.ndarray]:
+        """The statistics of two groups as the table names them; none where the counts are not known."""
+        if not self.known:
+            return {}
+        columns = {}
+        for i, (name, dtype) in enumerate(
+            (("raw_mean", "float32"), ("non_zeros_proportion", "float64"), ("raw_normalized_mean", "float32"))
+        ):
+            for group, rows in ((1, pair.rows1), (2, pair.rows2)):
+                key = group_key(rows)
+                columns[f"{name}{group}"] = (self.sums[key][i] / self.n[key]).astype(dtype)
+        return columns
+
+
+def group_key(rows: np.ndarray) -> int:
+    """Tells groups of cells apart."""
+    return hash(rows.tobytes())
