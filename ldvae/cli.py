@@ -26,8 +26,8 @@ from ldvae.errors import InputError, suggestion
 
 logger = logging.getLogger("ldvae")
 
-STEPS = ("qc", "setup", "train", "select", "programs", "annotate", "de", "report")
-VERBS = (*STEPS, "index", "project", "simulate", "check", "plan", "schema", "profile")
+STEPS = ("qc", "setup", "train", "select", "programs", "annotate", "de", "report", "index", "project", "simulate")
+VERBS = (*STEPS, "check", "plan", "schema", "profile")
 VERSIONS_OF = ("anndata", "numba", "numpy", "scanpy", "scipy", "torch")
 
 
@@ -166,11 +166,12 @@ def _run(verb: str, step: Callable[..., str | None], arguments: Sequence[str]) -
     values = {flag.name: flag.read(given[flag.name]) for flag in flags if flag.name in given}
     for name, (cls, options) in sections.items():
         values[name] = cls(**{flag.name: flag.read(given[flag.name]) for flag in options if flag.name in given})
-    _log_head(verb, values)
+    if verb in STEPS:
+        _log_head(verb, values)
     outputs = _check_paths(flags, values)
     if given["stub"]:
-        for path in outputs:
-            _write_stub(path)
+        for flag, path in outputs:
+            _write_stub(path, flag.help)
     elif text := step(**values):
         print(text)
     if given["versions_yml"]:
@@ -294,9 +295,9 @@ def _versions_yml(verb: str) -> str:
     return "\n".join([f'"{os.environ.get("LDVAE_PROCESS", verb)}":', *lines, ""])
 
 
-def _check_paths(flags: list[_Flag], values: dict[str, Any]) -> list[Path]:
+def _check_paths(flags: list[_Flag], values: dict[str, Any]) -> list[tuple[_Flag, Path]]:
     """Refuse missing inputs, make the folders of the outputs, and return the outputs."""
-    outputs = []
+    outputs: list[tuple[_Flag, Path]] = []
     for flag in flags:
         given = values.get(flag.name)
         for path in given if isinstance(given, list) else [given]:
@@ -304,7 +305,7 @@ def _check_paths(flags: list[_Flag], values: dict[str, Any]) -> list[Path]:
                 continue
             if flag.is_output:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                outputs.append(path)
+                outputs.append((flag, path))
             elif not path.exists():
                 raise InputError(
                     f"--{flag.name.replace('_', '-')}: {path} is not there (working directory {Path.cwd()})."
@@ -312,11 +313,13 @@ def _check_paths(flags: list[_Flag], values: dict[str, Any]) -> list[Path]:
     return outputs
 
 
-def _write_stub(path: Path) -> None:
-    """Write the smallest file of the format that the name tells; a folder when it tells none."""
+def _write_stub(path: Path, description: str) -> None:
+    """Write the smallest file of the format that the name tells; without one, a folder of the files described."""
     name = path.name.removesuffix(".gz")
     if not path.suffix:
         path.mkdir(exist_ok=True)
+        for inside in re.findall(r"\b\w+(?:\.\w{2,5})+\b", description):
+            _write_stub(path / inside, "")
     elif name.endswith(".h5ad"):
         import anndata
         import numpy as np

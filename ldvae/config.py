@@ -353,7 +353,9 @@ class ReportConfig:
     n_genes: int = option(15, "Genes drawn on each side of a program.", minimum=1)
     n_cells: int = option(20_000, "Most cells drawn on maps; of more, a random part is drawn.", minimum=100)
     n_genes_searchable: int = option(5000, "Most genes that the search in the page knows.", minimum=1)
-    n_de_rows: int = option(30_000, "Most rows of all differential expression tables together in the page.", minimum=100)
+    n_de_rows: int = option(
+        30_000, "Most rows of all differential expression tables together in the page.", minimum=100
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -460,7 +462,7 @@ def load_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def expand(config: Mapping[str, Any]) -> Plan:
+def expand_config(config: Mapping[str, Any]) -> Plan:
     """Datasets, options and runs of a config.
 
     Raises
@@ -578,6 +580,8 @@ def coerce(value: Any, kind: Any, **limits: Any) -> Any:
         return {coerce(key, arguments[0]): coerce(item, arguments[1]) for key, item in value.items()}
     if kind is Any:
         return value
+    if kind is Path and value != "":
+        return Path(value)
     if kind is bool:
         if not isinstance(value, bool):
             raise InputError(f"expected true or false, found {value!r}.")
@@ -659,7 +663,7 @@ def resolved(dataset: Dataset) -> dict[str, Any]:
 def runs_table(dataset: Dataset) -> str:
     """Table (TSV) of the runs of a dataset: ids, seed and every parameter that defines a run."""
     rows = [{"run": run.id, "setting": run.setting, "seed": run.seed, **run.params} for run in dataset.runs.values()]
-    lines = [rows[0].keys(), *(row.values() for row in rows)]
+    lines = [[*rows[0]], *([*row.values()] for row in rows)]
     return "".join("\t".join("" if value is None else str(value) for value in line) + "\n" for line in lines)
 
 
@@ -789,7 +793,7 @@ def check_data(plan: Plan, *, made_elsewhere: bool = False) -> None:
     Parameters
     ----------
     plan
-        From `expand`.
+        From `expand_config`.
     made_elsewhere
         Missing files are no mistake: another workflow makes them.
 

@@ -5,17 +5,26 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ldvae.config import check_data, describe, expand, load_config
+from ldvae.config import Output, check_data, describe, expand_config, load_config, resolved, runs_table
 
 
-def plan(config_yaml: Path) -> str:
+def plan(config_yaml: Path, *, tables: Output | None = None) -> str:
     """Print the datasets, runs and flags that a config expands to, as JSON.
 
     Parameters
     ----------
     config_yaml
         The config, checked first as `ldvae check` does but for the counts themselves.
+    tables
+        Folder in which each dataset's runs.tsv (a row per run with all its parameters) and resolved.json (its options
+        with every default) are written, in a folder of the dataset's name.
     """
-    expanded = expand(load_config(config_yaml))
+    expanded = expand_config(load_config(config_yaml))
     check_data(expanded)
+    if tables is not None:
+        for name, dataset in expanded.datasets.items():
+            folder = tables / name
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "runs.tsv").write_text(runs_table(dataset))
+            (folder / "resolved.json").write_text(json.dumps(resolved(dataset), indent=2) + "\n")
     return json.dumps(describe(expanded), indent=2)
