@@ -117,8 +117,8 @@ def registered_fields(adata: AnnData, config: SetupConfig) -> dict[str, str | li
             n_groups, is_number = column.nunique(), pd.api.types.is_float_dtype(column)
             if n_groups > (20 if is_number else max(20, len(column) // 2)):
                 raise InputError(
-                    f"obs column {key!r} ({kind}) has {n_groups} values for {len(column)} cells, and groups are expected. "
-                    "Register numbers as continuous_covariate_keys."
+                    f"obs column {key!r} ({kind}) has {n_groups} values for {len(column)} cells, but groups are "
+                    "expected. Register numbers as continuous_covariate_keys."
                 )
             # Numbers as names of groups (donor 101) are text from here on; unused categories would be empty groups.
             adata.obs[key] = column.astype(str).astype("category")
