@@ -193,7 +193,9 @@ def read_h5(path: Path, genome: str | None) -> AnnData:
             stored = features["genome"][:] if "genome" in features else []
             genomes = sorted({name.decode() for name in stored} - {""})
         else:
-            genomes = sorted(name for name, group in file.items() if "barcodes" in group)
+            genomes = sorted(
+                name for name, group in file.items() if isinstance(group, h5py.Group) and "barcodes" in group
+            )
         if not genomes and "matrix" not in file:
             raise InputError(
                 f"{path}: is HDF5, but neither of 10x nor of anndata; it holds {', '.join(file) or 'nothing'}."
@@ -553,16 +555,10 @@ def write_table(table: pd.DataFrame, path: Path, *, index: str | None = None) ->
     index
         Write the index as first column, under this name.
     """
-    compression: Any = {"method": "gzip", "mtime": 0} if path.suffix == ".gz" else None
+    text = table.to_csv(sep="\t", index=index is not None, index_label=index, float_format="%.7g").encode()
     with atomic(path) as temporary:
-        table.to_csv(
-            temporary,
-            sep="\t",
-            index=index is not None,
-            index_label=index,
-            float_format="%.7g",
-            compression=compression,
-        )
+        # Neither time nor name of the temporary file in the header of the gzip file.
+        temporary.write_bytes(gzip.compress(text, compresslevel=6, mtime=0) if path.suffix == ".gz" else text)
 
 
 def read_table(path: Path, *, index: str | None = None) -> pd.DataFrame:
