@@ -33,7 +33,7 @@ def setup(
     *,
     filtered: Path,
     counts: Output,
-    genes: Output,
+    gene_table: Output,
     summary: Output,
     config: SetupConfig,
 ) -> None:
@@ -45,7 +45,7 @@ def setup(
         AnnData (h5ad) of raw counts, as `ldvae qc` writes it.
     counts
         AnnData (h5ad): raw counts of the chosen genes, all obs columns, and in obs `split`: train, validation or test.
-    genes
+    gene_table
         Table of all genes: chosen or not and why, mean and variance of the counts.
     summary
         JSON: numbers of cells and genes, method, settings, warnings.
@@ -72,7 +72,7 @@ def setup(
 
     with atomic(counts) as temporary:
         result.write_h5ad(temporary)  # uncompressed: training may read it from disk, row by row
-    write_table(chosen.table, genes, index="gene")
+    write_table(chosen.table, gene_table, index="gene")
     write_json(
         {
             "n_obs": result.n_obs,
