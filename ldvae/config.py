@@ -304,6 +304,41 @@ class ProgramsConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProjectConfig:
+    """How other cells are scored with the programs of one dataset."""
+
+    layer: str | None = option(None, "Where the input keeps its raw counts: a layer, or raw; none: X.")
+    genome: str | None = option(None, "The genome to read where a file holds several.")
+    gene_column: str | None = option(
+        None, "Var column with gene names like those of the programs; none: the names of the genes."
+    )
+    batch_key: str | None = option(None, "Obs column of the experimental batch; none: the file, if several.")
+    adjust: bool = option(
+        True, "Let every gene have its own level in each batch, as far as no mixture of the programs could explain it."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulateConfig:
+    """Counts with known programs."""
+
+    world: Literal["mixed", "gauss", "additive"] = option(
+        "mixed",
+        "mixed: one identity or none, and activities on top, on the log scale; gauss: Gaussian scores; additive: "
+        "profiles mixed on the scale of counts.",
+    )
+    n_obs: int = option(4000, "Cells.", minimum=1)
+    n_vars: int = option(1000, "Genes.", minimum=1)
+    n_identity: int = option(5, "Identity programs, of which a cell has one (mixed: or none).", minimum=0)
+    n_activity: int = option(3, "Activity programs, of which a cell may have several.", minimum=0)
+    n_up: int = option(70, "Genes that a program raises.", minimum=0)
+    n_down: int = option(20, "Genes that a program lowers.", minimum=0)
+    n_batch: int = option(2, "Experimental batches.", minimum=1)
+    mean_total: float = option(2000.0, "Expected counts of a cell.", exclusiveMinimum=0)
+    seed: int = option(0, "Seed of every draw.", minimum=0)
+
+
+@dataclass(frozen=True, kw_only=True)
 class AnnotateConfig:
     """Neighbours, UMAP and clusters in the latent space, and what the annotated file holds."""
 
@@ -378,6 +413,7 @@ class ComputeConfig:
     device: Literal["auto", "cpu", "cuda"] = option("auto", "Device of the training; auto: a GPU where one is visible.")
     threads: int = option(1, "CPU threads of one training job.", minimum=1)
     runs_per_job: int = option(1, "Runs of a dataset that one training job fits, one after the other.", minimum=1)
+    checkpoint_minutes: float = option(10.0, "Minutes between the checkpoints of a training.", minimum=0)
     max_mem_mb: int = option(256_000, "No job asks for more memory than this, MB.", minimum=1000)
     max_runtime: int = option(2880, "No job asks for more time than this, minutes.", minimum=10)
 

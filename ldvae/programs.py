@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from scipy import stats
+from scipy import sparse, stats
 
 from .config import ProgramsConfig
 from .errors import InputError
@@ -30,6 +30,7 @@ SMALLEST_SHARE = 0.005
 FOUND = 0.9
 # Share of the contribution below which a program is called weak.
 WEAK_SHARE = 0.02
+TINY = np.finfo(float).tiny
 SIDES = {"positive": 1, "negative": -1}
 
 
@@ -260,11 +261,9 @@ def drop_baseline(rotation: Rotation, *, threshold: float = 0.5, negligible: flo
     for k, weight in enumerate(constant):
         others = np.delete(loadings - np.outer(loadings[:, k], constant / weight), k, axis=1)
         counted_from.append(others)
-        communality = np.maximum(np.square(others).sum(axis=1), np.finfo(float).tiny)
+        communality = np.maximum(np.square(others).sum(axis=1), TINY)
         genes = np.square(loadings[:, k])
-        simplicity[k] = (genes * (others**4).sum(axis=1) / communality**2).sum() / max(
-            genes.sum(), np.finfo(float).tiny
-        )
+        simplicity[k] = (genes * (others**4).sum(axis=1) / communality**2).sum() / max(genes.sum(), TINY)
     smallest = int(np.argmin(size))
     origin = smallest if size[smallest] < negligible * size.sum() else int(np.argmax(simplicity))
     if origin != smallest and simplicity[origin] < threshold:
@@ -758,9 +757,9 @@ def _test_number(scores: pd.DataFrame, ranks: np.ndarray, values: pd.Series) -> 
     """Spearman's correlation with the scores."""
     wanted = stats.rankdata(values.to_numpy(float))
     wanted = (wanted - wanted.mean()) / wanted.std()
-    r = wanted @ (ranks - ranks.mean(axis=0)) / len(wanted) / np.maximum(ranks.std(axis=0), np.finfo(float).tiny)
+    r = wanted @ (ranks - ranks.mean(axis=0)) / len(wanted) / np.maximum(ranks.std(axis=0), TINY)
     degrees = max(len(wanted) - 2, 1)
-    t = r * np.sqrt(degrees / np.maximum(1 - r**2, np.finfo(float).tiny))
+    t = r * np.sqrt(degrees / np.maximum(1 - r**2, TINY))
     p = 2 * stats.t.sf(np.abs(t), degrees)
     yield pd.DataFrame({"program": scores.columns, "level": "", "effect": r, "auc": np.nan, "p": p})
 
@@ -769,6 +768,171 @@ def _phrase(row: pd.Series) -> str:
     if row["kind"] == "categorical":
         return f"{row['variable']} = {row['level']} (AUC {row['auc']:.2f})"
     return f"{row['variable']} (r = {row['effect']:.2f})"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Scoring other cells
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Frame(NamedTuple):
+    """What scoring other cells needs of a set of programs; plain arrays."""
+
+    genes: np.ndarray  # names, shape (n_vars,)
+    programs: np.ndarray  # names, shape (n_programs,)
+    basis: np.ndarray  # change of the log rate per unit of a component, shape (n_vars, rank)
+    transform: np.ndarray  # scores = [1, components] @ transform, shape (1 + rank, n_programs)
+    offset: np.ndarray  # log share of the counts in the mean cell, shape (n_vars,)
+    theta: np.ndarray  # inverse dispersion, shape (n_vars,)
+    weight: np.ndarray  # root of the information, shape (n_vars,)
+
+
+class Projection(NamedTuple):
+    """Scores of other cells, and how far the data support them."""
+
+    scores: pd.DataFrame  # cells by programs, in standard deviations of the cells the programs were made from
+    missing: list[str]  # genes of the programs that the data lack
+    covered: pd.Series  # indexed by program: share of its squared weighted loadings in genes that the data have
+
+
+def frame(programs: Programs, mean: ArrayLike, theta: ArrayLike | None = None) -> Frame:
+    """Gather what scoring other cells needs.
+
+    Parameters
+    ----------
+    programs
+        From `find_programs`.
+    mean, theta
+        As given there.
+    """
+    share = np.asarray(mean, float) / np.sum(mean)
+    weight = information(mean, theta)
+    dispersion = np.zeros_like(share) if theta is None else np.atleast_2d(1 / np.asarray(theta, float)).mean(axis=0)
+    # The offset that gives the mean expression back, on a sample of cells: the shares of a mean cell are not the mean
+    # share. Batches are averaged over in this way too.
+    rows = np.unique(np.linspace(0, len(programs.scores) - 1, 2000).astype(int))
+    centred = programs.scores.to_numpy()[rows] - programs.scores.to_numpy().mean(axis=0)
+    fold = np.exp(centred @ programs.loadings.to_numpy().T)
+    offset = share.copy()
+    for _ in range(50):
+        rates = fold * offset
+        offset = offset * share / np.maximum((rates / rates.sum(axis=1, keepdims=True)).mean(axis=0), TINY)
+        offset /= offset.sum()
+    with np.errstate(divide="ignore"):
+        theta_mean = 1 / dispersion
+    return Frame(
+        genes=np.asarray(programs.loadings.index, dtype=np.str_),
+        programs=np.asarray(programs.loadings.columns, dtype=np.str_),
+        basis=programs.basis.to_numpy(),
+        transform=programs.transform,
+        offset=np.log(np.maximum(offset, 1e-12)),
+        theta=theta_mean,
+        weight=weight,
+    )
+
+
+def project(
+    frame: Frame,
+    counts: sparse.csr_matrix,
+    genes: Sequence[str],
+    *,
+    cells: Sequence[str] | None = None,
+    batch: ArrayLike | None = None,
+    adjust: bool = True,
+) -> Projection:
+    """Score cells with given programs, whose loadings stay as they are.
+
+    Parameters
+    ----------
+    frame
+        From `frame`.
+    counts
+        UMI counts of any cells, shape (n_obs, n_genes).
+    genes
+        Names of the columns; matched by name, in any order. Genes the programs do not have are left out.
+    cells
+        Names of the rows.
+    batch
+        Experimental batch of each cell, shape (n_obs,); not given: one batch.
+    adjust
+        Let every gene have its own level in each batch, as far as no mixture of the programs could explain it.
+
+    Notes
+    -----
+    For each cell the maximum a posteriori of its components u under counts ~ NB(exp(l + offset + basis u), theta)
+    with a library size l of its own and u ~ N(0, 1), as in the cells the programs were made from; by Fisher scoring for
+    many cells at once.
+    """
+    names = pd.Index(np.asarray(genes, dtype=str))
+    position = pd.Series(np.arange(len(names)), names)[~names.duplicated()].reindex(frame.genes)
+    here = position.notna().to_numpy()
+    if not here.any():
+        raise InputError(
+            f"None of the {len(here)} genes of the programs (such as {', '.join(frame.genes[:3])}) is among the "
+            f"{len(names)} genes of the data (such as {', '.join(names[:3])}). Use data with the same kind of names."
+        )
+    counts = sparse.csr_matrix(counts)[:, position[here].astype(int).to_numpy()].astype(np.float64)
+    basis, offset, theta = frame.basis[here], frame.offset[here], frame.theta[here]
+    groups = pd.factorize(np.asarray(batch))[0] if batch is not None else np.zeros(counts.shape[0], dtype=int)
+    components = np.zeros((counts.shape[0], basis.shape[1]))
+    for group in np.unique(groups):
+        rows = groups == group
+        own, level = counts[rows], offset
+        if adjust:
+            for _ in range(3):
+                _, expected = _most_likely(own, basis, level, theta)
+                shift = np.log((np.asarray(own.sum(axis=0)).ravel() + 1) / (expected + 1))
+                level = level + _outside(shift, basis, frame.weight[here])
+        components[rows], _ = _most_likely(own, basis, level, theta)
+    weighted = np.square(frame.weight[:, None] * (frame.basis @ np.linalg.pinv(frame.transform[1:]).T))
+    covered = weighted[here].sum(axis=0) / np.maximum(weighted.sum(axis=0), TINY)
+    return Projection(
+        scores=pd.DataFrame(
+            frame.transform[0] + components @ frame.transform[1:],
+            pd.Index(cells if cells is not None else _names(components, "cell"), name="cell"),
+            list(frame.programs),
+        ),
+        missing=frame.genes[~here].tolist(),
+        covered=pd.Series(covered, list(frame.programs)),
+    )
+
+
+def _most_likely(
+    counts: sparse.csr_matrix, basis: np.ndarray, offset: np.ndarray, theta: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Components of each cell, shape (n_obs, rank), and the expected counts of each gene summed over cells."""
+    design = np.hstack([np.ones((len(basis), 1)), basis])
+    first, second = np.triu_indices(design.shape[1])
+    products = design[:, first] * design[:, second]
+    prior = np.ones(design.shape[1])
+    prior[0] = 1e-6  # the library size has none, but a cell without counts must have an answer
+    found = np.zeros((counts.shape[0], basis.shape[1]))
+    expected = np.zeros(len(basis))
+    for start in range(0, counts.shape[0], 1000):
+        x = counts[start : start + 1000].toarray()
+        at = np.zeros((len(x), design.shape[1]))
+        at[:, 0] = np.log(np.maximum(x.sum(axis=1), 0.5)) - np.logaddexp.reduce(offset)
+        for _ in range(50):
+            rate = np.exp(np.minimum(at @ design.T + offset, 50))
+            damped = 1 + rate / theta
+            gradient = ((x - rate) / damped) @ design - prior * at * (np.arange(design.shape[1]) > 0)
+            hessian = np.zeros((len(x), design.shape[1], design.shape[1]))
+            hessian[:, first, second] = hessian[:, second, first] = (rate / damped) @ products
+            step = np.linalg.solve(hessian + np.diag(prior), gradient[:, :, None])[:, :, 0]
+            # Fisher scoring overshoots where the rates grow quickly; a step of one standard deviation never does.
+            step /= np.maximum(np.abs(step).max(axis=1, keepdims=True), 1)
+            at += step
+            if np.abs(step).max() < 1e-5:
+                break
+        found[start : start + 1000] = at[:, 1:]
+        expected += np.exp(np.minimum(at @ design.T + offset, 50)).sum(axis=0)
+    return found, expected
+
+
+def _outside(shift: np.ndarray, basis: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """The part of a shift of all genes that neither a library size nor the programs can make."""
+    design = np.hstack([np.ones((len(basis), 1)), basis])
+    return shift - design @ np.linalg.lstsq(design * weight[:, None], shift * weight, rcond=None)[0]
 
 
 class Fit(NamedTuple):
@@ -829,7 +993,7 @@ def _mean_components(
     q, r = np.linalg.qr(stacked)
     values, vectors = np.linalg.eigh(r @ gram[np.ix_(columns, columns)] @ r.T)
     # Squares below this share of the largest are rounding errors of the inner products.
-    keep = values > max(values[-1] * 1e-10, np.finfo(float).tiny)
+    keep = values > max(values[-1] * 1e-10, TINY)
     norms, genes = np.sqrt(values[keep][::-1]), q @ vectors[:, keep][:, ::-1]
     genes = genes * np.where((genes**3).sum(axis=0) < 0, -1.0, 1.0)
     coefficients = stacked.T @ genes / norms
@@ -913,7 +1077,7 @@ def _fourth_moments(table: np.ndarray, *, constant: bool) -> np.ndarray:
     position[first, second] = position[second, first] = np.arange(len(first))
     diagonal = np.diag(position)
     whole = sums[np.ix_(diagonal, diagonal)].sum()
-    return sums[np.ix_(position.ravel(), position.ravel())] / max(whole, np.finfo(float).tiny)
+    return sums[np.ix_(position.ravel(), position.ravel())] / max(whole, TINY)
 
 
 def _simplest(scores: np.ndarray, loadings: np.ndarray, balance: float, n_starts: int, seed: int) -> np.ndarray:

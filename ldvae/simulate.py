@@ -90,7 +90,7 @@ def simulate(
 
     base = _log_base_rates(rng, n_vars)
     # Per standard deviation of a Gaussian score, of "on" over "off", and of a pure profile, which is always diluted.
-    effect = {"gauss": 0.5, "mixed": 1.2, "additive": 2.0}[world]
+    effect = {"gauss": 0.5, "mixed": 1.2, "additive": 1.5}[world]
     loadings = np.zeros((n_vars, n_programs))
     for k in range(n_programs):
         chosen = rng.choice(n_vars, n_up + n_down, replace=False)

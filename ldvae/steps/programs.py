@@ -14,16 +14,18 @@ from ldvae.config import Output, ProgramsConfig
 from ldvae.errors import InputError
 from ldvae.io import atomic, write_json, write_table
 from ldvae.programs import (
+    Frame,
     Programs,
     associations,
     describe,
     enrichment,
     find_programs,
+    frame,
     gene_sets,
     split_sides,
     top_genes,
 )
-from ldvae.steps.select import Factors, read_factors, read_metrics
+from ldvae.steps.select import read_factors, read_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +86,7 @@ def programs(*, best: Path, runs: list[Path], counts: Path, output: Output, conf
     write_table(enriched, output / "enrichment.tsv")
     write_gmt(gene_sets(found), output / "programs.gmt")
     write_table(split_sides(found), output / "starcat.tsv", index="program")
-    write_model(found, factors, output / "model.npz")
+    write_model(frame(found, factors.mean, factors.theta), output / "model.npz")
     write_json(
         {
             "rank": found.rank,
@@ -137,22 +139,7 @@ def long_table(found: Programs) -> pd.DataFrame:
     return pd.DataFrame({"program": np.repeat(names, len(genes)), "gene": np.tile(genes, len(names))} | columns)
 
 
-def write_model(found: Programs, factors: Factors, path: Path) -> None:
+def write_model(model: Frame, path: Path) -> None:
     """Write what scoring other cells needs, as plain arrays."""
-    # The components are centred, so the gene offset of the mean cell has to hold the mean of the factors.
-    centres = [
-        offset + loadings @ scores.mean(axis=0, dtype=float)
-        for offset, loadings, scores in zip(factors.offset, factors.loadings, factors.scores, strict=True)
-    ]
-    log_rates = [centre - np.logaddexp.reduce(centre) for centre in centres]
     with atomic(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(
-            file,
-            genes=np.asarray(found.basis.index, dtype=np.str_),
-            programs=np.asarray(found.loadings.columns, dtype=np.str_),
-            basis=found.basis.to_numpy(),
-            transform=found.transform,
-            offset=np.mean(log_rates, axis=0),
-            theta=1 / np.mean(1 / factors.theta, axis=0),
-            mean=factors.mean,
-        )
+        np.savez_compressed(file, **model._asdict())

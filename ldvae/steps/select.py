@@ -40,7 +40,6 @@ class Factors(NamedTuple):
     scores: list[np.ndarray]  # one per fit, (n_obs, n_latent)
     loadings: list[np.ndarray]  # one per fit, (n_vars, n_latent)
     theta: np.ndarray  # (n_fits, n_vars)
-    offset: np.ndarray  # (n_fits, n_vars)
     mean: np.ndarray  # mean count of each gene in a cell, (n_vars,)
     cells: list[str]
     genes: list[str]
@@ -123,7 +122,6 @@ def read_factors(folders: Sequence[Path]) -> Factors:
         scores=[file["scores"] for file in files],
         loadings=[file["loadings"] for file in files],
         theta=np.stack([file["theta"] for file in files]),
-        offset=np.stack([file["offset"] for file in files]),
         mean=np.asarray(first["mean_expression"], float) * float(first["mean_total"]),
         cells=first["cells"].tolist(),
         genes=first["genes"].tolist(),

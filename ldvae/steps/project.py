@@ -1,0 +1,85 @@
+"""Scores of other cells under the programs of one dataset, without training."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from ldvae import programs as gene_programs
+from ldvae.config import Output, ProjectConfig
+from ldvae.errors import InputError, suggestion
+from ldvae.io import listed, obs_column, read_input, write_json, write_table
+
+logger = logging.getLogger(__name__)
+
+
+def project(
+    *,
+    input: list[str],
+    names: list[str] | None = None,
+    programs: Path,
+    scores: Output,
+    summary: Output,
+    config: ProjectConfig,
+) -> None:
+    """Score the cells of a new dataset with the programs of an old one.
+
+    Parameters
+    ----------
+    input
+        Files of raw counts of any format, or demo:pbmc68k; all their genes, not only variable ones.
+    names
+        A name for each input file; not given: several files are named after themselves.
+    programs
+        Folder of the step programs.
+    scores
+        Table of scores (tsv.gz): cells by programs, in standard deviations of the cells the programs were made from.
+    summary
+        JSON: cells, genes found and missing, the share of each program that the genes found cover.
+    """
+    path = programs / "model.npz"
+    if not path.exists():
+        raise InputError(f"{programs}: has no model.npz; expected the folder `programs` of a finished dataset.")
+    with np.load(path, allow_pickle=False) as file:
+        frame = gene_programs.Frame(**file)
+    adata = read_input(input, names, layer=config.layer, genome=config.genome)
+    genes = adata.var_names
+    if config.gene_column is not None:
+        if config.gene_column not in adata.var:
+            hint = suggestion(config.gene_column, adata.var.columns)
+            raise InputError(f"There is no var column {config.gene_column!r}.{hint}")
+        genes = adata.var[config.gene_column].astype(str)
+    batch_key = config.batch_key or ("file" if len(input) > 1 else None)
+    result = gene_programs.project(
+        frame,
+        adata.X,
+        list(genes),
+        cells=list(adata.obs_names),
+        batch=obs_column(adata.obs, batch_key).to_numpy() if batch_key else None,
+        adjust=config.adjust,
+    )
+    warnings = []
+    for program, share in result.covered.items():
+        if share < 0.5:
+            warnings.append(f"{program}: the data hold only {share:.0%} of what defines it; its scores are uncertain.")
+    if result.missing:
+        logger.info("%d of %d genes are missing: %s", len(result.missing), len(frame.genes), listed(result.missing))
+    for warning in warnings:
+        logger.warning(warning)
+    write_table(result.scores, scores, index="cell")
+    write_json(
+        {
+            "n_obs": adata.n_obs,
+            "n_genes": len(frame.genes),
+            "n_found": len(frame.genes) - len(result.missing),
+            "missing": result.missing,
+            "covered": result.covered.to_dict(),
+            "batch_key": batch_key or "",
+            "warnings": warnings,
+            "settings": asdict(config),
+        },
+        summary,
+    )
