@@ -23,6 +23,8 @@ from ldvae.errors import InputError
 
 logger = logging.getLogger(__name__)
 
+MINIFIED_KEY = "_scvi_adata_minify_type"  # in adata.uns, as the reference has it
+MINIFIED_TYPES = ("latent_posterior_parameters", "latent_posterior_parameters_with_counts")
 SETUP_KEY = "_ldvae_setup"  # in adata.uns: what setup_anndata was told, as JSON, so that it survives a copy and h5ad
 BLOCK_ROWS = 512  # rows read at once from disk; shuffled as blocks
 BUFFER_BLOCKS = 32  # blocks held in memory together, and shuffled row by row
@@ -676,3 +678,54 @@ def split_cells(
     order = np.random.RandomState(seed).permutation(n_obs)
     validation, train, test = np.split(order, [n_validation, n_validation + n_train])
     return Split(train, validation, test)
+
+
+class Minified(NamedTuple):
+    """What is kept of cells in place of their counts; numpy arrays, of every cell."""
+
+    z_mean: np.ndarray  # (n_obs, n_latent)
+    z_var: np.ndarray
+    l_mean: np.ndarray | None  # log library size, (n_obs, 1); None where it is observed
+    l_var: np.ndarray | None
+
+
+def minified_type(adata: AnnData) -> str | None:
+    """How `adata` was minified: one of `MINIFIED_TYPES`, or None."""
+    return adata.uns.get(MINIFIED_KEY)
+
+
+def minify(adata: AnnData, registry: Registry, kind: str, kept: Minified, total_counts: np.ndarray) -> AnnData:
+    """A copy of `adata` with the latent posterior of its cells and, unless `kind` says so, without counts.
+
+    Adds obsm `ldvae_latent_qzm` and `ldvae_latent_qzv`, obs `observed_lib_size` and, of a latent library size, obs
+    `ldvae_latent_qlm` and `ldvae_latent_qlv`; X and all layers are empty matrices, raw is gone.
+    """
+    if kind == MINIFIED_TYPES[1]:
+        made = adata.to_memory() if adata.isbacked else adata.copy()
+    else:
+        empty = sparse.csr_matrix(adata.shape, dtype=np.float32)
+        made = AnnData(
+            empty,
+            obs=adata.obs.copy(),
+            var=adata.var.copy(),
+            uns=dict(adata.uns),
+            layers={name: empty.copy() for name in adata.layers},
+            **{name: dict(getattr(adata, name)) for name in ("obsm", "varm", "obsp", "varp")},
+        )
+    made.uns[MINIFIED_KEY] = kind
+    made.obs["observed_lib_size"] = total_counts
+    made.obsm["ldvae_latent_qzm"], made.obsm["ldvae_latent_qzv"] = kept.z_mean, kept.z_var
+    if kept.l_mean is not None and kept.l_var is not None:
+        made.obs["ldvae_latent_qlm"], made.obs["ldvae_latent_qlv"] = kept.l_mean[:, 0], kept.l_var[:, 0]
+    return made
+
+
+def read_minified(adata: AnnData, registry: Registry) -> tuple[Minified, Covariates]:
+    """The latent posterior and the covariates of every cell of minified data."""
+    check_genes(adata.var_names, registry.var_names)
+    covariates = read_covariates(adata, registry, adata.obs["observed_lib_size"].to_numpy())
+    z_mean, z_var = (np.asarray(adata.obsm[f"ldvae_latent_qz{name}"], dtype=np.float32) for name in "mv")
+    if "ldvae_latent_qlm" not in adata.obs:
+        return Minified(z_mean, z_var, None, None), covariates
+    l_mean, l_var = (adata.obs[f"ldvae_latent_ql{name}"].to_numpy(dtype=np.float32)[:, None] for name in "mv")
+    return Minified(z_mean, z_var, l_mean, l_var), covariates

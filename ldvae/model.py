@@ -5,36 +5,52 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 import torch
-from anndata import AnnData
+from anndata import AnnData, read_h5ad
 from torch import Tensor
 
+from ldvae import posterior
 from ldvae.config import FitConfig, ModelConfig, default_max_epochs
 from ldvae.data import (
+    MINIFIED_TYPES,
     AnnDataManager,
     BackedCounts,
     Counts,
+    Minified,
     Registry,
     Split,
     library_prior,
+    minified_type,
+    minify,
     read_counts,
+    read_minified,
     register,
     registered,
     split_cells,
 )
+from ldvae.differential import DeOptions, comparisons, differential_expression
 from ldvae.errors import InputError
-from ldvae.module import LDVAE
+from ldvae.module import LDVAE, ElboTerms, Posterior
+from ldvae.posterior import Cells
+from ldvae.storage import SavedModel, adata_path, read_legacy, read_model, write_model, write_scvi_tools
 from ldvae.train import Checkpoint, EpochReport, Fit, fit, seeded
 
+if TYPE_CHECKING:
+    from sparse import GCXS
+
 logger = logging.getLogger(__name__)
+
+Rows = Sequence[int] | Sequence[bool] | np.ndarray
 
 # Arguments of the reference's Trainer and data splitter that change no number: accepted, and said to do nothing.
 NO_EFFECT = frozenset(
@@ -237,7 +253,9 @@ class LinearSCVI:
     def adata(self, adata: AnnData) -> None:
         if adata is None:
             raise InputError("adata cannot be None.")
-        self._source = read_counts(adata, self._registry)
+        # Where the counts are gone, what was kept of the cells is read when it is asked for.
+        gone = minified_type(adata) == MINIFIED_TYPES[0]
+        self._source = None if gone else read_counts(adata, self._registry)
         self._adata = adata
 
     @property
@@ -285,9 +303,11 @@ class LinearSCVI:
     def _counts(self, adata: AnnData | None) -> tuple[AnnData, Counts | BackedCounts]:
         """The given data, or the model's, checked against the registry."""
         if adata is None or adata is self._adata:
-            own = self._own_adata()
-            assert self._source is not None
-            return own, self._source
+            adata = self._own_adata()
+            if self._source is not None:
+                return adata, self._source
+        if minified_type(adata) == MINIFIED_TYPES[0]:
+            raise InputError("This needs counts, and the data are minified: they hold the latent posterior alone.")
         return adata, read_counts(adata, self._registry)
 
     # ---------------------------------------------------------------- training
@@ -520,14 +540,802 @@ class LinearSCVI:
             px_scale = sum((scores + weight[:, self.n_latent + k]).softmax(dim=-1) for k in chosen) / len(chosen)
         return pd.DataFrame((px_scale * library_size).cpu().numpy(), index=index, columns=self._genes())
 
+    # ---------------------------------------------------------------- what the model says of cells
+
+    def get_latent_representation(
+        self,
+        adata: AnnData | None = None,
+        indices: Rows | None = None,
+        give_mean: bool = True,
+        mc_samples: int = 5000,
+        batch_size: int | None = None,
+        return_dist: bool = False,
+        *,
+        seed: int | None = None,
+    ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+        """Latent coordinates of cells.
+
+        Parameters
+        ----------
+        adata
+            Data with the genes and fields of the model's; none: the model's.
+        indices
+            Rows of the cells, or a mask; none: all.
+        give_mean
+            The posterior mean (for "ln", over `mc_samples` draws); otherwise one draw.
+        mc_samples
+            Draws for a mean that has no closed form.
+        batch_size
+            Cells encoded together.
+        return_dist
+            Mean and variance of the posterior (for "ln", before the softmax).
+        seed
+            Of what is drawn; none: the model's.
+
+        Returns
+        -------
+        ndarray
+            float32, shape (n_obs, n_latent); two of them with `return_dist`.
+        """
+        self._check_trained()
+        _, cells = self._cells(adata, indices, batch_size)
+        if return_dist:
+            return cells.q.z_mean.numpy(), cells.q.z_var.numpy()
+        generator = self._generator(seed)
+        if give_mean:
+            return posterior.latent_mean(self.module, cells, mc_samples, generator).numpy()
+        return posterior.draw(self.module, cells, 1, generator).z[0].numpy()
+
+    def get_latent_library_size(
+        self,
+        adata: AnnData | None = None,
+        indices: Rows | None = None,
+        give_mean: bool = True,
+        batch_size: int | None = None,
+        *,
+        seed: int | None = None,
+    ) -> np.ndarray:
+        """Library size of cells: its posterior mean, or a draw; float32, shape (n_obs, 1).
+
+        A model that takes the observed library size has no posterior mean of it; `give_mean=False` gives the observed.
+        """
+        self._check_trained()
+        _, cells = self._cells(adata, indices, batch_size)
+        return posterior.latent_library_size(self.module, cells, give_mean, self._generator(seed)).numpy()
+
+    def get_elbo(
+        self,
+        adata: AnnData | None = None,
+        indices: Rows | None = None,
+        batch_size: int | None = None,
+        return_mean: bool = True,
+        *,
+        seed: int | None = None,
+    ) -> Tensor:
+        """Evidence lower bound with one draw of the latent variables; nats per cell, higher is better.
+
+        Returns
+        -------
+        Tensor
+            The mean over cells, or with `return_mean=False` of each cell, shape (n_obs,). The training history has
+            the negative of it.
+        """
+        elbo = -self._elbo_terms(adata, indices, batch_size, seed).loss()
+        return elbo.mean() if return_mean else elbo
+
+    def get_reconstruction_error(
+        self,
+        adata: AnnData | None = None,
+        indices: Rows | None = None,
+        batch_size: int | None = None,
+        return_mean: bool = True,
+        *,
+        seed: int | None = None,
+    ) -> dict[str, Tensor]:
+        """-log p(x | z) with one draw of the latent variables, as {"reconstruction_loss": …}; lower is better.
+
+        The mean over cells in nats, or with `return_mean=False` of each cell, shape (n_obs,).
+        """
+        error = self._elbo_terms(adata, indices, batch_size, seed).reconstruction
+        return {"reconstruction_loss": error.mean() if return_mean else error}
+
+    def get_marginal_ll(
+        self,
+        adata: AnnData | None = None,
+        indices: Rows | None = None,
+        n_mc_samples: int = 1000,
+        batch_size: int | None = None,
+        return_mean: bool = True,
+        *,
+        n_mc_samples_per_pass: int = 1,
+        seed: int | None = None,
+    ) -> np.float64 | Tensor:
+        """Marginal log-likelihood by importance sampling from the posterior; nats per cell, higher is better.
+
+        Parameters
+        ----------
+        adata, indices, batch_size
+            As for `get_latent_representation`.
+        n_mc_samples
+            Draws for each cell.
+        return_mean
+            The mean over cells, instead of each cell's.
+        n_mc_samples_per_pass
+            Draws decoded together; memory grows with it.
+        seed
+            Of the draws; none: the model's.
+        """
+        _, source, rows = self._rows(adata, indices)
+        log_likelihood = posterior.marginal_ll(
+            self.module,
+            source,
+            rows,
+            self._generator(seed),
+            n_mc_samples,
+            n_mc_samples_per_pass,
+            batch_size or posterior.BATCH_SIZE,
+        )
+        return np.float64(log_likelihood.double().mean()) if return_mean else log_likelihood
+
+    def get_normalized_expression(
+        self,
+        adata: AnnData | None = None,
+        indices: Rows | None = None,
+        transform_batch: Any = None,
+        gene_list: Sequence[str] | None = None,
+        library_size: float | Literal["latent"] = 1,
+        n_samples: int = 1,
+        n_samples_overall: int | None = None,
+        weights: Literal["uniform", "importance"] | None = None,
+        batch_size: int | None = None,
+        return_mean: bool = True,
+        return_numpy: bool | None = None,
+        silent: bool = True,
+        *,
+        give_mean: bool = False,
+        seed: int | None = None,
+        **importance_weighting_kwargs: Any,
+    ) -> np.ndarray | pd.DataFrame:
+        """Expected expression of cells: proportions of the genes, times a library size.
+
+        Parameters
+        ----------
+        adata, indices, batch_size
+            As for `get_latent_representation`.
+        transform_batch
+            Batch to decode for, by its name, or several to average over; none (also in a list): each cell's own.
+        gene_list
+            Genes to return, in the order of the model; unknown names are an error.
+        library_size
+            Total that the proportions of all genes are scaled to, or "latent": each cell's own.
+        n_samples
+            Draws from the posterior for each cell.
+        n_samples_overall
+            Instead, so many draws in total, each of a cell at random; only these are decoded.
+        weights
+            "importance", with `n_samples_overall`: favour draws that are likely for many cells.
+        return_mean
+            Average over the draws of a cell.
+        return_numpy
+            An array instead of a DataFrame; draws that are not averaged always come as an array.
+        silent
+            Of the reference; nothing is printed.
+        give_mean
+            Decode the posterior mean instead of a draw: nothing is random then.
+        seed
+            Of the draws; none: the model's.
+        **importance_weighting_kwargs
+            max_cells, truncation, n_mc_samples, n_mc_samples_per_pass; see `ldvae.posterior.importance_weights`.
+
+        Returns
+        -------
+        DataFrame or ndarray
+            float32, cells (or draws) by genes, the index naming the cell; (n_samples, n_obs, n_genes) for several draws
+            that are not averaged.
+        """
+        if give_mean and (n_samples > 1 or n_samples_overall is not None):
+            raise InputError("give_mean decodes the posterior mean alone; leave n_samples and n_samples_overall out.")
+        if n_samples_overall is not None and n_samples != 1:
+            raise InputError("n_samples_overall takes the place of n_samples; give one of them.")
+        if weights == "importance" and n_samples_overall is None:
+            raise InputError("weights='importance' needs n_samples_overall: it chooses among the draws of all cells.")
+        if importance_weighting_kwargs and weights != "importance":
+            unknown = next(iter(importance_weighting_kwargs))
+            raise TypeError(f"unexpected keyword argument {unknown!r} (only weights='importance' takes further ones)")
+        data, cells = self._cells(adata, indices, batch_size)
+        generator, batches = self._generator(seed), self._batch_codes(transform_batch)
+        names = data.obs_names[self._row_numbers(indices, data.n_obs)]
+        if n_samples_overall is not None:
+            drawn, chosen = self._draw_overall(
+                adata, indices, cells, n_samples_overall, weights, batches, generator, importance_weighting_kwargs
+            )
+            names, cells, give_mean = names[chosen], drawn, True
+        genes = self._gene_rows(gene_list)
+        expression = posterior.normalized_expression(
+            self.module,
+            cells,
+            generator,
+            genes=genes,
+            batches=batches,
+            library_size=library_size,
+            n_samples=0 if give_mean else n_samples,
+            return_mean=return_mean,
+            batch_size=batch_size or posterior.BATCH_SIZE,
+        )
+        if return_numpy or expression.ndim == 3:
+            return expression
+        return pd.DataFrame(expression, index=names, columns=self._genes()[genes])
+
+    def get_likelihood_parameters(
+        self,
+        adata: AnnData | None = None,
+        indices: Rows | None = None,
+        n_samples: int = 1,
+        give_mean: bool = False,
+        batch_size: int | None = None,
+        *,
+        seed: int | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Parameters of the distribution of the counts given draws from the posterior.
+
+        Returns
+        -------
+        dict
+            "mean"; "dropout" (probability of an inflated zero) for zinb; "dispersions" (theta) but for poisson; each of
+            shape (n_obs, n_vars), or (n_samples, n_obs, n_vars) for several draws without `give_mean`.
+        """
+        _, cells = self._cells(adata, indices, batch_size)
+        size = batch_size or posterior.BATCH_SIZE
+        return posterior.likelihood_parameters(
+            self.module, cells, self._generator(seed), n_samples=n_samples, give_mean=give_mean, batch_size=size
+        )
+
+    def posterior_predictive_sample(
+        self,
+        adata: AnnData | None = None,
+        indices: Rows | None = None,
+        transform_batch: Any = None,
+        n_samples: int = 1,
+        gene_list: Sequence[str] | None = None,
+        batch_size: int | None = None,
+        *,
+        seed: int | None = None,
+    ) -> GCXS:
+        """Counts drawn from the model for each cell.
+
+        Parameters
+        ----------
+        adata, indices, batch_size
+            As for `get_latent_representation`.
+        transform_batch
+            Batch to draw for; of several, the mean of the counts drawn for each.
+        n_samples
+            Draws for each cell.
+        gene_list
+            Genes to return, in the order of the model.
+        seed
+            Of the draws; none: the model's.
+
+        Returns
+        -------
+        sparse.GCXS
+            float32, shape (n_obs, n_genes), or (n_obs, n_genes, n_samples) for several draws.
+        """
+        from sparse import GCXS, concatenate
+
+        _, cells = self._cells(adata, indices, batch_size)
+        drawn = posterior.posterior_predictive(
+            self.module,
+            cells,
+            self._generator(seed),
+            genes=self._gene_rows(gene_list),
+            batches=self._batch_codes(transform_batch),
+            n_samples=n_samples,
+            batch_size=batch_size or posterior.BATCH_SIZE,
+        )
+        blocks = (np.moveaxis(block, 0, -1) if n_samples > 1 else block[0] for block in drawn)
+        return concatenate([GCXS.from_numpy(block, compressed_axes=(0,)) for block in blocks], axis=0)
+
+    def get_feature_correlation_matrix(
+        self,
+        adata: AnnData | None = None,
+        indices: Rows | None = None,
+        n_samples: int = 10,
+        batch_size: int = 64,
+        rna_size_factor: float = 1000,
+        transform_batch: Any = None,
+        correlation_type: Literal["spearman", "pearson"] = "spearman",
+        silent: bool = True,
+        *,
+        seed: int | None = None,
+    ) -> pd.DataFrame:
+        """Correlation of genes over denoised draws of cells.
+
+        Parameters
+        ----------
+        adata, indices
+            As for `get_latent_representation`.
+        n_samples
+            Draws for each cell.
+        batch_size
+            Cells decoded together.
+        rna_size_factor
+            Total that a cell's proportions are scaled to before the draw.
+        transform_batch
+            Batch to decode for; of several, the mean of the correlations in each.
+        correlation_type
+            "spearman" keeps all draws in memory, n_obs × n_samples × n_vars floats; "pearson" does not.
+        silent
+            Of the reference; nothing is printed.
+        seed
+            Of the draws; none: the model's.
+
+        Returns
+        -------
+        DataFrame
+            Genes by genes, float64.
+        """
+        _, cells = self._cells(adata, indices, None)
+        generator = self._generator(seed)
+        matrices = [
+            posterior.feature_correlation(
+                self.module,
+                cells,
+                generator,
+                n_samples=n_samples,
+                rna_size_factor=rna_size_factor,
+                batch=batch,
+                correlation_type=correlation_type,
+                batch_size=batch_size,
+            )
+            for batch in self._batch_codes(transform_batch)
+        ]
+        return pd.DataFrame(np.mean(matrices, axis=0), index=self._genes(), columns=self._genes())
+
+    def get_aggregated_posterior(
+        self,
+        adata: AnnData | None = None,
+        indices: Rows | None = None,
+        batch_size: int | None = None,
+        dof: float | None = 3.0,
+    ) -> torch.distributions.MixtureSameFamily:
+        """The mixture of the posteriors of cells, a density over latent coordinates (for "ln", before the softmax).
+
+        Components are Student's t with `dof` degrees of freedom, or normal for None.
+        """
+        self._check_trained()
+        _, cells = self._cells(adata, indices, batch_size)
+        return posterior.aggregated_posterior(cells, dof)
+
+    def differential_abundance(
+        self,
+        adata: AnnData | None = None,
+        sample_key: str | None = None,
+        batch_size: int = 128,
+        num_cells_posterior: int | None = None,
+        dof: float | None = None,
+        *,
+        seed: int | None = None,
+    ) -> None:
+        """Log-density of each cell's latent mean among the cells of each sample.
+
+        Writes `adata.obsm["da_log_probs"]`, a DataFrame of cells by samples (in order of appearance), in nats.
+
+        Parameters
+        ----------
+        adata
+            As for `get_latent_representation`.
+        sample_key
+            Column of obs with the sample.
+        batch_size
+            Cells whose density is computed together.
+        num_cells_posterior
+            Most cells, drawn at random, that stand for a sample; none: all.
+        dof
+            Degrees of freedom of Student components; none: normal ones.
+        seed
+            Of the choice of these cells; none: the model's.
+        """
+        self._check_trained()
+        data, cells = self._cells(adata, None, None)
+        if sample_key not in data.obs:
+            raise InputError(
+                f"sample_key {sample_key!r} not found in adata.obs ({', '.join(map(str, data.obs.columns))})."
+            )
+        generator = self._generator(seed)
+        samples, densities = data.obs[sample_key].unique(), {}
+        for sample in samples:
+            rows = torch.from_numpy(np.flatnonzero(data.obs[sample_key] == sample))
+            if num_cells_posterior is not None:
+                rows = rows[torch.randperm(len(rows), generator=generator)[:num_cells_posterior].sort().values]
+            mixture = posterior.aggregated_posterior(cells.take(rows), dof)
+            densities[sample] = posterior.log_density(cells.q.z_mean, mixture, batch_size).numpy()
+        data.obsm["da_log_probs"] = pd.DataFrame(densities, index=data.obs_names, columns=samples)
+
+    def differential_expression(
+        self,
+        adata: AnnData | None = None,
+        groupby: str | None = None,
+        group1: Any = None,
+        group2: Any = None,
+        idx1: Rows | str | None = None,
+        idx2: Rows | str | None = None,
+        mode: Literal["vanilla", "change"] = "vanilla",
+        delta: float | None = 0.25,
+        batch_size: int | None = None,
+        all_stats: bool = True,
+        batch_correction: bool = False,
+        batchid1: Sequence[Any] | None = None,
+        batchid2: Sequence[Any] | None = None,
+        fdr_target: float = 0.05,
+        silent: bool = False,
+        weights: Literal["uniform", "importance"] | None = "uniform",
+        filter_outlier_cells: bool = False,
+        importance_weighting_kwargs: Mapping[str, Any] | None = None,
+        *,
+        subset_idx: Rows | str | None = None,
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> pd.DataFrame:
+        """Genes that differ between groups of cells, from posterior samples of their expression.
+
+        Parameters
+        ----------
+        adata, batch_size
+            As for `get_latent_representation`.
+        groupby, group1, group2
+            Column of obs, the group or groups to compare (none: each in turn), and with which (none: all other cells).
+        idx1, idx2
+            Instead, the cells: rows, a mask, or a query of obs.
+        subset_idx
+            Cells that groups may hold.
+        silent
+            Of the reference; nothing is printed.
+        seed
+            Of what is drawn; none: the model's.
+        importance_weighting_kwargs
+            See `get_normalized_expression`.
+        mode, delta, all_stats, batch_correction, batchid1, batchid2, fdr_target, weights, filter_outlier_cells
+            Fields of `ldvae.differential.DeOptions`, which says what each means.
+        **kwargs
+            Further ones: n_samples_overall, use_permutation, m_permutation, change_fn, m1_domain_fn, pseudocounts,
+            threshold_counts, test_mode, cred_interval_lvls.
+
+        Returns
+        -------
+        DataFrame
+            A row per gene and comparison, with the reference's columns.
+        """
+        options = DeOptions(
+            mode=mode,
+            delta=delta,
+            all_stats=all_stats,
+            batch_correction=batch_correction,
+            batchid1=batchid1,
+            batchid2=batchid2,
+            fdr_target=fdr_target,
+            weights=weights,
+            filter_outlier_cells=filter_outlier_cells,
+            importance=dict(importance_weighting_kwargs or {}),
+            **kwargs,
+        )
+        data, cells = self._cells(adata, None, batch_size)
+        source = None
+        if minified_type(data) != MINIFIED_TYPES[0]:
+            source = self._counts(adata)[1]
+        elif all_stats:
+            warnings.warn(
+                "Minified data have no counts: the table has no statistics of them.", UserWarning, stacklevel=2
+            )
+        chosen = comparisons(data.obs, groupby, group1, group2, idx1, idx2, subset_idx)
+        return differential_expression(
+            self.module,
+            cells,
+            source,
+            chosen,
+            self._genes(),
+            self._registry.categories["batch"],
+            options,
+            self._generator(seed),
+            batch_size or posterior.BATCH_SIZE,
+        )
+
+    def _check_trained(self) -> None:
+        if not self.is_trained_:
+            raise InputError(
+                "Trying to query inferred values from an untrained model. Please train the model first: model.train()."
+            )
+
+    def _generator(self, seed: int | None) -> torch.Generator:
+        return torch.Generator().manual_seed((self.seed if seed is None else seed) % 2**63)
+
+    @staticmethod
+    def _row_numbers(indices: Rows | None, n_obs: int) -> np.ndarray:
+        """Rows of cells in the order given, from rows or a mask; all for None."""
+        if indices is None:
+            return np.arange(n_obs)
+        given = np.asarray(indices).ravel()
+        if given.dtype == bool:
+            if len(given) != n_obs:
+                raise InputError(f"indices is a mask of {len(given)} cells, but there are {n_obs}.")
+            return np.flatnonzero(given)
+        rows = given.astype(np.int64)
+        if len(rows) == 0 or rows.max() >= n_obs or rows.min() < -n_obs:
+            raise InputError(f"indices must name at least one of the {n_obs} cells, each from 0 to {n_obs - 1}.")
+        return rows % n_obs
+
+    def _rows(self, adata: AnnData | None, indices: Rows | None) -> tuple[AnnData, Counts | BackedCounts, np.ndarray]:
+        """Data, their counts, and the rows asked for."""
+        data, source = self._counts(adata)
+        return data, source, self._row_numbers(indices, data.n_obs)
+
+    def _cells(self, adata: AnnData | None, indices: Rows | None, batch_size: int | None) -> tuple[AnnData, Cells]:
+        """Data, and the cells asked for, encoded; of minified data as they were kept."""
+        data = self._own_adata() if adata is None else adata
+        if minified_type(data) is not None:
+            kept, covariates = read_minified(data, self._registry)
+            q = Posterior(*(None if values is None else torch.from_numpy(values) for values in kept))
+            return data, Cells(q, covariates).take(self._row_numbers(indices, data.n_obs))
+        data, source, rows = self._rows(adata, indices)
+        return data, posterior.encode(self.module, source, rows, batch_size or posterior.BATCH_SIZE)
+
+    def _elbo_terms(
+        self, adata: AnnData | None, indices: Rows | None, batch_size: int | None, seed: int | None
+    ) -> ElboTerms:
+        _, source, rows = self._rows(adata, indices)
+        size = batch_size or posterior.BATCH_SIZE
+        return posterior.elbo_terms(self.module, source, rows, self._generator(seed), size)
+
+    def _batch_codes(self, transform_batch: Any) -> list[int | None]:
+        """Codes of batches given by name, one or a list; None stands for each cell's own."""
+        one = transform_batch is None or isinstance(transform_batch, str) or not isinstance(transform_batch, Iterable)
+        categories = list(self._registry.categories["batch"])
+        codes: list[int | None] = []
+        for name in [transform_batch] if one else transform_batch:
+            if name is not None and name not in categories:
+                known = ", ".join(map(str, categories))
+                raise InputError(f'"{name}" not a valid batch category. There are {known}.')
+            codes.append(None if name is None else categories.index(name))
+        return codes
+
+    def _gene_rows(self, gene_list: Sequence[str] | None) -> np.ndarray:
+        """Rows of genes, ascending, from their names; all for None."""
+        if gene_list is None:
+            return np.arange(len(self._registry.var_names))
+        rows = self._genes().get_indexer(list(gene_list))
+        if (rows < 0).any():
+            unknown = [str(gene) for gene, row in zip(gene_list, rows, strict=True) if row < 0]
+            raise InputError(
+                f"{len(unknown)} of {len(rows)} genes of gene_list are not among the model's (e.g. "
+                f"{', '.join(unknown[:5])}); see model.get_var_names()."
+            )
+        return np.unique(rows)
+
+    def _draw_overall(
+        self,
+        adata: AnnData | None,
+        indices: Rows | None,
+        cells: Cells,
+        n: int,
+        weights: str | None,
+        batches: Sequence[int | None],
+        generator: torch.Generator,
+        importance: Mapping[str, Any],
+    ) -> tuple[Cells, np.ndarray]:
+        """`n` draws over cells, and which cell each is of."""
+        if weights != "importance":
+            chosen = torch.randint(cells.n_obs, (n,), generator=generator)
+            return posterior.settle(cells.take(chosen), generator), chosen.numpy()
+        if len(batches) > 1:
+            raise InputError("Importance weights cannot be computed when expression is averaged across batches.")
+        _, source, rows = self._rows(adata, indices)
+        repeated = torch.arange(cells.n_obs).repeat(n // cells.n_obs + 1)
+        candidates = posterior.settle(cells.in_batch(batches[0]).take(repeated), generator)
+        weight = posterior.importance_weights(self.module, source, rows, cells, candidates, generator, **importance)
+        kept = torch.multinomial(weight, n, replacement=True, generator=generator)
+        return candidates.take(kept), repeated[kept].numpy()
+
+    # ---------------------------------------------------------------- files
+
+    def save(
+        self,
+        dir_path: str | Path,
+        prefix: str | None = None,
+        overwrite: bool = False,
+        save_anndata: bool = False,
+        **anndata_write_kwargs: Any,
+    ) -> None:
+        """Save the model to a directory: safetensors, JSON, and the history as CSV.
+
+        Parameters
+        ----------
+        dir_path
+            Directory; it appears only once all is written.
+        prefix
+            Put before each file name.
+        overwrite
+            Replace a model that is there; otherwise a directory that exists is an error, and stays as it is.
+        save_anndata
+            Save the data too, as `adata.h5ad`.
+        **anndata_write_kwargs
+            For `AnnData.write_h5ad`.
+        """
+        if anndata_write_kwargs and not save_anndata:
+            raise TypeError(
+                f"unexpected keyword argument {next(iter(anndata_write_kwargs))!r} without save_anndata=True"
+            )
+        write_adata = partial(self._own_adata().write_h5ad, **anndata_write_kwargs) if save_anndata else None
+        write_model(self._saved(), Path(dir_path), prefix=prefix or "", overwrite=overwrite, write_adata=write_adata)
+
+    def export_scvi_tools(self, dir_path: str | Path, prefix: str | None = None, overwrite: bool = False) -> None:
+        """Save the model as scvi-tools 1.4.2 does, so that its own `LinearSCVI.load` reads it.
+
+        Raises
+        ------
+        InputError
+            If the model has what the reference's does not: covariates, size factors, gene-cell dispersion.
+        """
+        write_scvi_tools(self._saved(), Path(dir_path), prefix=prefix or "", overwrite=overwrite)
+
+    @classmethod
+    def load(
+        cls,
+        dir_path: str | Path,
+        adata: AnnData | Literal[False] | None = None,
+        accelerator: str = "auto",
+        device: int | str = "auto",
+        prefix: str | None = None,
+    ) -> LinearSCVI:
+        """Load a model that `save`, or scvi-tools' LinearSCVI, saved. No pickle is executed.
+
+        Parameters
+        ----------
+        dir_path, prefix
+            As given to `save`.
+        adata
+            Data with the genes and fields of the model's; none: those saved with it, if any; False: none at all.
+        accelerator, device
+            Where to put the model.
+
+        Raises
+        ------
+        InputError
+            If there is no model, it cannot be read, or the data do not fit it.
+        """
+        directory = Path(dir_path)
+        saved = read_model(directory, prefix or "")
+        model = cls(**asdict(saved.config), registry=saved.registry)
+        try:
+            model.module.load_state_dict(dict(saved.state))
+        except RuntimeError as error:
+            raise InputError(f"The weights in {directory} do not fit the model described there: {error}") from error
+        model.is_trained_, model.history_ = saved.is_trained, saved.history or None
+        model.train_indices_, model.validation_indices_, model.test_indices_ = saved.split or (None, None, None)
+        model.run_name_ = saved.run_name or model.run_name_
+        model.to_device(pick_device(accelerator, [device] if isinstance(device, int) else "auto"))
+        path = adata_path(directory, prefix or "")
+        if adata is None and path is not None:
+            adata = read_h5ad(path)
+        if adata is not None and adata is not False:
+            model.adata = adata
+        return model
+
+    @staticmethod
+    def load_registry(dir_path: str | Path, prefix: str | None = None) -> dict[str, Any]:
+        """The registry of a saved model, in the layout of the reference's."""
+        return read_model(Path(dir_path), prefix or "").registry.reference_layout()
+
+    @staticmethod
+    def convert_legacy_save(
+        dir_path: str | Path, output_dir_path: str | Path, overwrite: bool = False, prefix: str | None = None
+    ) -> None:
+        """Convert a model saved by scvi-tools before 0.15.0 (three files) to a directory as `save` writes it."""
+        write_model(
+            read_legacy(Path(dir_path), prefix or ""), Path(output_dir_path), prefix=prefix or "", overwrite=overwrite
+        )
+
+    def _saved(self) -> SavedModel:
+        parts = (self.train_indices_, self.validation_indices_, self.test_indices_)
+        return SavedModel(
+            config=self.config,
+            registry=self._registry,
+            state=self.module.state_dict(),
+            history=self.history_ or {},
+            split=None if parts[0] is None else Split(*(np.zeros(0, np.int64) if p is None else p for p in parts)),
+            is_trained=self.is_trained_,
+            minified=self.minified_data_type,
+            run_name=self.run_name_,
+        )
+
+    def minify_adata(
+        self,
+        minified_data_type: str = MINIFIED_TYPES[0],
+        use_latent_qzm_key: str = "X_latent_qzm",
+        use_latent_qzv_key: str = "X_latent_qzv",
+    ) -> None:
+        """Replace the model's data by a copy that keeps the latent posterior of each cell in place of its counts.
+
+        Parameters
+        ----------
+        minified_data_type
+            "latent_posterior_parameters", or "latent_posterior_parameters_with_counts" to keep the counts.
+        use_latent_qzm_key, use_latent_qzv_key
+            Where obsm has the mean and the variance of q(z); they are computed if it does not.
+        """
+        if minified_data_type not in MINIFIED_TYPES:
+            raise InputError(
+                f"Unknown minified_data_type {minified_data_type!r}; there are {', '.join(MINIFIED_TYPES)}."
+            )
+        if self.minified_data_type is not None:
+            raise InputError("The model's data are minified already.")
+        data, cells = self._cells(None, None, None)
+        z = [cells.q.z_mean.numpy(), cells.q.z_var.numpy()]
+        if use_latent_qzm_key in data.obsm and use_latent_qzv_key in data.obsm:
+            z = [np.asarray(data.obsm[key]) for key in (use_latent_qzm_key, use_latent_qzv_key)]
+        library = [None if values is None else values.numpy() for values in (cells.q.l_mean, cells.q.l_var)]
+        _, source, rows = self._rows(None, None)
+        totals = np.concatenate([np.asarray(of.x[i].sum(axis=1)).ravel() for of, i in source.minibatches(rows, 4096)])
+        self.adata = minify(data, self._registry, minified_data_type, Minified(*z, *library), totals)
+
+    @property
+    def minified_data_type(self) -> str | None:
+        """How the model's data were minified; None if they were not."""
+        return None if self._adata is None else minified_type(self._adata)
+
+    # ---------------------------------------------------------------- views
+
+    def view_anndata_setup(self, adata: AnnData | None = None, hide_state_registries: bool = False) -> None:
+        """Print what is registered of the data: arguments, sizes and, unless hidden, categories."""
+        registry = AnnDataManager(self._own_adata() if adata is None else adata, self._registry).registry
+        lines = ["Anndata setup of LinearSCVI", setup_lines(registry["setup_args"]), "Sizes:"]
+        lines += [f"  {name}: {size}" for name, size in self.summary_stats.items()]
+        if not hide_state_registries:
+            for name, of in registry["field_registries"].items():
+                lines += [f"{name} ({'.'.join(str(part) for part in of['data_registry'].values())}):"]
+                lines += [f"  {key}: {values}" for key, values in of["state_registry"].items()]
+        print("\n".join(lines))
+
+    @classmethod
+    def view_setup_args(cls, dir_path: str | Path, prefix: str | None = None) -> None:
+        """Print the arguments of `setup_anndata` that a saved model was made with."""
+        print(setup_lines(cls.load_registry(dir_path, prefix)["setup_args"]))
+
+    def view_setup_method_args(self) -> None:
+        """Print the arguments of `setup_anndata` that this model was made with."""
+        print(setup_lines(self.registry["setup_args"]))
+
+    @property
+    def summary_string(self) -> str:
+        """What the model is, and whether it is trained."""
+        shown = ("n_hidden", "n_latent", "n_layers", "dropout_rate", "dispersion", "gene_likelihood")
+        parameters = {
+            name: getattr(self.config, name) for name in (*shown, "use_observed_lib_size", "latent_distribution")
+        }
+        return (
+            "LinearSCVI Model with the following params: \n"
+            + ", ".join(f"{name}: {value}" for name, value in parameters.items())
+            + f"\nTraining status: {'Trained' if self.is_trained_ else 'Not Trained'}"
+            + f"\nModel's adata is minified?: {self.minified_data_type is not None}"
+        )
+
+    def __repr__(self) -> str:
+        return self.summary_string
+
+    # ---------------------------------------------------------------- inside
+
     def _folded(self) -> tuple[np.ndarray, np.ndarray]:
         """The decoder's weight (n_vars, n_inputs) and shift (n_vars,), batch norm folded in."""
         with torch.inference_mode():
             weight, shift = self.module.decoder.folded()
-        return weight.cpu().numpy(), shift.cpu().numpy()
+        return weight.detach().cpu().numpy(), shift.detach().cpu().numpy()
 
     def _genes(self) -> pd.Index:
         return pd.Index(self._registry.var_names)
+
+
+def setup_lines(arguments: Mapping[str, Any]) -> str:
+    """The arguments of `setup_anndata`, a line each."""
+    return "\n".join(["Arguments of setup_anndata:", *(f"  {name}: {value!r}" for name, value in arguments.items())])
 
 
 def check_config(config: ModelConfig) -> None:

@@ -268,43 +268,6 @@ def _rename(name: str, pairs: list[tuple[str, str]]) -> str:
     raise InputError(f"The checkpoint holds a parameter {name!r} that no LinearSCVI has.")
 
 
-def scvi_registry(registry: Registry) -> dict[str, Any]:
-    """The registry in the reference's form: nested dictionaries of what was registered, where, and its summary."""
-    setup_args = {"batch_key": registry.batch_key, "labels_key": registry.labels_key, "layer": registry.layer}
-    for name in ("size_factor_key", "categorical_covariate_keys", "continuous_covariate_keys"):
-        if value := getattr(registry, name):
-            setup_args[name] = value
-    field_registries: dict[str, Any] = {
-        "X": {
-            "data_registry": {"attr_name": "layers" if registry.layer else "X", "attr_key": registry.layer},
-            "state_registry": {
-                "n_obs": registry.n_obs,
-                "n_vars": len(registry.var_names),
-                "column_names": np.array(registry.var_names, dtype=object),
-            },
-            "summary_stats": {"n_vars": len(registry.var_names), "n_cells": registry.n_obs},
-        }
-    }
-    for name, key in (("batch", registry.batch_key), ("labels", registry.labels_key)):
-        categories = registry.categories[name]
-        field_registries[name] = {
-            "data_registry": {"attr_name": "obs", "attr_key": f"_scvi_{name}"},
-            "state_registry": {
-                "categorical_mapping": np.array(categories, dtype=None if key is None else object),
-                "original_key": f"_scvi_{name}" if key is None else key,
-            },
-            "summary_stats": {f"n_{name}": len(categories)},
-        }
-    return {
-        "scvi_version": SCVI_VERSION,
-        "model_name": "LinearSCVI",
-        "setup_method_name": "setup_anndata",
-        "setup_args": setup_args,
-        "field_registries": field_registries,
-        "_scvi_uuid": registry.uuid,
-    }
-
-
 def write_scvi_tools(model: SavedModel, directory: Path, *, prefix: str = "", overwrite: bool = False) -> None:
     """Write `model.pt` as scvi-tools 1.4.2 saves it; its own `LinearSCVI.load` accepts the directory.
 
@@ -353,7 +316,7 @@ def write_scvi_tools(model: SavedModel, directory: Path, *, prefix: str = "", ov
             "kwargs": {"model_kwargs": module_options},
             "non_kwargs": {name: value for name, value in asdict(config).items() if name not in own},
         },
-        "registry_": scvi_registry(registry),
+        "registry_": {"scvi_version": SCVI_VERSION} | registry.reference_layout(),
         "history_": model.history,
         "is_trained_": model.is_trained,
         "run_name_": model.run_name,
