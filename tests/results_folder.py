@@ -338,7 +338,7 @@ def _write_programs(
         )
     place = folder / "programs"
     consensus = pd.concat(long)
-    columns = "program side term library overlap n_term odds_ratio p padj genes".split()
+    columns = ["program", "side", "term", "library", "overlap", "n_term", "odds_ratio", "p", "padj", "genes"]
     tables = {
         "programs": pd.DataFrame(programs),
         "top_genes": pd.concat(top),

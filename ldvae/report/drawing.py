@@ -1,7 +1,8 @@
-"""A figure on its way into a page: matplotlib's SVG, made to follow the page's theme, with the data behind its points."""
+"""A figure on its way into a page: matplotlib's SVG made to follow the page's theme, and the data of its points."""
 
 from __future__ import annotations
 
+import base64
 import io
 import re
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 
 SVG = "http://www.w3.org/2000/svg"
 XLINK = "http://www.w3.org/1999/xlink"
@@ -24,15 +26,15 @@ BLUE, ORANGE, GREEN, PURPLE, RED, SKY = "#0072b2", "#e69f00", "#009e73", "#cc79a
 INK, MUTED, RULE, PAPER = "#1c1e21", "#686d76", "#d5d8dd", "#fefefe"
 THEME = {INK: "var(--ink)", MUTED: "var(--muted)", RULE: "var(--rule)", PAPER: "var(--paper)"}
 
-STYLE = {
+STYLE: Any = {
     "font.family": "sans-serif",
     "font.sans-serif": ["Helvetica Neue", "Arial", "Liberation Sans", "DejaVu Sans"],
-    "font.size": 8.5,
-    "axes.titlesize": 8.5,
-    "axes.labelsize": 8.5,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "legend.fontsize": 8,
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.labelsize": 9,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+    "legend.fontsize": 8.5,
     "legend.frameon": False,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -123,7 +125,7 @@ class Rendered(NamedTuple):
 
 
 def _target(hover: Hover) -> dict[str, Any]:
-    """What a script needs to find a point: box of the axes in shares of the figure, from the top left; limits; scales."""
+    """What a script needs to find a point: the box of the axes in shares of the figure, limits and scales."""
     box = hover.axes.get_position()
     return {
         "block": hover.block,
@@ -159,9 +161,8 @@ def inline(svg: str, *, prefix: str, label: str, width: int) -> str:
     ElementTree.register_namespace("xlink", XLINK)
     root = ElementTree.fromstring(svg)
     # matplotlib's style element speaks of every element of the page; style.css says the same of figures only.
-    for tag in ("metadata", "defs"):
-        for element in root.findall(f"{{{SVG}}}{tag}"):
-            root.remove(element)
+    for element in root.findall(f"{{{SVG}}}metadata") + root.findall(f"{{{SVG}}}defs[{{{SVG}}}style]"):
+        root.remove(element)
     used = set(re.findall(r'(?:href="|url\()#([^")]+)', svg))
     for element in root.iter():
         name = element.attrib.pop("id", None)
@@ -178,6 +179,8 @@ def inline(svg: str, *, prefix: str, label: str, width: int) -> str:
             if key in ("d", "x", "y", "transform"):
                 value = re.sub(r"(\.\d\d)\d+", r"\1", value).replace("\n", "")
             element.set(key, value.replace("url(#", f"url(#{prefix}-"))
+            if key == f"{{{XLINK}}}href" and value.startswith("data:image/png;base64,"):
+                element.set(key, _smaller(value))
     root.attrib.pop("height", None)
     root.set("width", str(width))
     root.set("role", "img")
@@ -189,3 +192,13 @@ def _themed(style: str) -> str:
     for colour, variable in THEME.items():
         style = style.replace(colour, variable)
     return re.sub(r"font-family:[^;]*;? ?", "", style)
+
+
+def _smaller(image: str) -> str:
+    """A PNG as a data URI, with at most 128 colours: points on a map need no more, and a page has many maps."""
+    head, data = image.split(",", 1)
+    buffer = io.BytesIO()
+    picture = Image.open(io.BytesIO(base64.b64decode(data))).convert("RGBA")
+    picture.quantize(128, method=Image.Quantize.FASTOCTREE).save(buffer, format="PNG", optimize=True)
+    smaller = base64.b64encode(buffer.getvalue()).decode("ascii")
+    return f"{head},{smaller}" if len(smaller) < len(data) else image

@@ -30,7 +30,7 @@ from ldvae.report.drawing import (
     Hover,
 )
 
-NARROW, PANEL, WIDE = 3.6, 4.4, 9.1  # inches; at 96 pixels an inch a narrow figure fits a phone
+NARROW = 4.5  # inches, at 96 pixels each: half the column of the page, and not much more than a phone
 
 METRIC_TITLES = {
     "total_counts": "Total counts",
@@ -45,7 +45,7 @@ styled = mpl.rc_context(STYLE)
 
 
 def palette(n: int, given: Sequence[str] | None = None) -> list[str]:
-    """Colours for `n` levels: those given (scanpy's `{column}_colors`), else Okabe-Ito, then lighter and darker shades."""
+    """Colours for `n` levels: those given (scanpy's `{column}_colors`), else Okabe-Ito and shades of it."""
     if given is not None and len(given) >= n and all(is_color_like(colour) for colour in given):
         return [mpl.colors.to_hex(colour) for colour in given[:n]]
     base = [BLUE, ORANGE, GREEN, PURPLE, RED, SKY, "#8a8a8a"]
@@ -54,7 +54,7 @@ def palette(n: int, given: Sequence[str] | None = None) -> list[str]:
     for i in range(n):
         share, towards = shades[(i // len(base)) % len(shades)]
         rgb = np.array(to_rgb(base[i % len(base)])) * (1 - share) + towards * share
-        colours.append(mpl.colors.to_hex(rgb))
+        colours.append(mpl.colors.to_hex(tuple(rgb)))
     return colours
 
 
@@ -64,41 +64,53 @@ def palette(n: int, given: Sequence[str] | None = None) -> list[str]:
 @styled
 def qc_distribution(metric: str, cells: pd.DataFrame, thresholds: dict[str, dict[str, float | None]]) -> Drawing:
     """One metric per batch, all cells above the line and kept cells below it, with the thresholds drawn."""
-    batches = list(dict.fromkeys(cells["batch"].astype(str)))
+    batches = sorted(cells["batch"].astype(str).unique())
     log = metric in ("total_counts", "n_genes_by_counts")
-    figure = Figure(figsize=(PANEL, 0.95 + 0.42 * len(batches)), layout="constrained")
+    figure = Figure(figsize=(NARROW, 0.95 + 0.42 * len(batches)), layout="constrained")
     ax = figure.subplots()
-    drawn = lambda values: np.log10(np.maximum(values, 1)) if log else values  # noqa: E731
     sampled = False
     for row, batch in enumerate(batches):
         of_batch = cells[cells["batch"].astype(str) == batch]
-        for side, colour, part in (("high", MUTED, of_batch), ("low", BLUE, of_batch[of_batch["kept"]])):
+        for above, colour, part in ((True, MUTED, of_batch), (False, BLUE, of_batch[of_batch["kept"]])):
             values = part[metric].dropna().to_numpy(dtype=float)
             if len(values) > 20_000:
                 values, sampled = np.random.default_rng(0).choice(values, 20_000, replace=False), True
             if len(values) == 0:
                 continue
-            # Matplotlib's picture of a drawn violin hangs below its line for "low": turned over with the axis below.
-            side = {"high": "low", "low": "high"}[side]
-            parts = ax.violinplot(
-                drawn(values), [row], orientation="horizontal", widths=0.85, showextrema=False, side=side
+            # The axis points down, so that the first batch is on top: matplotlib's "low" half is the upper one.
+            parts: Any = ax.violinplot(
+                _logged(values, log),
+                [row],
+                orientation="horizontal",
+                widths=0.85,
+                showextrema=False,
+                side="low" if above else "high",
             )
             for body in parts["bodies"]:
-                body.set(facecolor=colour, edgecolor="none", alpha=0.75 if colour == BLUE else 0.45)
+                body.set(facecolor=colour, edgecolor="none", alpha=0.45 if above else 0.75)
         for limit in thresholds.get(batch, {}).values():
             if limit is not None and np.isfinite(limit):
-                ax.plot([drawn(limit)] * 2, [row - 0.46, row + 0.46], color=RED, linewidth=1.4)
+                ax.plot([_logged(limit, log)] * 2, [row - 0.46, row + 0.46], color=RED, linewidth=1.4)
     ax.set(yticks=range(len(batches)), xlabel=METRIC_TITLES.get(metric, metric), ylim=(len(batches) - 0.45, -0.6))
     ax.set_yticklabels([_short(batch) for batch in batches])
     ax.tick_params(axis="y", length=0)
     ax.spines["left"].set_visible(False)
     if log:
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{10**value:,.3g}"))
-        ax.xaxis.set_major_locator(MaxNLocator(5))
-    caption = "Grey, above the line: all cells. Blue, below it: the cells kept. Red: the thresholds of this metric."
-    if sampled:
-        caption += " The shapes are drawn from 20,000 cells of a batch at most, taken at random."
+        ax.set_xticks(*_decades(*ax.get_xlim()))
+    caption = "Shapes from 20,000 cells of a batch at most, taken at random." if sampled else ""
     return Drawing(name=f"qc_{metric}", figure=figure, title=METRIC_TITLES.get(metric, metric), caption=caption)
+
+
+def _logged(values: Any, log: bool) -> Any:
+    return np.log10(np.maximum(values, 1)) if log else values
+
+
+def _decades(low: float, high: float) -> tuple[list[float], list[str]]:
+    """Ticks at 1, 2 and 5 times powers of ten between two decimal logarithms; fewer over a wide range."""
+    factors = (1,) if high - low > 3.5 else (1, 3) if high - low > 1.6 else (1, 2, 5)
+    values = [factor * 10**power for power in range(0, 9) for factor in factors]
+    values = [value for value in values if low <= np.log10(value) <= high]
+    return [float(np.log10(value)) for value in values], [f"{value:,}" for value in values]
 
 
 # ---------------------------------------------------------------------------------------------- training
@@ -111,7 +123,7 @@ def training_curve(quantity: str, title: str, histories: dict[str, pd.DataFrame]
     history = histories[best]
     if columns["train"] not in history:
         return None
-    figure = Figure(figsize=(NARROW, 2.5), layout="constrained")
+    figure = Figure(figsize=(NARROW, 2.8), layout="constrained")
     ax = figure.subplots()
     for run, other in histories.items():
         if run != best and columns["validation"] in other:
@@ -131,17 +143,14 @@ def training_curve(quantity: str, title: str, histories: dict[str, pd.DataFrame]
         low, high = np.nanmin(later), np.nanmax(later)
         ax.set_ylim(low - 0.05 * (high - low) - 1e-6, high + 0.08 * (high - low) + 1e-6)
     ax.set(xlabel="Epoch", ylabel="nats per cell")
-    ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    ax.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
     ax.legend(loc="best")
-    caption = f"Run {best}: training solid, validation dashed; the dotted line is where it stopped."
-    if len(histories) > 1:
-        caption += " Thin grey lines: validation in the other runs of this setting."
     block.insert(0, "run", best)
     drawing = Drawing(
         name=f"training_{quantity}",
         figure=figure,
         title=title,
-        caption=caption,
+        caption="",
         hover=tuple(hover),
         blocks={name: block},
     )
@@ -154,7 +163,7 @@ def kl_per_factor(kl: Sequence[float], collapsed: int, run: str) -> Drawing:
     order = np.argsort(kl)[::-1]
     values = np.asarray(kl, dtype=float)[order]
     dead = np.arange(len(values)) >= len(values) - collapsed
-    figure = Figure(figsize=(NARROW, 2.5), layout="constrained")
+    figure = Figure(figsize=(NARROW, 2.8), layout="constrained")
     ax = figure.subplots()
     positions = np.arange(len(values))
     ax.bar(positions[~dead], values[~dead], color=BLUE, width=0.75, label="in use")
@@ -198,7 +207,7 @@ def choice_curve(settings: pd.DataFrame, runs: pd.DataFrame, quantity: str) -> D
     # Settings that differ in something other than the number of factors stand side by side.
     by_factors = settings["n_latent"].is_unique
     settings = settings.assign(position=settings["n_latent"] if by_factors else range(len(settings)))
-    figure = Figure(figsize=(NARROW, 2.6), layout="constrained")
+    figure = Figure(figsize=(NARROW, 2.8), layout="constrained")
     ax = figure.subplots()
     block = settings[["setting", "position", "n_latent", "n_runs", column]].copy()
     show = {"n_latent": "factors", "n_runs": "runs", column: title.lower()}
@@ -243,7 +252,7 @@ def choice_curve(settings: pd.DataFrame, runs: pd.DataFrame, quantity: str) -> D
                 linewidth=1,
                 label="number of factors",
             )
-        ax.yaxis.set_major_locator(MaxNLocator(6, integer=True))
+        ax.yaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
         caption = "How many directions two halves of the seeds share."
     chosen = settings[settings["chosen"]]
     ax.scatter(
@@ -258,7 +267,7 @@ def choice_curve(settings: pd.DataFrame, runs: pd.DataFrame, quantity: str) -> D
     )
     ax.set(xlabel="Number of factors" if by_factors else "Setting", ylabel=ylabel)
     if by_factors:
-        ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        ax.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
     else:
         ax.set_xticks(settings["position"], [_short(name) for name in settings["setting"]], rotation=45, ha="right")
     ax.margins(x=0.08)
@@ -279,7 +288,7 @@ def rank_correlations(correlations: pd.DataFrame, setting: str, rank: float | No
     chosen = correlations[correlations["setting"] == setting]
     if chosen.empty:
         return None
-    figure = Figure(figsize=(NARROW, 2.6), layout="constrained")
+    figure = Figure(figsize=(NARROW, 2.8), layout="constrained")
     ax = figure.subplots()
     for name, other in correlations.groupby("setting"):
         if name != setting:
@@ -290,8 +299,9 @@ def rank_correlations(correlations: pd.DataFrame, setting: str, rank: float | No
     if rank is not None and np.isfinite(rank):
         ax.axvline(rank + 0.5, color=RED, linewidth=1)
     ax.set(xlabel="Rank", ylabel="Canonical correlation", ylim=(0, 1.03))
-    ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-    caption = f"Two halves of the seeds of {setting} compared (band: over splits). The dotted line is 0.9; what lies left of the red line reproduces."
+    ax.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
+    caption = f"Two halves of the seeds of {setting}, compared over random splits (band). The dotted line is 0.9; "
+    caption += "what lies left of the red line reproduces."
     if correlations["setting"].nunique() > 1:
         caption += " Grey: the other settings."
     return Drawing(
@@ -352,7 +362,7 @@ def heatmap(
         end = float(np.nanquantile(np.abs(values), 0.99)) if np.isfinite(values).any() else 1.0
         limits = (-max(end, 1e-6), max(end, 1e-6))
     step = 0.34 if written else 0.175
-    width = float(np.clip(1.9 + step * n_cols, NARROW, 16))
+    width = float(np.clip(1.9 + step * n_cols, 3.2, 16))
     figure = Figure(
         figsize=(width, 1.15 + 0.2 * n_rows + 0.02 * max(len(_short(c)) for c in matrix.columns)), layout="constrained"
     )
@@ -453,7 +463,8 @@ def program_map(program: str, umap: np.ndarray, scores: np.ndarray, note: str) -
     order = np.argsort(scores, kind="stable")
     low, high = np.nanquantile(scores, [0.01, 0.99]) if len(scores) else (0, 1)
     points = ax.scatter(
-        *umap[order].T,
+        umap[order, 0],
+        umap[order, 1],
         c=scores[order],
         cmap="viridis",
         vmin=low,
@@ -527,7 +538,9 @@ def cells_map(umap: np.ndarray, groups: pd.Series, colours: Sequence[str], note:
     rgb = np.array([to_rgb(colour) for colour in colours] or [(0.5, 0.5, 0.5)])
     codes = groups.cat.codes.to_numpy()
     colour = np.where(codes[:, None] < 0, 0.6, rgb[np.maximum(codes, 0)])
-    ax.scatter(*umap[order].T, c=colour[order], s=_point_size(len(umap)) * 2, linewidth=0, rasterized=True)
+    ax.scatter(
+        umap[order, 0], umap[order, 1], c=colour[order], s=_point_size(len(umap)) * 2, linewidth=0, rasterized=True
+    )
     _plain_map(ax)
     halo = [withStroke(linewidth=2.5, foreground=PAPER)]
     for code, level in enumerate(levels):
@@ -570,7 +583,7 @@ def fit_scatter(fit: pd.DataFrame, quantity: str) -> Drawing:
         name=f"fit_{quantity}",
         figure=figure,
         title=FIT_TITLES[quantity],
-        caption=f"Each point a gene, over {int(fit['n_cells'].max()):,} held-out cells; on the line, the model is right.",
+        caption=f"Each point a gene, over {int(fit['n_cells'].max()):,} held-out cells; on the line, it is right.",
         hover=(Hover(axes=ax, block="fit", x=columns[0], y=columns[1], name="gene", show=show),),
     )
 
@@ -588,8 +601,8 @@ def fit_batches(fit: pd.DataFrame, quantity: str, batches: Sequence[str]) -> Dra
         ax.set_title(f"{_short(batch)} ({int(part['n_cells'].max()):,} cells)", loc="left")
     for ax in axes[len(batches) :]:
         ax.set_visible(False)
-    figure.supxlabel("Observed", fontsize=8.5)
-    figure.supylabel("Predicted", fontsize=8.5)
+    figure.supxlabel("Observed", fontsize=9)
+    figure.supylabel("Predicted", fontsize=9)
     return Drawing(
         name=f"fit_batches_{quantity}",
         figure=figure,
@@ -617,16 +630,17 @@ def _fit_axes(ax: Axes, fit: pd.DataFrame, quantity: str) -> None:
 
 
 @styled
-def volcano(contrast: str, table: pd.DataFrame, significant: pd.Series, title: str, block: str) -> Drawing:
+def volcano(contrast: str, table: pd.DataFrame, significant: pd.Series, fdr: float, block: str) -> Drawing:
     """Effect against evidence of each gene; the strongest genes of both sides are named."""
-    figure = Figure(figsize=(PANEL, 3.5), layout="constrained")
+    figure = Figure(figsize=(NARROW, 3.5), layout="constrained")
     ax = figure.subplots()
     for chosen, colour, alpha in ((~significant, MUTED, 0.35), (significant, RED, 0.7)):
         part = table[chosen]
         ax.scatter(part["lfc_mean"], part["bayes_factor"], color=colour, s=8, alpha=alpha, linewidth=0, rasterized=True)
     ax.axvline(0, color=RULE, linewidth=0.8, zorder=0)
     ax.set(xlabel="log2 fold change (posterior mean)", ylabel="log Bayes factor")
-    ax.margins(0.08)
+    ax.margins(x=0.16, y=0.08)
+    figure.draw_without_rendering()  # names are placed by pixels, so the axes must have their size
     strongest = table[significant & np.isfinite(table["bayes_factor"])]
     strongest = strongest.assign(strength=strongest["bayes_factor"].rank() + strongest["lfc_mean"].abs().rank())
     _label_points(ax, strongest.nlargest(24, "strength"), "lfc_mean", "bayes_factor", 10)
@@ -634,8 +648,8 @@ def volcano(contrast: str, table: pd.DataFrame, significant: pd.Series, title: s
     return Drawing(
         name=f"de_{_slug(contrast)}_volcano",
         figure=figure,
-        title=title,
-        caption=f"Each point a gene; the {int(significant.sum()):,} in colour are called at a false discovery rate of 5 %.",
+        title="Effect and evidence",
+        caption=f"Each point a gene; in colour: {int(significant.sum()):,} called at a false discovery rate of {fdr:.0%}.",
         hover=(Hover(axes=ax, block=block, x="lfc_mean", y="bayes_factor", name="gene", show=show),),
     )
 
@@ -643,7 +657,7 @@ def volcano(contrast: str, table: pd.DataFrame, significant: pd.Series, title: s
 @styled
 def model_against_pseudobulk(contrast: str, table: pd.DataFrame, block: str) -> Drawing:
     """Fold changes of the model against those of a pseudobulk test over replicates."""
-    figure = Figure(figsize=(PANEL, 3.5), layout="constrained")
+    figure = Figure(figsize=(NARROW, 3.5), layout="constrained")
     ax = figure.subplots()
     ax.axline((0, 0), slope=1, color=MUTED, linewidth=0.9)
     agree = table["pseudobulk_padj"] < 0.05
@@ -676,8 +690,8 @@ def _label_points(ax: Axes, points: pd.DataFrame, x: str, y: str, n: int) -> Non
         label = _short(str(point["gene"]))
         right = point[x] >= 0
         px, py = to_pixels((point[x], point[y]))
-        width = 5.2 * len(label) * 1.4
-        box = (px if right else px - width, py - 7, px + width if right else px, py + 7)
+        width, height = 7 * len(label) * 0.62 * ax.figure.dpi / 72 + 8, 8 * ax.figure.dpi / 72
+        box = (px if right else px - width, py, px + width if right else px, py + height)
         if all(box[2] < b[0] or b[2] < box[0] or box[3] < b[1] or b[3] < box[1] for b in taken) and len(taken) < n:
             taken.append(box)
             ax.annotate(

@@ -20,6 +20,15 @@ from ldvae.report.results import Results
 
 MAX_LEVELS = 60  # levels of a column that are shown; the largest are
 
+TITLES = {
+    "qc": "Quality control",
+    "training": "Training",
+    "choice": "Model choice",
+    "programs": "Programs",
+    "fit": "Does the model fit?",
+    "de": "Differential expression",
+}
+
 #: Tables of the results layout that the page links to: path beside the page, what it holds.
 DOWNLOADS = {
     "Quality control": {
@@ -52,7 +61,7 @@ DOWNLOADS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """A column of a table in the page: `kind` is text, number, gene, program or bar (a share from 0 to 1)."""
+    """A column of a table in the page: `kind` is text, id, number, gene, program or bar (a share from 0 to 1)."""
 
     key: str
     title: str
@@ -72,9 +81,17 @@ class Table:
     search: bool = False
     note: str = ""
 
-    def described(self) -> list[dict[str, str]]:
+    def described(self) -> list[dict[str, Any]]:
         """The columns, for the script."""
-        return [{"key": column.key, "kind": column.kind} for column in self.columns]
+        return [{"key": column.key, "kind": column.kind, "whole": self.whole(column)} for column in self.columns]
+
+    def whole(self, column: Column) -> bool:
+        """Whether a column holds whole numbers only."""
+        values = self.frame[column.key]
+        if column.kind != "number" or not pd.api.types.is_numeric_dtype(values):
+            return False
+        values = values.dropna().to_numpy(dtype=float)
+        return bool((values == np.round(values)).all())
 
     def rows(self) -> Iterator[list[tuple[Column, Any]]]:
         """Cells of the first page, as (column, value)."""
@@ -121,13 +138,14 @@ def render_report(results: Results, config: ReportConfig) -> tuple[str, dict[str
 
     Returns
     -------
-    The page as HTML; the figures as standalone SVG documents, by name; and the summary that the index over all datasets needs.
+    The page as HTML; the figures as standalone SVG documents, by name; the summary for the index over all datasets.
     """
     page = Page()
     cells = _sample(len(results.obs), config.n_cells)
     groups = _groups(results, config)
-    context = {
+    context: dict[str, Any] = {
         "page": page,
+        "titles": TITLES,
         "results": results,
         "reason": prose.sentence(str(results.best.get("reason", ""))),
         "warnings": prose.warnings(results),
@@ -175,10 +193,17 @@ def _environment() -> Environment:
 # ---------------------------------------------------------------------------------------------- numbers
 
 
-def number(value: Any) -> str:
-    """A number for reading: whole numbers with separators, others with three significant digits; "–" for none.
+def number(value: Any, whole: bool = False) -> str:
+    """A number for reading, with three significant digits or two decimals; "–" for none.
 
     `show` in report.js writes the same.
+
+    Parameters
+    ----------
+    value
+        Anything; text stays as it is.
+    whole
+        The number counts something: no decimals.
     """
     if value is None or (isinstance(value, float) and not np.isfinite(value)):
         return "–"
@@ -187,14 +212,16 @@ def number(value: Any) -> str:
     if not isinstance(value, int | float | np.integer | np.floating):
         return str(value)
     value = float(value)
-    if value == int(value) and abs(value) < 1e15:
-        return f"{int(value):,}"
+    if whole or value == 0 or abs(value) >= 1e5:
+        return f"{value:,.0f}"
     if abs(value) >= 1000:
         return f"{value:,.1f}"
-    if abs(value) < 1e-3:
-        mantissa, exponent = f"{value:.1e}".split("e")
-        return f"{mantissa}e{int(exponent)}"
-    return f"{value:#.3g}" if abs(value) < 100 else f"{value:.1f}"
+    if abs(value) >= 100:
+        return f"{value:.2f}"
+    if abs(value) >= 1e-3:
+        return f"{value:#.3g}"
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return f"{mantissa}e{int(exponent)}"
 
 
 def duration(seconds: float | None) -> str:
@@ -289,8 +316,8 @@ def _training(page: Page, results: Results) -> dict[str, Any]:
 
 
 RUN_COLUMNS = [
-    Column(key="run", title="Run"),
-    Column(key="setting", title="Setting"),
+    Column(key="run", title="Run", kind="id"),
+    Column(key="setting", title="Setting", kind="id"),
     Column(key="seed", title="Seed", kind="number"),
     Column(key="n_latent", title="Factors", kind="number"),
     Column(
@@ -327,7 +354,7 @@ def _choice(page: Page, results: Results) -> dict[str, Any]:
     drawn = [figures.choice_curve(settings, runs, name) for name in ("elbo_test", "stability", "reproducible_rank")]
     drawn.append(figures.rank_correlations(results.correlations, best["setting"], best.get("reproducible_rank")))
     columns = [
-        Column(key="setting", title="Setting"),
+        Column(key="setting", title="Setting", kind="id"),
         Column(key="chosen", title="Chosen"),
         Column(key="n_latent", title="Factors", kind="number"),
         Column(key="n_runs", title="Runs", kind="number"),
@@ -380,7 +407,7 @@ def _groups(results: Results, config: ReportConfig) -> dict[str, pd.Series]:
     for name in dict.fromkeys(wanted):
         if name in results.obs and results.obs[name].notna().any():
             column = results.obs[name].astype("string").astype("category")
-            if 1 <= column.nunique() and column.nunique() < max(2, len(column)):
+            if column.nunique() < max(2, len(column)):
                 if column.nunique() > MAX_LEVELS:
                     column = column.cat.set_categories(list(column.value_counts().index[:MAX_LEVELS]))
                 elif isinstance(results.obs[name].dtype, pd.CategoricalDtype):
@@ -481,7 +508,7 @@ def _overview(
 ) -> Iterator[Drawing | None]:
     names = list(results.programs.index)
     titles = {name: f"{name} {results.programs.at[name, 'label']}".strip() for name in names}
-    per_program = int(np.clip(54 // max(len(names), 1), 2, 6))
+    per_program = int(np.clip(44 // max(len(names), 1), 2, 6))
     positive = results.top_genes[(results.top_genes["side"] == "positive") & (results.top_genes["rank"] <= per_program)]
     genes = list(dict.fromkeys(positive.sort_values(["program", "rank"], key=_in_order(names))["gene"]))
     yield page.draw(
@@ -494,8 +521,11 @@ def _overview(
             italic=True,
         )
     )
+    tables = {name: results.scores.groupby(group.to_numpy(), observed=True).mean().T for name, group in groups.items()}
+    # One scale for all, or chance differences between two batches would look like those between cell types.
+    end = max([1.0, *(float(table.abs().max().max()) for table in tables.values())])
     for variable, group in groups.items():
-        means = results.scores.groupby(group.to_numpy(), observed=True).mean().T
+        means = tables[variable]
         means = means[[level for level in group.cat.categories if level in means]].rename(index=titles)
         yield page.draw(
             figures.heatmap(
@@ -504,6 +534,7 @@ def _overview(
                 title=f"Programs by {variable}",
                 caption=f"Mean score of the cells of each level of {variable}, in standard deviations.",
                 value="Mean score",
+                limits=(-end, end),
             )
         )
     if len(names) > 1:
@@ -686,7 +717,7 @@ def _de(page: Page, results: Results, config: ReportConfig) -> dict[str, Any] | 
     overview = Table(
         name="contrasts",
         title="Contrasts",
-        frame=results.contrasts.fillna({"within": ""}),
+        frame=results.contrasts,
         columns=[
             Column(key="contrast", title="Contrast"),
             Column(key="group1", title="Group 1"),
@@ -694,7 +725,7 @@ def _de(page: Page, results: Results, config: ReportConfig) -> dict[str, Any] | 
             Column(key="within", title="Within"),
             Column(key="n1", title="Cells 1", kind="number"),
             Column(key="n2", title="Cells 2", kind="number"),
-            Column(key="n_de", title="Genes called", kind="number", help="at a false discovery rate of 5 %"),
+            Column(key="n_de", title="Genes called", kind="number", help="at the expected false discovery rate"),
             Column(key="pseudobulk", title="Pseudobulk"),
         ],
         page=60,
@@ -704,12 +735,12 @@ def _de(page: Page, results: Results, config: ReportConfig) -> dict[str, Any] | 
 
 
 def _contrast(page: Page, table: pd.DataFrame, row: dict[str, Any], position: int, n_rows: int) -> dict[str, Any]:
-    called = next((name for name in table if str(name).startswith("is_de_fdr_")), None)
-    significant = table[called].astype(bool) if called else pd.Series(False, index=table.index)
+    fdr = prose.fdr_of(table)
+    significant = table[f"{prose.CALLED}{fdr:g}"].astype(bool) if fdr else pd.Series(False, index=table.index)
     name = f"{position}-{row['contrast']}"
     block = f"de-{position}"
     title = f"{row['group1']} against {row['group2']}"
-    drawn = [figures.volcano(name, table, significant, title, block)]
+    drawn = [figures.volcano(name, table, significant, fdr or 0.05, block)]
     has_pseudobulk = "pseudobulk_lfc" in table and table["pseudobulk_lfc"].notna().any()
     if has_pseudobulk:
         drawn.append(figures.model_against_pseudobulk(name, table, block))

@@ -121,7 +121,11 @@ def report(
     program_table = _read_table(programs).set_index("program")
     text_columns = ["label", "technical", "top_positive", "top_negative", "best_association"]
     program_table[text_columns] = program_table[text_columns].fillna("").astype(str)
-    contrast_table = _read_table(contrasts) if contrasts else pd.DataFrame()
+    contrast_table = (
+        _read_table(contrasts, text=("contrast", "group1", "group2", "within", "column"))
+        if contrasts
+        else pd.DataFrame()
+    )
     page, documents, found = render_report(
         Results(
             dataset=dataset,
@@ -197,7 +201,7 @@ def _read_annotated(path: Path) -> dict[str, Any]:
         obs = read_elem(file["obs"])
         scores = np.asarray(read_elem(file["obsm/X_programs"]))
         umap = np.asarray(file["obsm/X_umap"][:, :2], dtype=float) if "obsm/X_umap" in file else None
-        uns = file["uns"] if "uns" in file else {}
+        uns = file.get("uns", {})
         keys = [key for key in uns if key.endswith("_colors")]
         colors = {key.removesuffix("_colors"): [str(colour) for colour in read_elem(uns[key])] for key in keys}
     return {"obs": obs, "scores": scores, "umap": umap, "colors": colors}

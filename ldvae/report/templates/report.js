@@ -17,15 +17,18 @@
   };
 
   /* The same as `number` in page.py. */
-  const show = (value) => {
+  const grouped = (value, digits) => value.toLocaleString("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits });
+  const show = (value, whole = false) => {
     if (value === null || value === undefined) return "–";
     if (typeof value === "boolean") return value ? "yes" : "no";
     if (typeof value !== "number") return String(value);
     const size = Math.abs(value);
-    if (Number.isInteger(value)) return value.toLocaleString("en-US");
-    if (size >= 1000) return value.toLocaleString("en-US", { minimumFractionDigits: 1, maximumFractionDigits: 1 });
-    if (size < 1e-3) { const [mantissa, exponent] = value.toExponential(1).split("e"); return `${mantissa}e${Number(exponent)}`; }
-    return size < 100 ? value.toPrecision(3) : value.toFixed(1);
+    if (whole || value === 0 || size >= 1e5) return grouped(value, 0);
+    if (size >= 1000) return grouped(value, 1);
+    if (size >= 100) return value.toFixed(2);
+    if (size >= 1e-3) return value.toPrecision(3);
+    const [mantissa, exponent] = value.toExponential(1).split("e");
+    return `${mantissa}e${Number(exponent)}`;
   };
 
   /* ---- tips ---- */
@@ -109,9 +112,10 @@
       const width = Math.max(0, Math.min(1, value ?? 0)) * 100;
       const bar = make("span", { className: "bar" }, make("span", {}));
       bar.firstChild.style.width = `${width.toFixed(1)}%`;
-      return make("td", { className: "n" }, bar, `${((value ?? 0) * 100).toFixed(1)} %`);
+      return make("td", { className: "n" }, bar, `${((value ?? 0) * 100).toFixed(1)}%`);
     }
-    return make("td", { className: column.kind === "number" ? "n" : "" }, show(value));
+    if (column.kind === "id") return make("td", {}, make("code", {}, value));
+    return make("td", { className: column.kind === "number" ? "n" : "" }, show(value, column.whole));
   };
   for (const box of document.querySelectorAll(".table")) {
     const block = blocks[box.dataset.block], columns = JSON.parse(box.dataset.columns), size = Number(box.dataset.page);
@@ -189,7 +193,7 @@
         const value = blocks.genes[program][row];
         const bar = make("span", { className: "bar" }, make("span", {}));
         bar.firstChild.style.width = `${Math.abs(value) / most * 100}%`;
-        return { value, line: make("tr", {}, make("td", {}, make("a", { href: `#program-${program}` }, program)), make("td", { className: "n" }, bar, show(value)), make("td", { className: "n" }, show(rank(program, row)))) };
+        return { value, line: make("tr", {}, make("td", {}, make("a", { href: `#program-${program}` }, program)), make("td", { className: "n" }, bar, show(value)), make("td", { className: "n" }, show(rank(program, row), true))) };
       }).sort((a, b) => Math.abs(b.value) - Math.abs(a.value));
       const head = make("tr", {}, make("th", { scope: "col" }, "Program"), make("th", { scope: "col", className: "n" }, "Loading"), make("th", { scope: "col", className: "n" }, "Rank by size"));
       const parts = [make("h4", { className: "gene" }, blocks.genes.gene[row]), make("table", {}, make("thead", {}, head), make("tbody", {}, ...lines.map((entry) => entry.line)))];
@@ -226,15 +230,14 @@
       const ratio = devicePixelRatio || 1, width = canvas.clientWidth, height = canvas.clientHeight;
       canvas.width = width * ratio; canvas.height = height * ratio;
       context.scale(ratio, ratio);
-      const lowX = Math.min(...extent(xs)), highX = Math.max(...extent(xs)), lowY = Math.min(...extent(ys)), highY = Math.max(...extent(ys));
+      const [lowX, highX] = extent(xs), [lowY, highY] = extent(ys);
       const scale = Math.min((width - 16) / Math.max(1, highX - lowX), (height - 16) / Math.max(1, highY - lowY));
       at = { scale, dx: width / 2 - scale * (lowX + highX) / 2, dy: height / 2 + scale * (lowY + highY) / 2 };
       const size = Math.max(0.9, Math.min(3.2, 90 / Math.sqrt(n)) * Math.sqrt(width / 560));
       const faded = getComputedStyle(document.documentElement).getPropertyValue("--rule");
       const continuous = variable.kind === "continuous";
-      const order = drawOrder;
       for (const pass of [0, 1]) {
-        for (const i of order) {
+        for (const i of drawOrder) {
           const value = values[i], muted = value === 255 || (alone !== null && value !== alone);
           if (muted !== (pass === 0)) continue;
           context.fillStyle = muted ? faded : continuous ? steps[value] : variable.colours[value];
@@ -243,6 +246,28 @@
           context.fill();
         }
       }
+      if (!continuous && variable.levels.length <= 40) drawNames();
+    };
+    /* The names of the levels where most of their cells are, as on scanpy's maps with legend_loc="on data". */
+    const drawNames = () => {
+      const style = getComputedStyle(document.documentElement);
+      context.font = `600 ${canvas.clientWidth < 500 ? 10 : 12}px ${style.getPropertyValue("--sans")}`;
+      context.textAlign = "center";
+      context.lineJoin = "round";
+      context.lineWidth = 3;
+      context.strokeStyle = style.getPropertyValue("--paper");
+      context.fillStyle = style.getPropertyValue("--ink");
+      const middle = (list) => list.sort((a, b) => a - b)[list.length >> 1];
+      variable.levels.forEach((level, code) => {
+        if (alone !== null && alone !== code) return;
+        const members = [];
+        for (let i = 0; i < n; i++) if (values[i] === code) members.push(i);
+        if (!members.length) return;
+        const name = level.length > 24 ? `${level.slice(0, 23)}…` : level;
+        const x = at.dx + at.scale * middle(members.map((i) => xs[i])), y = at.dy - at.scale * middle(members.map((i) => ys[i]));
+        context.strokeText(name, x, y);
+        context.fillText(name, x, y);
+      });
     };
     const extent = (array) => { let low = Infinity, high = -Infinity; for (const v of array) { if (v < low) low = v; if (v > high) high = v; } return [low, high]; };
     let drawOrder = null;
