@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import warnings
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from ldvae.config import AnnotateConfig, Output
-from ldvae.errors import InputError
+from ldvae.errors import InputError, suggestion
 from ldvae.io import atomic, read_table
 
 if TYPE_CHECKING:
@@ -24,10 +26,10 @@ logger = logging.getLogger(__name__)
 def annotate(
     *,
     counts: Path,
-    factors: Path,
+    best: Path,
+    runs: list[Path],
     loadings: Path,
     scores: Path,
-    model: Path | None = None,
     annotated: Output,
     config: AnnotateConfig,
 ) -> None:
@@ -37,14 +39,14 @@ def annotate(
     ----------
     counts
         AnnData (h5ad) of `ldvae setup`.
-    factors
-        Factors (npz) of the best run.
+    best
+        JSON of `ldvae select`, which names the best run.
+    runs
+        Folders of the runs, each called as its run.
     loadings
         Table of the programs' loadings, genes by programs.
     scores
         Table of the programs' scores, cells by programs.
-    model
-        Folder of the best run's model; needed only for the normalised layer.
     annotated
         AnnData (h5ad): log-normalised `X`, layer counts, obsm X_ldvae, X_programs and X_umap, varm LDVAE_loadings and
         program_loadings; in obs the scores (Z_0, …, P1, …) and clusters (leiden).
@@ -53,9 +55,10 @@ def annotate(
     import scanpy
 
     adata = anndata.io.read_h5ad(counts)
+    run = best_run(best, runs)
     if config.normalized_layer:
-        adata.layers["ldvae_normalized"] = normalized(adata, model)
-    add_factors(adata, factors)
+        adata.layers["ldvae_normalized"] = normalized(adata, run / "model")
+    add_factors(adata, run / "factors.npz")
     add_programs(adata, loadings, scores)
     adata.layers["counts"] = adata.X.copy()
     with warnings.catch_warnings():  # scanpy's own deprecations
@@ -66,6 +69,7 @@ def annotate(
     logger.info("%d cells in %d clusters.", adata.n_obs, adata.obs["leiden"].nunique())
     adata.uns["ldvae"] = {
         "version": metadata.version("ldvae"),
+        "run": run.name,
         "n_latent": adata.obsm["X_ldvae"].shape[1],
         "programs": adata.varm["program_loadings"].columns.to_numpy(str),
         "setup": adata.uns.pop("ldvae_setup", {}),
@@ -74,13 +78,26 @@ def annotate(
         adata.write_h5ad(temporary, compression="gzip")
 
 
-def normalized(adata: AnnData, model: Path | None) -> np.ndarray:
+def best_run(best: Path, runs: Sequence[Path]) -> Path:
+    """The folder of the best run, among those given."""
+    name = json.loads(best.read_text())["run"]
+    for folder in runs:
+        if folder.name == name:
+            return folder
+    raise InputError(
+        f"{best}: names run {name} as the best, whose folder is not given.{suggestion(name, [r.name for r in runs])}"
+    )
+
+
+def normalized(adata: AnnData, model: Path) -> np.ndarray:
     """The expression that the model expects of each cell, as shares of its counts, float32, shape (n_obs, n_vars)."""
     from ldvae.model import LinearSCVI
 
-    if model is None:
-        raise InputError("normalized_layer needs the folder of the best run's model (--model).")
-    return LinearSCVI.load(model, adata.copy()).get_normalized_expression(return_numpy=True).astype(np.float32)
+    return (
+        LinearSCVI.load(model, adata.copy())
+        .get_normalized_expression(give_mean=True, return_numpy=True)
+        .astype(np.float32)
+    )
 
 
 def add_factors(adata: AnnData, factors: Path) -> None:
