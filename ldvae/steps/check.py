@@ -1,0 +1,77 @@
+"""A config and its data, checked without running anything."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from ldvae.config import Dataset, check_columns, check_data, expand_config, load_config
+from ldvae.errors import InputError
+from ldvae.io import read_input
+
+
+def check(paths: list[str], *, quick: bool = False, layer: str | None = None, genome: str | None = None) -> str:
+    """Check configs and the data they name, or files of counts, and say what is in them.
+
+    Parameters
+    ----------
+    paths
+        config.yaml files, or inputs of any format.
+    quick
+        Do not read the counts of a config's data, only its headers.
+    layer
+        For inputs: where they keep their raw counts.
+    genome
+        For inputs: which genome to read where there are several.
+    """
+    found, problems = [], []
+    for path in paths:
+        try:
+            if re.search(r"\.(ya?ml|json)$", path):
+                found += check_config(Path(path), quick)
+            else:
+                adata = read_input([path], layer=layer, genome=genome)
+                found.append(f"{path}: raw counts of {adata.n_obs} cells and {adata.n_vars} genes.")
+        except InputError as error:
+            problems.append(str(error))
+    if problems:
+        raise InputError("\n".join([*problems, *(f"(fine: {line})" for line in found)]))
+    return "\n".join(found)
+
+
+def check_config(path: Path, quick: bool) -> list[str]:
+    """A line for each dataset of a config, whose data are read unless `quick`."""
+    plan = expand_config(load_config(path))
+    check_data(plan)
+    lines, problems = [], []
+    for name, dataset in plan.datasets.items():
+        remote = any("://" in source for source in dataset.inputs.values())
+        try:
+            size = "" if quick or remote else check_counts(dataset)
+        except InputError as error:
+            problems.append(f"datasets.{name}: {error}")
+            continue
+        lines.append(f"{path}: {name}: {size}{len(dataset.runs)} runs, {len(dataset.de.contrasts)} contrasts.")
+    if problems:
+        raise InputError("\n".join(problems))
+    return lines
+
+
+def check_counts(dataset: Dataset) -> str:
+    """Read a dataset's counts and compare its columns with the options; its size in words."""
+    names = None if "" in dataset.inputs else list(dataset.inputs)
+    adata = read_input(
+        list(dataset.inputs.values()),
+        names,
+        layer=dataset.qc.layer,
+        genome=dataset.qc.genome,
+        obs_table=dataset.qc.obs_table,
+    )
+    columns = {
+        name: None if column.dtype.kind in "iuf" else set(column.dropna().astype(str))
+        for name, column in adata.obs.items()
+    }
+    problems = check_columns(dataset, columns)
+    if problems:
+        raise InputError("\n".join(problems))
+    return f"{adata.n_obs} cells, {adata.n_vars} genes, "

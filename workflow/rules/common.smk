@@ -1,0 +1,101 @@
+"""What the rules share: the plan of the config, and how resources follow the size of the input."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+# An `ldvae` that is installed beside Snakemake is found without its environment being active.
+os.environ["PATH"] += os.pathsep + str(Path(sys.executable).parent)
+# In a clone, Snakemake may run in an environment of its own: the rules need nothing of ldvae but its config.
+sys.path.append(str(Path(workflow.basedir).parent))
+
+from ldvae.config import check_data, expand_config, flags, named, resolved, runs_table
+from ldvae.errors import InputError
+
+try:
+    plan = expand_config(config)
+    if workflow.is_main_process:
+        check_data(plan, made_elsewhere=workflow.modifier.is_module)
+except InputError as error:
+    raise WorkflowError(str(error))
+
+
+wildcard_constraints:
+    dataset="|".join(plan.datasets),
+    run=r"k\d+-s\d+-[0-9a-f]{6}",
+
+
+def options(section):
+    """Flags of a step: the options of a section that differ from the defaults."""
+    return lambda wildcards: flags(getattr(plan.datasets[wildcards.dataset], section))
+
+
+def counts_files(wildcards):
+    """Files of counts of a dataset; URLs are fetched by Snakemake. The embedded demo has no file."""
+    paths = plan.datasets[wildcards.dataset].inputs.values()
+    return [path if "://" not in path else storage.http(path) for path in paths if not path.startswith("demo:")]
+
+
+def files(section):
+    """Files that the options of a section name, so that a changed file reruns the step."""
+    return lambda wildcards: [path for _, path in named(getattr(plan.datasets[wildcards.dataset], section), "file")]
+
+
+def names_of_inputs(wildcards):
+    """Flags that name the input files, where there are several."""
+    inputs = plan.datasets[wildcards.dataset].inputs
+    return ["--names", *inputs] if "" not in inputs else []
+
+
+def batch_flag(wildcards):
+    """Flag of the batch column, which qc needs and setup defines."""
+    batch_key = plan.datasets[wildcards.dataset].setup.batch_key
+    return ["--batch-key", batch_key] if batch_key else []
+
+
+def run_of(wildcards):
+    return plan.datasets[wildcards.dataset].runs[wildcards.run]
+
+
+def of_runs(name):
+    """A file of every run of a dataset."""
+    return lambda wildcards: [
+        f"<results>/{wildcards.dataset}/runs/{run}/{name}" for run in plan.datasets[wildcards.dataset].runs
+    ]
+
+
+def folders(name):
+    """Folders of the input files of this name."""
+    return lambda wildcards, input: [str(Path(path).parent) for path in input[name]]
+
+
+def folder(name):
+    """Folder of the output file of this name."""
+    return lambda wildcards, output: str(Path(output[name]).parent)
+
+
+def compute(wildcards):
+    return plan.datasets[wildcards.dataset].compute
+
+
+def memory(base, per_mb):
+    """MB of memory: `base` plus `per_mb` for each MB of input, doubled at each attempt, up to what the config allows."""
+
+    def mem_mb(wildcards, input, attempt):
+        limit = compute(wildcards).max_mem_mb
+        return min(int((base + per_mb * input.size_mb) * 2 ** (attempt - 1)), limit)
+
+    return mem_mb
+
+
+def minutes(base, per_mb):
+    """Minutes of run time, in the same way."""
+
+    def runtime(wildcards, input, attempt):
+        limit = compute(wildcards).max_runtime
+        return min(int((base + per_mb * input.size_mb) * 2 ** (attempt - 1)), limit)
+
+    return runtime

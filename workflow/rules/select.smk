@@ -1,0 +1,40 @@
+rule select:
+    """Compare the settings of a sweep on held-out cells and by what reproduces, and choose one."""
+    input:
+        metrics=of_runs("metrics.json"),
+        factors=of_runs("factors.npz"),
+    output:
+        runs="<results>/{dataset}/select/runs.tsv",
+        settings="<results>/{dataset}/select/settings.tsv",
+        correlations="<results>/{dataset}/select/correlations.tsv",
+        best="<results>/{dataset}/select/best.json",
+        error=report(
+            "<results>/{dataset}/select/error.svg",
+            caption="../report/select_error.rst",
+            category="{dataset}",
+            subcategory="2 choice of the model",
+        ),
+        agreement=report(
+            "<results>/{dataset}/select/correlations.svg",
+            caption="../report/select_correlations.rst",
+            category="{dataset}",
+            subcategory="2 choice of the model",
+        ),
+    log:
+        "<logs>/select/{dataset}.log",
+    benchmark:
+        "<benchmarks>/select/{dataset}.tsv"
+    conda:
+        "../../envs/ldvae.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(2000, 5),
+        runtime=minutes(20, 0.2),
+    params:
+        runs=folders("metrics"),
+        folder=folder("best"),
+        flags=options("select"),
+    shell:
+        r"""
+        ldvae select --runs {params.runs:q} --output {params.folder:q} {params.flags:q} 2>{log:q}
+        """
