@@ -3,7 +3,11 @@
 import os
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
+from anndata import AnnData
+from scipy import sparse
 
 # Tests are many small things, run side by side: threads within one only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -16,3 +20,18 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"the shared data are not there ({folder})")
     return folder
+
+
+@pytest.fixture(scope="session")
+def reference() -> Path:
+    """Folder of what scvi-tools computed once; see make_reference.py there."""
+    return Path(__file__).parent / "reference"
+
+
+@pytest.fixture
+def reference_adata(reference: Path) -> AnnData:
+    """The counts behind it: 200 cells in three batches, of two labels, and 60 genes; not set up."""
+    data = np.load(reference / "counts.npz")
+    obs = pd.DataFrame({"batch": data["batch"], "label": data["label"]}, index=data["cells"])
+    counts = sparse.csr_matrix(data["counts"].astype(np.float32))
+    return AnnData(counts, obs=obs, var=pd.DataFrame(index=data["genes"]))
