@@ -259,6 +259,11 @@ class LinearSCVI:
         self._adata = adata
 
     @property
+    def source(self) -> Counts | BackedCounts:
+        """The counts of the model's data, checked."""
+        return self._counts(None)[1]
+
+    @property
     def adata_manager(self) -> AnnDataManager:
         """The registered fields of the model's data."""
         return self.get_anndata_manager(self._own_adata(), required=True)
