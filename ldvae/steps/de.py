@@ -1,0 +1,344 @@
+"""Contrasts between groups of cells, gene by gene: from the model, and from pseudobulks where there are replicates."""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from collections.abc import Iterator
+from itertools import chain, groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from ldvae.config import DeConfig, Output
+from ldvae.errors import InputError, suggestion
+from ldvae.io import atomic, obs_column, write_table
+from ldvae.steps.annotate import best_run
+
+if TYPE_CHECKING:
+    from ldvae.model import LinearSCVI
+
+logger = logging.getLogger(__name__)
+
+REST = "rest"
+COLUMNS = ("contrast", "file", "group1", "group2", "within", "column", "n1", "n2", "pseudobulk", "n_de")
+LABELLED = 12  # genes named in a figure, on each side
+
+
+class Contrast(NamedTuple):
+    """Two groups of cells."""
+
+    column: str
+    group1: str
+    group2: str  # REST for all other cells with a value
+    within_column: str  # "" for all cells
+    within: str
+    rows1: np.ndarray
+    rows2: np.ndarray
+
+    @property
+    def name(self) -> str:
+        """As tables and figures call it."""
+        return f"{self.group1} vs {self.group2}" + (f" in {self.within}" if self.within_column else "")
+
+
+def de(
+    *,
+    counts: Path,
+    best: Path,
+    runs: list[Path],
+    annotated: Path | None = None,
+    output: Output,
+    config: DeConfig,
+) -> None:
+    """Find the genes that differ between groups of cells, with the best run's model and in pseudobulks.
+
+    Parameters
+    ----------
+    counts
+        AnnData (h5ad) of `ldvae setup`.
+    best
+        JSON of `ldvae select`, which names the best run.
+    runs
+        Folders of the runs, each called as its run, with the model inside.
+    annotated
+        AnnData (h5ad) of `ldvae annotate`, for contrasts between its clusters (column leiden).
+    output
+        Folder: contrasts.tsv, and for each contrast a table of all genes and a volcano plot.
+
+    Notes
+    -----
+    The model compares posterior samples of the expected proportions (mode "change"): `proba_de` is how likely the log2
+    fold change exceeds `delta`. It knows nothing of the variation between donors; the pseudobulk check does. It sums
+    the counts of each replicate and side, and fits DESeq2's model, with the replicate in the design where at least
+    two replicates are on both sides.
+
+    References
+    ----------
+    Boyeau et al., PNAS 120, e2209124120 (2023); Squair et al., Nat. Commun. 12, 5692 (2021); Love et al., Genome Biol.
+    15, 550 (2014).
+    """
+    import anndata
+
+    from ldvae.model import LinearSCVI
+
+    adata = anndata.io.read_h5ad(counts)
+    if annotated is not None:
+        add_clusters(adata, annotated)
+    contrasts = find_contrasts(adata.obs, config)
+    model = LinearSCVI.load(best_run(best, runs) / "model", adata)
+    replicates = None
+    if config.replicate_key is not None:
+        replicates = obs_column(adata.obs, config.replicate_key).astype(str).to_numpy()
+
+    rows: list[dict[str, Any]] = []
+    with atomic(output) as folder:
+        folder.mkdir()
+        tables = chain.from_iterable(model_based(model, adata, block, config) for block in blocks(contrasts))
+        for contrast, table, name, stem in zip(contrasts, tables, *distinct_names(contrasts), strict=True):
+            bulk = None if replicates is None else pseudobulk(adata, contrast, replicates, config)
+            if bulk is not None:
+                table = table.join(bulk)
+            n_de = int(table[f"is_de_fdr_{config.fdr}"].sum())
+            write_table(table, folder / f"{stem}.tsv.gz", index="gene")
+            draw_volcano(table, name, config, folder / f"{stem}.png")
+            values = (name, f"{stem}.tsv.gz", contrast.group1, contrast.group2, contrast.within, contrast.column)
+            sizes = (len(contrast.rows1), len(contrast.rows2), bulk is not None, n_de)
+            rows.append(dict(zip(COLUMNS, (*values, *sizes), strict=True)))
+            logger.info("%s: %d against %d cells, %d genes differ.", name, *sizes[:2], n_de)
+        write_table(pd.DataFrame(rows, columns=list(COLUMNS)), folder / "contrasts.tsv")
+
+
+# Which cells
+
+
+def add_clusters(adata: AnnData, annotated: Path) -> None:
+    """Add the clusters of the annotated data to obs."""
+    import h5py
+    from anndata.io import read_elem
+
+    with h5py.File(annotated) as file:
+        obs = read_elem(file["obs"])
+    adata.obs["leiden"] = obs["leiden"].reindex(adata.obs_names)
+
+
+def find_contrasts(obs: pd.DataFrame, config: DeConfig) -> list[Contrast]:
+    """Every contrast that the options ask for and that has enough cells.
+
+    Parameters
+    ----------
+    obs
+        Of all cells. Cells without a value of a column belong to none of its groups, nor to the rest.
+    config
+        Contrasts: a mapping without group1 means each group in turn, one with `within` each group of that column.
+    """
+    if not config.contrasts:
+        raise InputError("There is nothing to compare; name contrasts, such as [{'column': 'cell_type'}].")
+    found = []
+    for entry in config.contrasts:
+        known = ("column", "group1", "group2", "within")
+        for key in entry:
+            if key not in known:
+                raise InputError(f"contrasts: there is no key {key!r} in {entry}.{suggestion(key, known)}")
+        if "column" not in entry:
+            raise InputError(f"contrasts: {entry} names no column of groups.")
+        groups = levels(obs, entry["column"])
+        firsts = [entry["group1"]] if "group1" in entry else [g for g in groups.categories if g != entry.get("group2")]
+        for group in (*firsts, *([entry["group2"]] if "group2" in entry else [])):
+            if group not in groups.categories:
+                raise InputError(
+                    f"contrasts: no group {group!r} in {entry['column']!r}.{suggestion(group, groups.categories)}"
+                )
+        within = entry.get("within", "")
+        insides = levels(obs, within) if within else pd.Categorical([""] * len(obs))
+        for inside in insides.categories:
+            for first in firsts:
+                second = entry.get("group2", REST)
+                in_group1, in_level = np.asarray(groups == first), np.asarray(insides == inside)
+                in_group2 = ~in_group1 & ~groups.isna() if second == REST else np.asarray(groups == second)
+                rows = (np.flatnonzero(in_group1 & in_level), np.flatnonzero(in_group2 & in_level))
+                contrast = Contrast(entry["column"], first, second, within, inside, *rows)
+                if min(map(len, rows)) < config.min_cells:
+                    sizes = (len(rows[0]), len(rows[1]), config.min_cells)
+                    logger.warning(
+                        "%s is skipped: it has %d and %d cells, fewer than min_cells = %d.", contrast.name, *sizes
+                    )
+                else:
+                    found.append(contrast)
+    return found
+
+
+def levels(obs: pd.DataFrame, column: str) -> pd.Categorical:
+    """The groups of a column as text, without unused ones; missing values stay missing."""
+    if column not in obs:
+        raise InputError(f"contrasts: no obs column {column!r}.{suggestion(column, obs.columns)}")
+    values = obs[column]
+    return pd.Categorical(values.astype(str).where(values.notna()))
+
+
+def distinct_names(contrasts: list[Contrast]) -> tuple[list[str], list[str]]:
+    """A name for each contrast, and one that is safe as a file name on any system; no two alike.
+
+    Examples
+    --------
+    >>> nowhere = np.arange(0)
+    >>> pair = [Contrast("type", group, REST, "", "", nowhere, nowhere) for group in ("CD4+/CD25", "CD4+ CD25")]
+    >>> distinct_names(pair)
+    (['CD4+/CD25 vs rest', 'CD4+ CD25 vs rest'], ['CD4+_CD25_vs_rest', 'CD4+_CD25_vs_rest-2'])
+    """
+    names: list[str] = []
+    stems: list[str] = []
+    for contrast in contrasts:
+        name = contrast.name
+        if name in names:
+            name = f"{contrast.column}: {name}"
+        stem = re.sub(r"[^\w.+-]+", "_", name).strip("._")[:100] or "contrast"
+        taken = [other.lower() for other in stems]  # some file systems do not tell A from a
+        number = next(i for i in range(1, len(taken) + 2) if (stem if i == 1 else f"{stem}-{i}").lower() not in taken)
+        names.append(name if name not in names else f"{name} ({number})")
+        stems.append(stem if number == 1 else f"{stem}-{number}")
+    return names, stems
+
+
+# Tables
+
+
+def blocks(contrasts: list[Contrast]) -> Iterator[list[Contrast]]:
+    """Neighbouring contrasts of different groups with the same others, in the same cells."""
+    for _, block in groupby(contrasts, key=lambda c: (c.column, c.group2, c.within_column, c.within)):
+        yield list(block)
+
+
+def model_based(
+    model: LinearSCVI, adata: AnnData, contrasts: list[Contrast], config: DeConfig
+) -> Iterator[pd.DataFrame]:
+    """The model's comparisons of a block, each indexed by gene, the likeliest changes first.
+
+    One call for all of them: the cells are encoded and their counts summed once.
+    """
+    rows = np.unique(np.concatenate([rows for contrast in contrasts for rows in (contrast.rows1, contrast.rows2)]))
+    cells = adata[rows].copy()
+    cells.obs["contrast_group"] = cells.obs[contrasts[0].column].astype(str).to_numpy()
+    group2 = contrasts[0].group2
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of small batches, which setup has seen
+        tables = model.differential_expression(
+            cells,
+            groupby="contrast_group",
+            group1=[contrast.group1 for contrast in contrasts],
+            group2=None if group2 == REST else group2,
+            mode="change",
+            delta=config.delta,
+            batch_correction=config.batch_correction,
+            fdr_target=config.fdr,
+            n_samples_overall=config.n_samples,
+            seed=config.seed,
+        )
+    for contrast in contrasts:
+        table = tables[tables["group1"] == contrast.group1]
+        yield table.assign(comparison=contrast.name, group1=contrast.group1, group2=contrast.group2)
+
+
+def pseudobulk(adata: AnnData, contrast: Contrast, replicates: np.ndarray, config: DeConfig) -> pd.DataFrame | None:
+    """DESeq2's comparison of summed counts; None where either side has fewer than two replicates.
+
+    Parameters
+    ----------
+    adata
+        Raw counts.
+    contrast
+        The two groups.
+    replicates
+        Replicate of each cell, shape (n_obs,).
+    config
+        Fewest cells of a replicate on a side.
+
+    Returns
+    -------
+    DataFrame
+        pseudobulk_lfc (log2, group 1 over group 2), pseudobulk_p and pseudobulk_padj, indexed by gene.
+    """
+    sums, samples = [], []
+    for side, rows in (("one", contrast.rows1), ("two", contrast.rows2)):
+        for replicate in np.unique(replicates[rows]):
+            cells = rows[replicates[rows] == replicate]
+            if len(cells) >= config.min_cells:
+                sums.append(np.asarray(adata.X[cells].sum(axis=0)).ravel())
+                samples.append((side, replicate))
+    table = pd.DataFrame(samples, columns=["side", "replicate"], index=[f"{side}_{name}" for side, name in samples])
+    paired = table["replicate"].value_counts().loc[lambda n: n == 2].index
+    design = "~side"
+    if len(paired) >= 2:
+        table, design = table[table["replicate"].isin(paired)], "~replicate + side"
+    n = table["side"].value_counts().reindex(["one", "two"], fill_value=0)
+    if n.min() < 2:
+        logger.warning(
+            "%s: no pseudobulk check, with %d and %d replicates of at least %d cells; it needs 2.",
+            contrast.name, n["one"], n["two"], config.min_cells,
+        )  # fmt: skip
+        return None
+    bulk = pd.DataFrame(np.array(sums), index=[f"{side}_{name}" for side, name in samples], columns=adata.var_names)
+    bulk = bulk.loc[table.index].astype(np.int64)
+    try:
+        result = deseq2(bulk.loc[:, bulk.sum() >= 10], table, design)
+    except Exception as error:  # few genes or samples break its fits in many ways; it is a check, not the result
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        logger.warning("%s: the pseudobulk check failed: %s", contrast.name, reason)
+        return None
+    return result.reindex(adata.var_names)
+
+
+def deseq2(counts: pd.DataFrame, samples: pd.DataFrame, design: str) -> pd.DataFrame:
+    """Fold changes (log2, side one over two) and p values of DESeq2, from counts of samples by genes."""
+    from pydeseq2.dds import DeseqDataSet
+    from pydeseq2.default_inference import DefaultInference
+    from pydeseq2.ds import DeseqStats
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        inference = DefaultInference(n_cpus=1)
+        dataset = DeseqDataSet(counts=counts, metadata=samples, design=design, quiet=True, inference=inference)
+        dataset.deseq2()
+        statistics = DeseqStats(dataset, contrast=["side", "one", "two"], quiet=True, inference=inference)
+        statistics.run_wald_test()
+        statistics.summary()
+    names = {"log2FoldChange": "pseudobulk_lfc", "pvalue": "pseudobulk_p", "padj": "pseudobulk_padj"}
+    return statistics.results_df[list(names)].rename(columns=names)
+
+
+# Figures
+
+
+def draw_volcano(table: pd.DataFrame, title: str, config: DeConfig, path: Path) -> None:
+    """Draw certainty against size of the change; beside it, where there is one, the pseudobulk's change."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    has_bulk = "pseudobulk_lfc" in table
+    figure = Figure(figsize=(10 if has_bulk else 5.2, 4.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, 2 if has_bulk else 1, squeeze=False)[0]
+    called = table[f"is_de_fdr_{config.fdr}"].to_numpy(bool)
+    ordered = table[called].sort_values("lfc_median")
+    shown = pd.concat([ordered.head(LABELLED), ordered.tail(LABELLED)]).loc[lambda t: ~t.index.duplicated()]
+    panels = [("bayes_factor", "log odds that the change exceeds delta")]
+    panels += [("pseudobulk_lfc", "log2 fold change of pseudobulks")] if has_bulk else []
+    for ax, (column, label) in zip(axes, panels, strict=True):
+        for mask, color in ((~called, "0.7"), (called, "C3")):
+            ax.scatter(table["lfc_median"][mask], table[column][mask], s=6, c=color, linewidths=0, rasterized=True)
+        for gene, row in shown.iterrows():
+            if np.isfinite(row[column]):
+                ax.annotate(
+                    str(gene).replace("$", r"\$"), (row["lfc_median"], row[column]), fontsize=6,
+                    xytext=(2, 2), textcoords="offset points",
+                )  # fmt: skip
+        ax.set(xlabel="log2 fold change of the model (median)", ylabel=label)
+    for value in (-config.delta, config.delta):
+        axes[0].axvline(value, color="0.5", linestyle="dashed", linewidth=0.8)
+    axes[0].set_title(f"{title}: {called.sum()} of {len(table)} genes".replace("$", r"\$"), fontsize=9)
+    with atomic(path) as temporary:
+        figure.savefig(temporary, dpi=130)
