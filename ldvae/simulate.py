@@ -78,11 +78,12 @@ def simulate(
     Returns
     -------
     Simulation
-        In ``additive`` the loadings of a program are the log ratio of its profile to the mean cell (the geometric
-        mean over cells), its scores the share of the counts it gives.
+        In ``additive`` the scores of a program are the share of the counts it gives, and its loadings are the mean log
+        rate of the cells, weighted by that share, minus that of all cells: the effect as it occurs. The log ratio of a
+        pure profile, which no cell of an activity has, would be a larger effect, above all for the lowered genes.
     """
     n_programs = n_identity + n_activity
-    _check(world, n_obs, n_vars, n_programs, n_up + n_down, n_batch)
+    _check(world, n_obs, n_vars, n_identity, n_activity, n_up + n_down, n_batch)
     rng = np.random.default_rng(seed)
     names = [f"identity_{k}" for k in range(n_identity)] + [f"activity_{k}" for k in range(n_activity)]
     genes = pd.Index([f"gene_{g}" for g in range(n_vars)], name="gene")
@@ -120,7 +121,8 @@ def simulate(
     theta = rng.lognormal(np.log(5), 0.5, n_vars)
 
     profiles = _softmax(base + loadings.T)
-    blocks, mean, mean_log = [], np.zeros(n_vars), np.zeros(n_vars)
+    blocks, mean = [], np.zeros(n_vars)
+    with_program, in_all = np.zeros((n_vars, n_programs)), np.zeros(n_vars)
     for start in range(0, n_obs, 1000):  # so that a dense block, never the whole matrix, is in memory
         rows = slice(start, start + 1000)
         if world == "additive":
@@ -128,11 +130,13 @@ def simulate(
         else:
             share_of_counts = _softmax(base + scores[rows] @ loadings.T + batch_effect[batch[rows]])
         mean += share_of_counts.sum(axis=0) / n_obs
-        mean_log += np.log(share_of_counts).sum(axis=0) / n_obs
+        if world == "additive":
+            with_program += np.log(share_of_counts).T @ scores[rows]
+            in_all += np.log(share_of_counts).sum(axis=0)
         rate = rng.gamma(theta, share_of_counts * total[rows, None] / theta)
         blocks.append(sparse.csr_matrix(rng.poisson(rate).astype(np.float32)))
     if world == "additive":
-        loadings = np.log(profiles.T) - mean_log[:, None]
+        loadings = with_program / np.maximum(scores.sum(axis=0), 1e-12) - in_all[:, None] / n_obs
 
     labels = np.array([*names[:n_identity], "none"], dtype=object)
     obs = pd.DataFrame(
@@ -167,14 +171,16 @@ def _softmax(log_rates: np.ndarray) -> np.ndarray:
     return rates / rates.sum(axis=1, keepdims=True)
 
 
-def _check(world: str, n_obs: int, n_vars: int, n_programs: int, n_genes: int, n_batch: int) -> None:
+def _check(world: str, n_obs: int, n_vars: int, n_identity: int, n_activity: int, n_genes: int, n_batch: int) -> None:
     if world not in get_args(World):
         raise InputError(f"world: found {world!r}, expected one of {', '.join(get_args(World))}.")
-    if n_obs < 1 or n_batch < 1 or n_programs < 1:
+    if n_obs < 1 or n_batch < 1 or n_identity + n_activity < 1:
         raise InputError(
             f"A simulation needs at least one cell, one batch and one program; found n_obs={n_obs}, "
-            f"n_batch={n_batch}, {n_programs} programs. Raise them."
+            f"n_batch={n_batch}, n_identity + n_activity={n_identity + n_activity}. Raise them."
         )
+    if world == "additive" and n_identity < 1:
+        raise InputError("In the additive world every cell has an identity; found n_identity=0. Raise n_identity.")
     if n_genes > n_vars:
         raise InputError(
             f"A program changes n_up + n_down = {n_genes} genes, but there are only n_vars={n_vars}. "
