@@ -1,0 +1,351 @@
+"""One fit: registered counts in, a trained model and all that later steps need of it out."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import resource
+import shutil
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+
+from ldvae import posterior
+from ldvae.config import ComputeConfig, ModelConfig, Output, Run, TrainConfig
+from ldvae.data import Split
+from ldvae.errors import InputError
+from ldvae.io import atomic, write_json, write_table
+from ldvae.model import LinearSCVI, pick_device, progress_bar
+from ldvae.module import LDVAE
+from ldvae.train import Checkpoint, Fit, Interrupted
+
+logger = logging.getLogger(__name__)
+
+COLLAPSED_KL = 0.01  # nats per cell: a factor below it tells the decoder nothing
+FIT_CELLS = 5000  # most held-out cells of the posterior predictive check
+LIKELIHOOD_CELLS = 1000  # most test cells of the marginal likelihood, the same for all runs …
+LIKELIHOOD_SAMPLES = 100  # … and importance samples for each
+EVALUATION_SEED = 0  # the same noise for all runs, so that their difference is that of the fits
+
+
+def train(
+    *,
+    counts: Path,
+    seed: int = 0,
+    model: Output,
+    history: Output,
+    metrics: Output,
+    factors: Output,
+    fit: Output,
+    checkpoint: Output | None = None,
+    checkpoint_minutes: float = ComputeConfig.checkpoint_minutes,
+    device: Literal["auto", "cpu", "cuda"] = ComputeConfig.device,
+    threads: int = ComputeConfig.threads,
+    architecture: ModelConfig,
+    config: TrainConfig,
+) -> None:
+    """Fit one model from one seed, and measure it on the cells it has not seen.
+
+    A signal to stop (SIGTERM, SIGUSR1, SIGINT) makes it write its checkpoint and exit with 128 + the signal's number;
+    started again, it goes on from there and ends in the same bits.
+
+    Parameters
+    ----------
+    counts
+        AnnData (h5ad) of `ldvae setup`.
+    seed
+        Of the initial weights, the order of the cells and all noise.
+    model
+        Folder of the trained model, for `LinearSCVI.load`.
+    history
+        Table (csv) of the metrics by epoch.
+    metrics
+        JSON: what the run is and how well it fits.
+    factors
+        Arrays (npz): scores, loadings and what programs need besides.
+    fit
+        Table (tsv): observed and predicted mean, variance and share of zeros of each gene in held-out cells.
+    checkpoint
+        Folder for the checkpoint; it survives a killed job and is removed at the end. Not given: no checkpoint.
+    checkpoint_minutes
+        Minutes between checkpoints.
+    device
+        Where to train; auto: on a GPU if one is visible.
+    threads
+        CPU threads.
+    """
+    torch.set_num_threads(threads)
+    where = pick_device(device)
+    logger.info(
+        "training on %s", torch.cuda.get_device_name(where) if where.type == "cuda" else f"CPU, {threads} threads"
+    )
+    run = Run(architecture, config, seed)
+    with stop_on_signal() as asked_to_stop:
+        adata, split = read_registered(counts)
+        linear = LinearSCVI(adata, **vars(architecture), seed=seed)
+        linear.module.to(where)
+        logger.info("run %s: %d cells to train on, %d genes.", run.id, len(split.train), adata.n_vars)
+        saved = Checkpoint(checkpoint / "checkpoint", 60 * checkpoint_minutes) if checkpoint else None
+        schedule = config.fit_config(len(split.train))
+        try:
+            with asked_to_stop.politely(), progress_bar(True) as on_epoch:
+                done = linear.fit(split, schedule, seed=seed, checkpoint=saved, on_epoch=on_epoch, stop=asked_to_stop)
+        except Interrupted:
+            asked_to_stop.leave()
+        found = evaluate(linear, split)
+        table = fit_table(linear, split)
+        arrays = factor_arrays(linear, adata.obs_names.to_numpy(str))
+        found = describe(run, done, schedule.max_epochs, split, where, threads) | found
+    with atomic(model) as temporary:
+        linear.save(temporary)
+    with atomic(history) as temporary:
+        done.history.to_csv(temporary)
+    with atomic(factors) as temporary:
+        np.savez_compressed(temporary, allow_pickle=False, **arrays)
+    write_table(table, fit)
+    write_json(found, metrics)
+    if checkpoint:
+        shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+class AskedToStop:
+    """Whether a signal has come. Training asks; everything else is left at once."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self.polite = False
+
+    def __call__(self) -> bool:
+        return self.signal is not None
+
+    def receive(self, number: int, _: Any) -> None:
+        """Handle a signal."""
+        self.signal = number
+        if not self.polite:
+            self.leave()
+
+    @contextmanager
+    def politely(self) -> Iterator[None]:
+        """Note signals, for a block that asks."""
+        self.polite = True
+        try:
+            yield
+        finally:
+            self.polite = False
+
+    def leave(self) -> None:
+        """End the process with the exit code of its signal, which makes Slurm, Snakemake and Nextflow try again."""
+        assert self.signal is not None
+        logger.warning(
+            "stopped by %s; started again, it goes on from its checkpoint.", signal.Signals(self.signal).name
+        )
+        sys.exit(128 + self.signal)
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[AskedToStop]:
+    """Catch SIGTERM, SIGUSR1 and SIGINT inside the block."""
+    asked = AskedToStop()
+    signals = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    before = {number: signal.signal(number, asked.receive) for number in signals}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def read_registered(path: Path) -> tuple[AnnData, Split]:
+    """Counts as the step setup left them, set up for the model, and their split."""
+    import anndata
+
+    adata = anndata.io.read_h5ad(path)
+    if "ldvae_setup" not in adata.uns or "split" not in adata.obs:
+        raise InputError(f"{path}: is not a file of `ldvae setup` (no uns['ldvae_setup'] or no obs['split']).")
+    keys = {name: value if isinstance(value, str) else list(value) for name, value in adata.uns["ldvae_setup"].items()}
+    given: dict[str, Any] = {name: value or None for name, value in keys.items()}
+    LinearSCVI.setup_anndata(adata, **given)
+    part = adata.obs["split"].to_numpy(str)
+    return adata, Split(*(np.flatnonzero(part == name) for name in Split._fields))
+
+
+def evaluate(linear: LinearSCVI, split: Split) -> dict[str, Any]:
+    """Held-out metrics: negative ELBO and its parts and log marginal likelihood, in nats per cell."""
+    module, source = linear.module, linear.source
+    found: dict[str, Any] = {}
+    for name, rows in zip(Split._fields, split, strict=True):
+        if len(rows) == 0:
+            found[f"elbo_{name}"] = None
+            continue
+        terms = posterior.elbo_terms(module, source, rows, generator())
+        found[f"elbo_{name}"] = float(terms.loss().double().mean())
+        if name == "test":
+            found["reconstruction_test"] = float(terms.reconstruction.double().mean())
+            found["kl_test"] = float((terms.kl_z + terms.kl_library).double().mean())
+    if len(split.test):
+        rows = some(split.test, LIKELIHOOD_CELLS)
+        marginal = posterior.marginal_ll(module, source, rows, generator(), LIKELIHOOD_SAMPLES, 10)
+        found["marginal_ll_test"] = float(marginal.double().mean())
+    q = posterior.encode(module, source, np.arange(len(source))).q
+    kl = 0.5 * (q.z_mean**2 + q.z_var - 1 - q.z_var.log()).double().mean(dim=0)
+    found["kl_per_factor"] = kl.tolist()
+    found["collapsed"] = int((kl < COLLAPSED_KL).sum())
+    return found
+
+
+def describe(run: Run, done: Fit, max_epochs: int, split: Split, device: torch.device, threads: int) -> dict[str, Any]:
+    """What the run is, and how its training went."""
+    packages = ("ldvae", "torch", "numpy", "anndata")
+    gpu_mb = torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else None
+    found = {
+        "run": run.id,
+        "setting": run.setting,
+        "seed": run.seed,
+        "params": run.params,
+        **{f"n_{name}": len(rows) for name, rows in zip(Split._fields, split, strict=True)},
+        "epochs": done.epochs,
+        "max_epochs": max_epochs,
+        "stopped_early": done.stopped_early,
+        "converged": done.stopped_early or has_converged(done.history),
+        "wall_s": round(done.seconds, 3),
+        "cells_per_s": round(done.cells_per_s, 1),
+        "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, 1),  # kB on Linux
+        "peak_gpu_memory_mb": gpu_mb,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "threads": threads,
+        "host": socket.gethostname(),
+        "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in packages},
+    }
+    if not found["converged"]:
+        logger.warning("the ELBO was still improving after %d epochs; consider a higher max_epochs.", done.epochs)
+    return found
+
+
+def has_converged(history: pd.DataFrame) -> bool:
+    """Whether the last tenth of the epochs improved the best ELBO by less than a thousandth."""
+    elbo = history["elbo_validation" if "elbo_validation" in history else "elbo_train"].dropna()
+    before = elbo.iloc[: max(1, int(0.9 * len(elbo)))].min()
+    return bool(before - elbo.min() < 1e-3 * abs(before))
+
+
+def factor_arrays(linear: LinearSCVI, cell_names: np.ndarray) -> dict[str, np.ndarray]:
+    """Scores of all cells, loadings, and what the programs need besides: see `ldvae programs`."""
+    module, source = linear.module, linear.source
+    all_rows = np.arange(len(source))
+    cells = posterior.encode(module, source, all_rows)
+    totals = sum(counts.x[rows].sum(axis=0, dtype=np.float64) for counts, rows in source.minibatches(all_rows, 4096))
+    totals = np.asarray(totals).ravel()
+    return {
+        "scores": posterior.latent_mean(module, cells, 100, generator()).numpy().astype(np.float32),
+        "loadings": linear.get_loadings().to_numpy(np.float32),
+        "offset": linear.get_offset().to_numpy(np.float32),
+        "theta": mean_theta(module, cells),
+        "mean_expression": (totals / totals.sum()).astype(np.float64),
+        "mean_total": np.asarray(totals.sum() / len(source)),
+        "cells": cell_names,
+        "genes": linear.get_var_names().astype(str),
+    }
+
+
+@torch.inference_mode()
+def mean_theta(module: LDVAE, cells: posterior.Cells) -> np.ndarray:
+    """Inverse dispersion of each gene, its mean over cells where it differs between them; infinite for poisson."""
+    some_cells = cells.take(some(np.arange(cells.n_obs), FIT_CELLS)).to(posterior.device_of(module))
+    theta = module.dispersion(module.decoder_input(some_cells.q.z_mean, some_cells.covariates), some_cells.covariates)
+    if theta is None:
+        return np.full(module.shape.n_vars, np.inf, dtype=np.float32)
+    return np.atleast_2d(theta.cpu().numpy()).mean(axis=0)
+
+
+@torch.inference_mode()
+def fit_table(linear: LinearSCVI, split: Split) -> pd.DataFrame:
+    """Posterior predictive check: moments of each gene in held-out cells, as observed and as the model predicts them.
+
+    The predicted ones are exact for one draw of z and of the library size of each cell. With several batches, the
+    moments of each follow those of all cells.
+    """
+    module, source = linear.module, linear.source
+    held_out = np.concatenate([split.validation, split.test])
+    rows = np.sort(some(held_out if len(held_out) else split.train, FIT_CELLS))
+    draws = generator()
+    sums: dict[str, np.ndarray] = {}
+    batches = list(linear.get_batch_loadings())
+    groups = ["all", *map(str, batches)]
+    for counts, chosen in source.minibatches(rows, posterior.BATCH_SIZE):
+        cells = posterior.encode(module, counts, chosen)
+        px = posterior.decode(module, cells, 1, draws)
+        x, _ = counts.minibatch(chosen)
+        member = torch.ones(len(groups), len(chosen))
+        for i in range(len(batches)):
+            member[i + 1] = cells.covariates.batch_index == i
+        for name, values in moments(x, px).items():
+            sums[name] = sums.get(name, 0) + (member.double() @ values.double().cpu()).numpy()
+        sums["n_cells"] = sums.get("n_cells", 0) + member.sum(dim=1, keepdim=True).numpy()
+    n_cells = sums.pop("n_cells")
+    means = {name: values / n_cells for name, values in sums.items()}
+    table = {
+        f"{kind}_{name}": values
+        for kind in ("observed", "predicted")
+        for name, values in (
+            ("mean", means[f"{kind}_mean"]),
+            ("variance", means[f"{kind}_square"] - means[f"{kind}_mean"] ** 2),
+            ("zeros", means[f"{kind}_zeros"]),
+        )
+    }
+    parts = [
+        pd.DataFrame({"gene": linear.get_var_names(), "batch": group, "n_cells": int(n_cells[i, 0])}).assign(
+            **{name: values[i] for name, values in table.items()}
+        )
+        for i, group in enumerate(groups)
+        if n_cells[i, 0]
+    ]
+    order = [
+        "observed_mean",
+        "predicted_mean",
+        "observed_variance",
+        "predicted_variance",
+        "observed_zeros",
+        "predicted_zeros",
+    ]
+    return pd.concat(parts, ignore_index=True)[["gene", "batch", "n_cells", *order]]
+
+
+def moments(x: torch.Tensor, px: posterior.Generative) -> dict[str, torch.Tensor]:
+    """Mean, mean square and probability of zero of each entry, observed and predicted, shape (n_obs, n_vars)."""
+    rate = px.px_rate[0]
+    square, zeros = rate + rate**2, torch.exp(-rate)
+    if px.theta is not None:
+        theta = px.theta[0] if px.theta.ndim == 3 else px.theta
+        square = square + rate**2 / theta
+        zeros = torch.exp(theta * (torch.log(theta) - torch.log(theta + rate)))
+    if px.zi_logits is not None:
+        inflated = px.zi_logits[0].sigmoid()
+        rate, square, zeros = (1 - inflated) * rate, (1 - inflated) * square, inflated + (1 - inflated) * zeros
+    return {
+        "observed_mean": x,
+        "observed_square": x**2,
+        "observed_zeros": (x == 0).float(),
+        "predicted_mean": rate,
+        "predicted_square": square,
+        "predicted_zeros": zeros,
+    }
+
+
+def some(rows: np.ndarray, n: int) -> np.ndarray:
+    """At most `n` of the rows, drawn at random, the same ones every time."""
+    return rows if len(rows) <= n else np.random.default_rng(EVALUATION_SEED).choice(rows, n, replace=False)
+
+
+def generator() -> torch.Generator:
+    """The noise of an evaluation."""
+    return torch.Generator().manual_seed(EVALUATION_SEED)
