@@ -7,8 +7,9 @@ import itertools
 import json
 import math
 import re
+import shlex
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
 from types import UnionType
@@ -27,6 +28,7 @@ QC_COLUMNS = (
     "doublet_score",
     "predicted_doublet",
 )  # obs columns that the step qc adds
+STEPS = ("qc", "setup", "select", "programs", "annotate", "de", "report")  # those with a section of their own
 Output = Annotated[Path, "output"]  # a file that a step writes; a folder when it has no suffix
 
 
@@ -704,34 +706,43 @@ def runs_table(dataset: Dataset) -> str:
 
 
 def describe(plan: Plan) -> dict[str, Any]:
-    """A plan as plain values for other engines: options are given as flags of the commands."""
+    """A plan as plain values for other engines: files to hand over, and flags as they stand in the commands."""
     return {
         "outdir": plan.outdir,
         "datasets": [
             {
                 "dataset": name,
-                "inputs": dataset.inputs,
-                "flags": {section: flags(getattr(dataset, section)) for section in get_type_hints(Sections)},
-                "batch_key": dataset.setup.batch_key,
+                "inputs": list(dataset.inputs.values()),
+                "tables": {step: [path for _, path in named(getattr(dataset, step), "file")] for step in STEPS},
+                "flags": {step: shlex.join(_flags_of_step(dataset, step)) for step in STEPS},
                 "contrasts": dataset.de.contrasts,
                 "runs": [
                     {
                         "run": run.id,
                         "setting": run.setting,
                         "seed": run.seed,
-                        "flags": flags(run.model) + flags(run.train),
+                        "flags": shlex.join(flags(run.model) + flags(run.train)),
                     }
                     for run in dataset.runs.values()
                 ],
-                "runs_per_job": dataset.compute.runs_per_job,
-                "device": dataset.compute.device,
-                "threads": dataset.compute.threads,
-                "max_mem_mb": dataset.compute.max_mem_mb,
-                "max_runtime": dataset.compute.max_runtime,
+                "compute": asdict(dataset.compute),
+                "resolved": json.dumps(resolved(dataset)),
             }
             for name, dataset in plan.datasets.items()
         ],
     }
+
+
+def _flags_of_step(dataset: Dataset, step: str) -> list[str]:
+    """Flags of a step but for its files, which an engine may put elsewhere."""
+    options = getattr(dataset, step)
+    defaults = {name: getattr(type(options)(), name) for name, _ in named(options, "file")}
+    result = flags(replace(options, **defaults))
+    if step == "qc":
+        names = ["--names", *dataset.inputs] if "" not in dataset.inputs else []
+        batch_key = dataset.setup.batch_key
+        result = [*names, *(["--batch-key", batch_key] if batch_key else []), *result]
+    return result
 
 
 def schema() -> dict[str, Any]:
@@ -896,7 +907,7 @@ def check_columns(dataset: Dataset, columns: Mapping[str, set[str] | None]) -> l
     for contrast in dataset.de.contrasts:
         for key in ("column", "within"):
             name = contrast.get(key)
-            if name is not None and name not in known:
+            if name is not None and name not in [*known, "leiden"]:
                 problems.append(f"de.contrasts: no obs column {name!r}.{suggestion(name, known)}")
         groups = columns.get(contrast.get("column", ""))
         for key in ("group1", "group2"):
