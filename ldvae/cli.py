@@ -15,7 +15,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from types import UnionType
@@ -161,6 +161,8 @@ class _Flag:
 def _run(verb: str, step: Callable[..., str | None], arguments: Sequence[str]) -> None:
     """Parse the arguments of a step and call it."""
     flags, sections = _flags_of(step)
+    if "--stub" in arguments:  # needs nothing but to know what to write
+        flags = [replace(flag, default=None) for flag in flags]
     parser = _parser(verb, step, flags, sections)
     given = vars(parser.parse_args(arguments))
     values = {flag.name: flag.read(given[flag.name]) for flag in flags if flag.name in given}

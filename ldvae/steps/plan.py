@@ -8,7 +8,7 @@ from pathlib import Path
 from ldvae.config import Output, check_data, describe, expand_config, load_config, resolved, runs_table
 
 
-def plan(config_yaml: Path, *, tables: Output | None = None) -> str:
+def plan(config_yaml: Path, *, tables: Output | None = None, made_elsewhere: bool = False) -> str:
     """Print the datasets, runs and flags that a config expands to, as JSON.
 
     Parameters
@@ -18,9 +18,11 @@ def plan(config_yaml: Path, *, tables: Output | None = None) -> str:
     tables
         Folder in which each dataset's runs.tsv (a row per run with all its parameters) and resolved.json (its options
         with every default) are written, in a folder of the dataset's name.
+    made_elsewhere
+        Missing files of counts are no mistake: another pipeline makes them.
     """
     expanded = expand_config(load_config(config_yaml))
-    check_data(expanded)
+    check_data(expanded, made_elsewhere=made_elsewhere)
     if tables is not None:
         for name, dataset in expanded.datasets.items():
             folder = tables / name
