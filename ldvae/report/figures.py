@@ -649,7 +649,7 @@ def volcano(contrast: str, table: pd.DataFrame, significant: pd.Series, fdr: flo
         name=f"de_{_slug(contrast)}_volcano",
         figure=figure,
         title="Effect and evidence",
-        caption=f"Each point a gene; in colour: {int(significant.sum()):,} called at a false discovery rate of {fdr:.0%}.",
+        caption=f"Each point a gene; in colour: {int(significant.sum()):,} called at an FDR of {fdr:.0%}.",
         hover=(Hover(axes=ax, block=block, x="lfc_mean", y="bayes_factor", name="gene", show=show),),
     )
 

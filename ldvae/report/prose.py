@@ -299,7 +299,7 @@ def _methods_programs(results: Results, cite: _Citations) -> Iterator[str]:
     n_runs = len(summary.get("runs", results.chosen_runs))
     averaged = f"averaged over {n_runs} runs that differ in their seed, " if n_runs > 1 else ""
     if n_runs > 1:
-        yield f"As single factors differ from seed to seed, gene programs were made by consensus (compare {cite('cnmf')})."
+        yield f"Factors differ from seed to seed, so gene programs were made by consensus (compare {cite('cnmf')})."
     yield (
         "Loadings were centred under the mean expression and weighted by the root of their Fisher information; their "
         "products with the centred scores, which no rotation of the factors changes, were "

@@ -47,6 +47,8 @@ class Results:
     contrasts: pd.DataFrame
     de: dict[str, pd.DataFrame]
     resolved: dict[str, Any]
+    #: Path of the figures' folder from the page.
+    figures: str
     #: Wall times of the jobs of each step, in seconds.
     seconds: dict[str, list[float]]
 

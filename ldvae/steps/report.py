@@ -45,7 +45,7 @@ def report(
     contrasts: Path | None = None,
     de: list[Path] | None = None,
     resolved: Path | None = None,
-    benchmarks: list[Path] | None = None,
+    benchmarks: Path | None = None,
     output: Output,
     summary: Output,
     figures: Output,
@@ -96,17 +96,17 @@ def report(
     contrasts
         de/contrasts.tsv; not given: no differential expression.
     de
-        The tables that `contrasts` names.
+        The tables that `contrasts` names; not given: those beside it.
     resolved
         JSON of the dataset's configuration with every default.
     benchmarks
-        Snakemake's benchmark tables, each in a folder named after its step.
+        Folder of Snakemake's benchmark tables; not given: wall times of the training alone.
     output
         The page (html).
     summary
         JSON: what the index over all datasets shows.
     figures
-        Folder of the figures (svg).
+        Folder of the figures (svg), beside the page.
     """
     runs = {record["run"]: record for record in map(_read_json, metrics)}
     _check_lengths(metrics, histories, "histories")
@@ -151,9 +151,10 @@ def report(
             umap=cells["umap"],
             colors=cells["colors"],
             contrasts=contrast_table,
-            de=_read_contrasts(contrast_table, de or []),
+            de=_read_contrasts(contrast_table, contrasts, de),
             resolved=_read_json(resolved) if resolved else {},
-            seconds=_read_benchmarks(benchmarks or []),
+            figures=Path(os.path.relpath(figures, output.parent)).as_posix(),
+            seconds=_read_benchmarks(benchmarks, dataset) if benchmarks else {},
         ),
         config,
     )
@@ -207,28 +208,24 @@ def _read_annotated(path: Path) -> dict[str, Any]:
     return {"obs": obs, "scores": scores, "umap": umap, "colors": colors}
 
 
-def _read_contrasts(contrasts: pd.DataFrame, paths: list[Path]) -> dict[str, pd.DataFrame]:
-    """The table of each contrast, by its name; files are matched by their names, wherever they lie."""
-    if contrasts.empty:
+def _read_contrasts(table: pd.DataFrame, path: Path | None, given: list[Path] | None) -> dict[str, pd.DataFrame]:
+    """The table of each contrast, by its name: a file of those given, or one beside the table of contrasts."""
+    if path is None or table.empty:
         return {}
-    by_name = {Path(path).name: Path(path) for path in paths}
-    wanted = {row.contrast: Path(str(row.file)).name for row in contrasts.itertuples()}
-    missing = sorted(set(wanted.values()) - set(by_name))
+    files = {Path(file).name: Path(file) for file in given or path.parent.iterdir()}
+    wanted = {row.contrast: Path(str(row.file)).name for row in table.itertuples()}
+    missing = sorted(set(wanted.values()) - set(files))
     if missing:
-        raise InputError(
-            f"--de lacks {', '.join(missing)}, named in --contrasts; found {', '.join(by_name) or 'no file'}."
-        )
-    return {
-        contrast: _read_table(by_name[name], text=("gene", "group1", "group2")) for contrast, name in wanted.items()
-    }
+        where = "--de does not name" if given else f"{path.parent} does not hold"
+        raise InputError(f"{where} {', '.join(missing)}, which {path} lists. Give the tables with --de.")
+    return {contrast: _read_table(files[name], text=("gene", "group1", "group2")) for contrast, name in wanted.items()}
 
 
-def _read_benchmarks(paths: list[Path]) -> dict[str, list[float]]:
-    """Seconds of each job, by step: the name of the folder below `benchmarks`."""
+def _read_benchmarks(folder: Path, dataset: str) -> dict[str, list[float]]:
+    """Seconds of each job of the dataset, by step: {step}/{dataset}.tsv, or {step}/{dataset}/{run}.tsv."""
     seconds: dict[str, list[float]] = {}
-    for path in paths:
-        parts = Path(os.path.abspath(path)).parts
-        at = len(parts) - 1 - parts[::-1].index("benchmarks") if "benchmarks" in parts else len(parts) - 3
-        values = pd.read_csv(path, sep="\t")["s"]
-        seconds.setdefault(parts[at + 1], []).append(float(values.mean()))
+    for path in sorted([*folder.glob(f"*/{dataset}.tsv"), *folder.glob(f"*/{dataset}/*.tsv")]):
+        step = path.relative_to(folder).parts[0]
+        # A benchmark has one row for each repetition.
+        seconds.setdefault(step, []).append(float(pd.read_csv(path, sep="\t")["s"].mean()))
     return seconds

@@ -1,0 +1,515 @@
+"""The report: its numbers are those of the tables, and a name from the data never becomes markup."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pandas as pd
+import pytest
+from results_folder import NASTY, World, write_results
+
+from ldvae.config import ReportConfig
+from ldvae.errors import InputError
+from ldvae.report import figures, prose
+from ldvae.report.drawing import Drawing, inline
+from ldvae.report.page import duration, number
+from ldvae.steps.index import index
+from ldvae.steps.report import report
+
+SMALL = World(n_obs=300, n_vars=120, n_latents=(4, 5), n_programs=3, labels=("B cells", "NK cells", "T cells"))
+
+
+class Page(HTMLParser):
+    """What a browser would make of the page: elements by id, links, texts of tables, data blocks."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(convert_charrefs=True)
+        self.source = path.read_text(encoding="utf-8")
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.tags: list[str] = []
+        self.data: dict[str, Any] = {}
+        self.texts: list[str] = []
+        self.attributes: list[tuple[str, str, str | None]] = []
+        self._script: str | None = None
+        self.feed(self.source)
+        self.text = " ".join(" ".join(self.texts).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value) for name, value in attrs]
+        if values.get("id"):
+            self.ids.append(str(values["id"]))
+        if tag == "a":
+            self.links.append(str(values["href"]))
+        self._script = values.get("id") if tag == "script" and values.get("type") == "application/json" else None
+
+    def handle_data(self, data: str) -> None:
+        if self.lasttag == "script" and self._script:
+            self.data[self._script] = json.loads(data)
+            self._script = None
+        elif self.lasttag not in ("script", "style"):
+            self.texts.append(data)
+
+
+def make(root: Path, world: World, config: ReportConfig | None = None, **changes: Any) -> tuple[Page, dict[str, Any]]:
+    arguments = write_results(root, world) | changes
+    report(**arguments, config=config or ReportConfig())
+    return Page(arguments["output"]), arguments
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Page, dict[str, Any]]:
+    return make(tmp_path_factory.mktemp("report"), SMALL)
+
+
+def assert_same(block: list[Any], column: pd.Series) -> None:
+    """A column in the page holds the numbers of its table, to the five digits that are kept."""
+    found = np.array([np.nan if value is None else value for value in block], dtype=float)
+    np.testing.assert_allclose(found, column.to_numpy(dtype=float), rtol=6e-5, atol=0)
+
+
+def read(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path, sep="\t")
+
+
+def test_every_table_and_figure_of_programs_shows_the_numbers_of_its_file(small: tuple[Page, dict[str, Any]]) -> None:
+    blocks, paths = small[0].data["blocks"], small[1]
+    consensus = read(paths["consensus"]).pivot(index="gene", columns="program", values="loading")
+    for program in consensus:
+        assert_same(blocks["genes"][program], consensus.loc[blocks["genes"]["gene"], program])
+    programs = read(paths["programs"])
+    assert blocks["programs"]["program"] == list(programs["program"])
+    for column in ("share", "stability", "n_runs_found"):
+        assert_same(blocks["programs"][column], programs[column])
+    top = read(paths["top_genes"])
+    for program in programs["program"]:
+        shown = blocks[f"program_{program}_genes"]
+        for side in ("positive", "negative"):
+            expected = top[(top["program"] == program) & (top["side"] == side) & (top["rank"] <= 15)]
+            expected = expected.set_index("gene").loc[
+                [g for g, s in zip(shown["gene"], shown["side"], strict=True) if s == side]
+            ]
+            assert len(expected) == min(15, (top["program"].eq(program) & top["side"].eq(side)).sum())
+            for column in ("loading", "lower", "upper"):
+                values = [v for v, s in zip(shown[column], shown["side"], strict=True) if s == side]
+                assert_same(values, expected[column])
+        associations = read(paths["associations"]).query("program == @program")
+        found = pd.DataFrame(blocks[f"associations-{program}"]).set_index(["variable", "level"])
+        expected = associations.fillna({"level": ""}).set_index(["variable", "level"]).loc[found.index]
+        for column in ("effect", "auc", "padj"):
+            assert_same(list(found[column].astype(object).where(found[column].notna(), None)), expected[column])
+
+
+def test_heatmaps_show_means_correlations_and_cosines_of_the_tables(small: tuple[Page, dict[str, Any]]) -> None:
+    blocks, paths = small[0].data["blocks"], small[1]
+    folder = paths["programs"].parent
+    scores = pd.read_csv(folder / "scores.tsv.gz", sep="\t", index_col=0)
+    import anndata
+
+    labels = anndata.read_h5ad(paths["annotated"]).obs["cell_type"]
+
+    def matrix(name: str) -> pd.DataFrame:
+        block = pd.DataFrame(blocks[name])
+        return block.assign(program=block["row"].str.split().str[0]).pivot(
+            index="program", columns="column", values="value"
+        )
+
+    means = scores.groupby(labels.to_numpy()).mean().T
+    np.testing.assert_allclose(matrix("programs_by_cell_type"), means, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(matrix("programs_correlation"), scores.corr(), rtol=1e-3, atol=1e-4)
+    cosines = read(paths["stability"]).pivot(index="program", columns="run", values="cosine")
+    np.testing.assert_allclose(matrix("programs_stability"), cosines, rtol=6e-5)
+    loadings = pd.read_csv(folder / "loadings.tsv", sep="\t", index_col=0)
+    shown = matrix("programs_genes")
+    np.testing.assert_allclose(shown, loadings.loc[shown.columns].T, rtol=6e-5)
+
+
+def test_training_choice_fit_and_contrasts_show_the_numbers_of_their_files(small: tuple[Page, dict[str, Any]]) -> None:
+    blocks, paths = small[0].data["blocks"], small[1]
+    best = json.loads(paths["best"].read_text())
+    at = [path.parent.name for path in paths["metrics"]].index(best["run"])
+    history = pd.read_csv(paths["histories"][at])
+    for quantity in ("elbo", "reconstruction_loss", "kl_local"):
+        for split in ("train", "validation"):
+            assert_same(blocks[f"training-{quantity}"][split], history[f"{quantity}_{split}"])
+    metrics = json.loads(paths["metrics"][at].read_text())
+    assert_same(blocks["kl"]["kl"], pd.Series(sorted(metrics["kl_per_factor"], reverse=True)))
+
+    settings, runs = read(paths["select_settings"]), read(paths["select_runs"])
+    assert blocks["settings"]["setting"] == list(settings["setting"])
+    for column in ("elbo_test_mean", "elbo_test_se", "stability_mean", "reproducible_rank"):
+        assert_same(blocks["settings"][column], settings[column])
+    assert_same(blocks["choice-elbo_test"]["elbo_test_mean"], settings["elbo_test_mean"])
+    for column in ("elbo_test", "marginal_ll_test", "wall_s", "cells_per_s", "peak_memory_mb"):
+        assert_same(blocks["runs"][column], runs[column])
+    correlations = read(paths["select_correlations"]).query("setting == @best['setting']")
+    assert_same(blocks["correlations"]["correlation"], correlations["correlation"])
+
+    fit = read(paths["fit"][at]).query("batch == 'all'").set_index("gene").loc[blocks["fit"]["gene"]]
+    for quantity in ("mean", "variance", "zeros"):
+        assert_same(blocks["fit"][f"observed_{quantity}"], fit[f"observed_{quantity}"])
+        assert_same(blocks["fit"][f"predicted_{quantity}"], fit[f"predicted_{quantity}"])
+    off = np.abs(np.array(blocks["fit"]["zeros_difference"]))
+    assert (np.diff(off) <= 0).all(), "the worst genes come first"
+
+    for position, path in enumerate(paths["de"], start=1):
+        shown = blocks[f"de-{position}"]
+        table = read(path).set_index("gene").loc[shown["gene"]]
+        assert len(table) == SMALL.n_vars
+        for column in ("lfc_mean", "proba_de", "bayes_factor", "non_zeros_proportion1"):
+            assert_same(shown[column], table[column])
+    assert_same(
+        blocks["de-1"]["pseudobulk_lfc"],
+        read(paths["de"][0]).set_index("gene").loc[blocks["de-1"]["gene"], "pseudobulk_lfc"],
+    )
+
+
+def test_the_map_holds_the_coordinates_groups_and_scores_of_the_annotated_cells(
+    small: tuple[Page, dict[str, Any]],
+) -> None:
+    import base64
+
+    import anndata
+
+    data = small[0].data["cells"]
+    adata = anndata.read_h5ad(small[1]["annotated"])
+    assert data["cells"] == list(adata.obs_names)
+    x, y = (np.frombuffer(base64.b64decode(data[axis]), "<u2").astype(float) for axis in "xy")
+    for found, expected in ((x, adata.obsm["X_umap"][:, 0]), (y, adata.obsm["X_umap"][:, 1])):
+        assert np.corrcoef(found, expected)[0, 1] > 0.999999
+    by_name = {variable["name"]: variable for variable in data["variables"]}
+    codes = np.frombuffer(base64.b64decode(by_name["cell_type"]["values"]), np.uint8)
+    levels = np.array(by_name["cell_type"]["levels"])
+    assert (levels[codes] == adata.obs["cell_type"].astype(str).to_numpy()).all()
+    program = next(variable for variable in data["variables"] if variable.get("program") == "P1")
+    steps = np.frombuffer(base64.b64decode(program["values"]), np.uint8) / 254
+    scores = adata.obsm["X_programs"][:, 0].clip(program["low"], program["high"])
+    np.testing.assert_allclose(
+        program["low"] + steps * (program["high"] - program["low"]),
+        scores,
+        atol=(program["high"] - program["low"]) / 500,
+    )
+
+
+def test_points_to_hover_lie_where_the_figure_draws_them() -> None:
+    drawing = figures.kl_per_factor([3.0, 1.0, 0.001], 1, "run")
+    rendered = drawing.render()
+    [target] = rendered.targets
+    root = ElementTree.fromstring(rendered.element)
+    _, _, width, height = (float(value) for value in root.attrib["viewBox"].split())
+    left, top, right, bottom = target["box"]
+    block = drawing.blocks["kl"]
+    low, high = target["ylim"]
+    tallest = (bottom - (block["kl"].iloc[0] - low) / (high - low) * (bottom - top)) * height
+    bars = [
+        e.attrib["d"] for e in root.iter("{http://www.w3.org/2000/svg}path") if "0072b2" in e.attrib.get("style", "")
+    ]
+    tops = [min(float(y) for y in re.findall(r"[ML] [\d.]+ ([\d.]+)", path)) for path in bars]
+    assert min(tops) == pytest.approx(tallest, abs=0.1)
+    assert 0 < left < right < 1
+    assert width > height
+
+
+def test_links_lead_to_sections_and_files_that_exist(small: tuple[Page, dict[str, Any]]) -> None:
+    page, paths = small
+    assert len(page.ids) == len(set(page.ids))
+    folder = paths["output"].parent
+    missing_by_design = {"setup/genes.tsv", "runs.tsv"}  # the made-up folder has no use for them
+    for link in page.links:
+        if link.startswith("#"):
+            assert link[1:] in page.ids, link
+        elif link not in missing_by_design:
+            assert (folder / link).exists(), link
+    assert {path.stem for path in paths["figures"].iterdir()} == {
+        i.removeprefix("fig-") for i in page.ids if i.startswith("fig-")
+    }
+
+
+def test_the_page_asks_no_network_for_anything(small: tuple[Page, dict[str, Any]]) -> None:
+    for tag, name, value in small[0].attributes:
+        if name in ("src", "href", "xlink:href", "action", "srcset", "data"):
+            assert value is not None
+            assert not re.match(r"(?i)\s*(https?:|//|file:|ftp:)", value), (tag, name, value)
+    assert "default-src 'none'" in small[0].source
+    assert not re.search(r"@import|url\((?!#)", small[0].source.split("</style>")[0])
+
+
+def test_names_from_the_data_never_become_markup(tmp_path: Path) -> None:
+    plain, _ = make(tmp_path / "plain", SMALL)
+    page, paths = make(tmp_path / "nasty", replace(SMALL, nasty=True))
+    tags = ("script", "img", "b", "iframe")
+    assert [page.tags.count(tag) for tag in tags] == [plain.tags.count(tag) for tag in tags]
+    assert not [name for _, name, _ in page.attributes if name.startswith("on")]
+    for name in NASTY:
+        assert name in page.data["blocks"]["genes"]["gene"]
+        assert " ".join(name.split()) in page.text
+    for path in paths["figures"].iterdir():
+        root = ElementTree.parse(path).getroot()
+        assert not [e for e in root.iter() if e.tag.split("}")[-1] in ("script", "img", "b", "foreignObject")]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"batches": ()},
+        {"labels": (), "n_contrasts": 0},
+        {"labels": (), "conditions": (), "batches": (), "n_contrasts": 0, "extras": False},
+        {"n_latents": (5,), "n_seeds": 1},
+        {"labels": tuple(f"cell type {i}" for i in range(40)), "n_obs": 800},
+        {"n_programs": 1},
+        {"n_obs": 40, "labels": ("only",)},
+    ],
+    ids=["no batch", "no labels, no contrasts", "counts alone", "one run", "40 cell types", "one program", "few cells"],
+)
+def test_datasets_of_every_kind_have_a_report(tmp_path: Path, change: dict[str, Any]) -> None:
+    world = replace(SMALL, **change)
+    page, _ = make(tmp_path, world)
+    sections = {"summary", "qc", "training", "choice", "programs", "fit", "making"} | (
+        {"de"} if world.n_contrasts else set()
+    )
+    assert sections <= set(page.ids)
+    assert ("de" in page.ids) == bool(world.n_contrasts)
+    assert "nan" not in re.sub(r"[^a-z ]", " ", page.text.lower()).split()
+    for link in page.links:
+        assert not link.startswith("#") or link[1:] in page.ids
+    if world.n_seeds == 1:
+        assert "which of them would come back with another seed cannot be known" in page.text
+        assert "One run: no intervals." in page.text
+    if len(world.labels) == 40:
+        assert {f"cell type {i}" for i in range(40)} <= set(page.data["blocks"]["programs_by_cell_type"]["column"])
+
+
+def test_without_fits_resolved_config_and_wall_times_the_rest_is_shown(tmp_path: Path) -> None:
+    page, _ = make(tmp_path, SMALL, fit=None, resolved=None, benchmarks=None, contrasts=None, de=None)
+    assert {"programs", "making"} <= set(page.ids)
+    assert not {"fit", "de"} & set(page.ids)
+    assert "Snakemake" not in page.text
+
+
+def test_more_cells_than_are_drawn_are_sampled_and_the_page_says_so(tmp_path: Path) -> None:
+    page, _ = make(tmp_path, replace(SMALL, n_obs=400), ReportConfig(n_cells=150))
+    assert "Drawn: 150 of 400 cells, taken at random." in page.text
+    assert len(page.data["cells"]["cells"]) == 150
+    drawn = page.data["blocks"]["programs_by_cell_type"]
+    whole, _ = make(tmp_path / "whole", replace(SMALL, n_obs=400))
+    assert drawn == whole.data["blocks"]["programs_by_cell_type"], "means are over all cells"
+
+
+def test_rows_of_contrasts_are_cut_by_rank_and_the_page_says_so(tmp_path: Path) -> None:
+    page, paths = make(tmp_path, replace(SMALL, n_contrasts=2), ReportConfig(n_de_rows=100))
+    assert "The 50 genes with the largest Bayes factors of 120." in page.text
+    table = read(paths["de"][0]).nlargest(50, "bayes_factor")
+    assert set(page.data["blocks"]["de-1"]["gene"]) == set(table["gene"])
+
+
+def test_the_same_results_give_the_same_page(tmp_path: Path) -> None:
+    first, arguments = make(tmp_path, SMALL)
+    report(**arguments, config=ReportConfig())
+    assert arguments["output"].read_text() == first.source
+
+
+def test_the_groups_of_the_config_come_first(tmp_path: Path) -> None:
+    page, _ = make(tmp_path, SMALL, ReportConfig(groupby=["leiden", "condition"]))
+    names = [variable["name"] for variable in page.data["cells"]["variables"] if variable["kind"] == "categorical"]
+    assert names == ["leiden", "condition"]
+
+
+def test_warnings_say_in_plain_words_what_is_wrong(tmp_path: Path) -> None:
+    arguments = write_results(tmp_path, replace(SMALL, n_programs=5))
+
+    def change(path: Path, **values: Any) -> None:
+        path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+    for path in arguments["metrics"]:
+        change(path, converged=False, stopped_early=False)
+    change(arguments["qc_summary"], n_obs_after=120, warnings=["no gene starts with MT-"])
+    change(arguments["best"], outliers=["k5-s9-3fa9c5"])
+    fit = [read(path) for path in arguments["fit"]]
+    for path, table in zip(arguments["fit"], fit, strict=True):
+        table["predicted_zeros"] = table["observed_zeros"] * 0.5
+        table.to_csv(path, sep="\t", index=False)
+    contrasts = read(arguments["contrasts"]).assign(n1=7, pseudobulk=False)
+    contrasts.to_csv(arguments["contrasts"], sep="\t", index=False)
+    programs = read(arguments["programs"])
+    programs.loc[0, "technical"] = "separates batch donor1 (AUC 0.9)"
+    programs.to_csv(arguments["programs"], sep="\t", index=False)
+    report(**arguments, config=ReportConfig())
+    warnings = " ".join(json.loads(arguments["summary"].read_text())["warnings"])
+    for words in (
+        "Only 120 cells passed quality control",
+        "Quality control removed 62% of the cells",
+        "No gene starts with MT-.",
+        "predicted doublets",
+        "Training stopped before it converged in 3 of 3 runs (after 40 epochs)",
+        "1 of 5 factors collapsed",
+        "fit worse than the others: k5-s9-3fa9c5",
+        "All 5 directions of the model reproduce",
+        "Not the same from seed to seed (mean cosine below 0.9): P1",
+        "P1 may be technical: separates batch donor1 (AUC 0.9).",
+        "misses the share of zeros",
+        "fewer than 20 cells in a group: contrast1 and contrast2",
+        "No contrast has a pseudobulk check",
+    ):
+        assert words in warnings, words
+
+
+def test_the_methods_state_what_this_run_did(small: tuple[Page, dict[str, Any]], tmp_path: Path) -> None:
+    text = small[0].text
+    for words in (
+        "Raw counts of 315 cells and 5,000 genes",
+        "at least 200 detected genes and at most 20 % mitochondrial counts; 300 cells and 4,200 genes passed",
+        "Doublets were predicted with Scrublet [3] in each batch and marked but kept",
+        "The 120 most variable genes were chosen by the method of Seurat v3",
+        "240 for training, 30 for validation, 30 for testing",
+        "with 5 factors and a negative binomial likelihood (encoder: one hidden layer of 128 units) and batch as the batch covariate",
+        "2 settings were compared over 6 runs.",
+        "averaged over 3 runs that differ in their seed, cut to rank 3",
+        "beyond 0.25 [6, 14] in 2 contrasts; genes were called at an expected false discovery rate of 5%.",
+        "PyDESeq2",
+        "The steps were run by Snakemake",
+    ):
+        assert words in text, words
+    other, _ = make(tmp_path, replace(SMALL, n_seeds=1, n_latents=(5,), n_contrasts=0, batches=()))
+    for words in (
+        "batch covariate",
+        "averaged over",
+        "settings were compared",
+        "Differential expression",
+        "PyDESeq2",
+        "Love MI",
+    ):
+        assert words not in other.text.split("Methods")[-1].split("Inputs")[0], words
+
+
+def test_citations_are_numbered_as_the_references_stand(small: tuple[Page, dict[str, Any]]) -> None:
+    source = small[0].source
+    methods = source[source.index('id="methods-text"') : source.index("data-copy")]
+    cited = [int(n) for group in re.findall(r"\[([\d, ]+)\]", methods) for n in group.split(",")]
+    n = methods.count("<li>")
+    assert list(dict.fromkeys(cited)) == list(range(1, n + 1))
+
+
+def test_the_index_leads_to_the_reports_and_lists_all_runs(tmp_path: Path) -> None:
+    summaries = []
+    for name in ("kang", "pbmc <3k>"):
+        _, arguments = make(tmp_path, replace(SMALL, name=name))
+        summaries.append(arguments["summary"])
+    index(summaries=summaries, output=tmp_path / "index.html")
+    page = Page(tmp_path / "index.html")
+    reports = [link for link in page.links if link.endswith("report.html")]
+    assert reports == ["kang/report.html", "pbmc%20%3C3k%3E/report.html"]
+    assert page.data["blocks"]["all-runs"]["dataset"] == ["kang"] * 6 + ["pbmc <3k>"] * 6
+    assert "Read with care" in page.text
+
+
+def test_a_missing_table_of_a_contrast_is_named(tmp_path: Path) -> None:
+    arguments = write_results(tmp_path, SMALL)
+    arguments["de"] = arguments["de"][:1]
+    with pytest.raises(InputError, match=r"--de does not name contrast2.tsv.gz, which .*contrasts.tsv lists"):
+        report(**arguments, config=ReportConfig())
+
+
+def test_metrics_without_the_best_run_are_an_error(tmp_path: Path) -> None:
+    arguments = write_results(tmp_path, SMALL)
+    for name in ("metrics", "histories", "fit"):
+        arguments[name] = arguments[name][:2]
+    with pytest.raises(InputError, match="the best run 'k5-s0-3fa9c5' is not among the metrics given"):
+        report(**arguments, config=ReportConfig())
+
+
+def test_lists_of_different_length_are_an_error(tmp_path: Path) -> None:
+    arguments = write_results(tmp_path, SMALL)
+    arguments["histories"] = arguments["histories"][:-1]
+    with pytest.raises(InputError, match="--histories names 5 files and --metrics 6"):
+        report(**arguments, config=ReportConfig())
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "–"),
+        (float("nan"), "–"),
+        (True, "yes"),
+        ("a", "a"),
+        (0.0, "0"),
+        (1.0, "1.00"),
+        (-0.45678, "-0.457"),
+        (12.345, "12.3"),
+        (414.5678, "414.57"),
+        (6140.72, "6,140.7"),
+        (1234567.0, "1,234,567"),
+        (0.000123, "1.2e-4"),
+    ],
+)
+def test_numbers_are_written_for_reading(value: Any, text: str) -> None:
+    assert number(value) == text
+
+
+def test_counts_have_no_decimals() -> None:
+    assert number(1234.0, whole=True) == "1,234"
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(3.21, "3.2 s"), (42, "42 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")])
+def test_times_are_written_for_reading(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_colours_of_few_levels_differ_for_colour_blind_readers() -> None:
+    """Distances between any two of the first colours stay visible in simulated deuteranopia (Machado et al., 2009)."""
+    deuteranopia = np.array([[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]])
+    from matplotlib.colors import to_rgb
+
+    rgb = np.array([to_rgb(colour) for colour in figures.palette(6)])
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    seen = (linear @ deuteranopia.T).clip(0, 1) ** (1 / 2.2)
+    distances = np.linalg.norm(seen[:, None] - seen[None], axis=-1)[np.triu_indices(6, 1)]
+    assert distances.min() > 0.15
+
+
+def test_colours_given_by_the_annotated_file_are_kept() -> None:
+    assert figures.palette(2, ["red", "#00ff00", "blue"]) == ["#ff0000", "#00ff00"]
+    assert figures.palette(2, ["red", "not a colour"]) == figures.palette(2)
+    assert len(set(figures.palette(40))) == 40
+
+
+def test_figures_on_one_page_do_not_share_ids() -> None:
+    drawing = figures.kl_per_factor([3.0, 1.0], 1, "run")
+    document = drawing.render().document
+    elements = [inline(document, prefix=name, label=name, width=100) for name in ("a", "b")]
+    ids = [set(re.findall(r' id="([^"]+)"', element)) for element in elements]
+    assert ids[0]
+    assert not ids[0] & ids[1]
+    for element, own in zip(elements, ids, strict=True):
+        assert set(re.findall(r'(?:href="|url\()#([^")]+)', element)) <= own
+
+
+def test_a_figure_follows_the_theme_in_the_page_and_is_plain_in_its_file() -> None:
+    rendered = figures.kl_per_factor([3.0, 1.0], 0, "run").render()
+    assert "var(--ink)" in rendered.element
+    assert "var(" not in rendered.document
+    assert "font-family" not in rendered.element
+
+
+def test_listed_cuts_long_lists() -> None:
+    assert prose.listed(["a"]) == "a"
+    assert prose.listed(["a", "b", "c"]) == "a, b and c"
+    assert prose.listed(list("abcdefghij"), 4) == "a, b, c and 7 more"
+
+
+def test_a_figure_is_named_for_screen_readers() -> None:
+    drawing: Drawing = figures.kl_per_factor([3.0, 1.0], 0, "run <1>")
+    root = ElementTree.fromstring(drawing.render().element)
+    assert root.attrib["role"] == "img"
+    assert (
+        root.attrib["aria-label"]
+        == "KL per factor. How much each factor of run run <1> says about a cell. None collapsed."
+    )
