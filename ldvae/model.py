@@ -1209,7 +1209,7 @@ class LinearSCVI:
         """
         directory = Path(dir_path)
         saved = read_model(directory, prefix or "")
-        model = cls(**asdict(saved.config), registry=saved.registry)
+        model = cls(**asdict(saved.config), registry=saved.registry, seed=saved.seed)
         try:
             model.module.load_state_dict(dict(saved.state))
         except RuntimeError as error:
@@ -1250,6 +1250,7 @@ class LinearSCVI:
             is_trained=self.is_trained_,
             minified=self.minified_data_type,
             run_name=self.run_name_,
+            seed=self._seed,
         )
 
     def minify_adata(

@@ -58,6 +58,8 @@ class SavedModel:
         "latent_posterior_parameters" or "latent_posterior_parameters_with_counts" for a minified model, else None.
     run_name
         Name of the run.
+    seed
+        Seed that the model was given; None: none.
     """
 
     config: ModelConfig
@@ -68,6 +70,7 @@ class SavedModel:
     is_trained: bool = True
     minified: str | None = None
     run_name: str = ""
+    seed: int | None = None
 
 
 # Our own format
@@ -128,6 +131,7 @@ def write_model(
             "is_trained": model.is_trained,
             "minified": model.minified,
             "run_name": model.run_name,
+            "seed": model.seed,
         }
         temporary = target / f".{prefix}model.json.{uuid.uuid4().hex}"
         temporary.write_text(json.dumps(description, indent=1) + "\n")
@@ -164,6 +168,7 @@ def read_model(directory: Path, prefix: str = "") -> SavedModel:
         is_trained=description["is_trained"],
         minified=description["minified"],
         run_name=description["run_name"],
+        seed=description["seed"],
     )
 
 
