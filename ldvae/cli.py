@@ -21,6 +21,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
+from ldvae import config
 from ldvae.config import coerce
 from ldvae.errors import InputError, suggestion
 
@@ -52,8 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if verb not in VERBS:
             raise InputError(f"there is no verb {verb!r}.{suggestion(verb, VERBS)}")
         _prepare_environment(arguments)
-        step = getattr(importlib.import_module(f"ldvae.steps.{verb}"), verb)
-        _run(verb, step, arguments[1:])
+        _run(verb, arguments[1:])
     except InputError as error:
         return _fail(verb, str(error), 2)
     except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
@@ -81,16 +81,21 @@ def _overview() -> str:
         "",
         "verbs, in the order of the workflow:",
     ]
-    for verb in VERBS:
-        # Read, not imported: some steps import torch or scanpy.
-        source = Path(__file__).with_name("steps") / f"{verb}.py"
-        function = next(
-            node
-            for node in ast.parse(source.read_text()).body
-            if isinstance(node, ast.FunctionDef) and node.name == verb
-        )
-        lines.append(f"  {verb:<10}{(ast.get_docstring(function) or '').splitlines()[0]}")
+    lines += [f"  {verb:<10}{(inspect.getdoc(_outline(verb)) or '').splitlines()[0]}" for verb in VERBS]
     return "\n".join(lines)
+
+
+def _outline(verb: str) -> Callable[..., Any]:
+    """The signature and docstring of a step without its body: read, not imported, since some import torch or scanpy."""
+    source = Path(__file__).with_name("steps") / f"{verb}.py"
+    function = next(
+        node for node in ast.parse(source.read_text()).body if isinstance(node, ast.FunctionDef) and node.name == verb
+    )
+    function.body = function.body[:1]
+    code = compile(ast.Module([function], []), source, "exec", flags=annotations.compiler_flag)
+    names = dict(vars(config))  # all that a signature may refer to
+    exec(code, names)
+    return names[verb]
 
 
 def _prepare_environment(arguments: Sequence[str]) -> None:
@@ -158,12 +163,13 @@ class _Flag:
             raise InputError(f"--{self.name.replace('_', '-')}: {error}") from error
 
 
-def _run(verb: str, step: Callable[..., str | None], arguments: Sequence[str]) -> None:
+def _run(verb: str, arguments: Sequence[str]) -> None:
     """Parse the arguments of a step and call it."""
-    flags, sections = _flags_of(step)
+    outline = _outline(verb)
+    flags, sections = _flags_of(outline)
     if "--stub" in arguments:  # needs nothing but to know what to write
         flags = [replace(flag, default=None) for flag in flags]
-    parser = _parser(verb, step, flags, sections)
+    parser = _parser(verb, outline, flags, sections)
     given = vars(parser.parse_args(arguments))
     values = {flag.name: flag.read(given[flag.name]) for flag in flags if flag.name in given}
     for name, (cls, options) in sections.items():
@@ -174,8 +180,10 @@ def _run(verb: str, step: Callable[..., str | None], arguments: Sequence[str]) -
     if given["stub"]:
         for flag, path in outputs:
             _write_stub(path, flag.help)
-    elif text := step(**values):
-        print(text)
+    else:
+        step = getattr(importlib.import_module(f"ldvae.steps.{verb}"), verb)
+        if text := step(**values):
+            print(text)
     if given["versions_yml"]:
         Path(given["versions_yml"]).write_text(_versions_yml(verb))
 
