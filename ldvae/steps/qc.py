@@ -319,28 +319,33 @@ def effective_thresholds(limits: list[Limit]) -> dict[str, dict[str, dict[str, f
 
 def draw_violins(table: pd.DataFrame, thresholds: dict[str, Any], path: Path) -> None:
     """Draw every metric by batch, all cells above and kept cells below, with the thresholds."""
+    from matplotlib.ticker import MaxNLocator
+
     metrics = [metric for metric in (*METRICS, "doublet_score") if metric in table and table[metric].nunique() > 1]
     names = sorted(table["batch"].unique())
-    figure, axes = _subplots(2, max(1, len(metrics)), max(2.6, 0.5 * len(names) + 1), 2.8)
+    figure, axes = _subplots(2, max(1, len(metrics)), max(2.6, 0.3 * len(names) + 1), 2.8)
     for column, metric in enumerate(metrics):
         logged = metric in ("total_counts", "n_genes_by_counts")
         for row, (title, shown) in enumerate((("before", table), ("after", table[table["kept"]]))):
             ax = axes[row, column]
             for position, name in enumerate(names):
                 values = shown.loc[shown["batch"] == name, metric].dropna().to_numpy(float)
-                values = np.log10(1 + values) if logged else values
+                values = np.log10(np.maximum(values, 1)) if logged else values
                 if len(values) > 1 and values.std() > 0:
-                    ax.violinplot(values, [position], widths=0.85, showextrema=False, showmedians=True)
+                    drawn = ax.violinplot(values, [position], widths=0.85, showextrema=False, showmedians=True)
+                    drawn["bodies"][0].set(facecolor="C0", alpha=0.4)
+                    drawn["cmedians"].set(color="C0")
                 else:
                     ax.plot(np.full(len(values), position), values, "C0.")
                 for value in thresholds.get(metric, {}).get(name, {}).values():
                     if value is not None:
-                        height = np.log10(1 + value) if logged else value
+                        height = np.log10(max(value, 1)) if logged else value
                         ax.hlines(height, position - 0.45, position + 0.45, "C3", linestyles="dashed", linewidth=1)
             ax.set_xticks(range(len(names)), names, rotation=90 if len(names) > 3 else 0, fontsize=7)
             ax.set_title(f"{metric}, {title}", fontsize=8)
             if logged:
-                ax.yaxis.set_major_formatter(lambda value, _: f"{10**value - 1:,.0f}")
+                ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+                ax.yaxis.set_major_formatter(lambda value, _: f"{10**value:,.0f}")
             ax.tick_params(axis="y", labelsize=7)
         low, high = axes[0, column].get_ylim()
         for row in (0, 1):

@@ -1,0 +1,212 @@
+"""Quality control: what is measured, which cells go and why, and what is written."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+from anndata import AnnData
+from scipy import sparse
+
+from ldvae.config import QcConfig
+from ldvae.errors import InputError
+from ldvae.io import read_table
+from ldvae.steps.qc import add_metrics, effective_thresholds, find_limits, qc, reasons_for_removal
+
+GENES = ["MT-CO1", "RPL3", "RPS6KA1", "HBB", "HBEGF", *(f"G{i}" for i in range(35))]
+
+
+@pytest.fixture
+def raw() -> AnnData:
+    """60 ordinary cells in two batches; the second has twice the counts. Cell 0 is empty, 1 tiny, 2 mitochondrial."""
+    rng = np.random.default_rng(0)
+    x = rng.poisson(np.where(np.arange(60)[:, None] % 2, 20, 10) * np.ones(40))
+    x[0] = 0
+    x[1] = [0] * 38 + [1, 0]
+    x[2, 0] = 4000
+    x[:, 39] = 0
+    x[5, 39] = 1
+    obs = pd.DataFrame({"batch": np.where(np.arange(60) % 2, "deep", "shallow")}, [f"c{i}" for i in range(60)])
+    return AnnData(sparse.csr_matrix(x.astype(np.float32)), obs, pd.DataFrame(index=GENES))
+
+
+def run(raw: AnnData, folder: Path, config: QcConfig, **arguments: object) -> tuple[AnnData, pd.DataFrame, dict]:
+    folder.mkdir(exist_ok=True)
+    raw.write_h5ad(folder / "raw.h5ad")
+    out = {name: folder / f"qc/{name}" for name in ("violins.png", "scatter.png", "filtered.h5ad", "cells.tsv.gz")}
+    qc(
+        input=[str(folder / "raw.h5ad")],
+        dataset="test",
+        filtered=out["filtered.h5ad"],
+        cells=out["cells.tsv.gz"],
+        summary=folder / "qc/summary.json",
+        violins=out["violins.png"],
+        scatter=out["scatter.png"],
+        config=config,
+        **arguments,  # type: ignore[arg-type]
+    )
+    assert all(path.stat().st_size > 0 for path in out.values())
+    cells = read_table(out["cells.tsv.gz"], index="cell")
+    return anndata.read_h5ad(out["filtered.h5ad"]), cells, json.loads((folder / "qc/summary.json").read_text())
+
+
+def test_every_cell_has_its_metrics_and_the_removed_ones_their_reasons(raw: AnnData, tmp_path: Path) -> None:
+    config = QcConfig(min_genes=5, max_pct_mt=20, n_mads=None, doublets="off", min_cells=2)
+    filtered, cells, summary = run(raw, tmp_path, config)
+    assert list(cells.index) == list(raw.obs_names)
+    assert cells["kept"].tolist() == [False] * 3 + [True] * 57
+    assert cells["reason"][:4].fillna("").tolist() == [
+        "total_counts < 1;n_genes_by_counts < 5",
+        "n_genes_by_counts < 5",
+        "pct_counts_mt > 20",
+        "",
+    ]
+    assert summary["removed"] == {"n_genes_by_counts < 5": 2, "total_counts < 1": 1, "pct_counts_mt > 20": 1}
+    assert (summary["n_obs_before"], summary["n_obs_after"], filtered.n_obs) == (60, 57, 57)
+    assert summary["n_vars_after"] == filtered.n_vars == 39
+    assert summary["inputs"][0]["n_obs"] == 60
+    assert len(summary["inputs"][0]["sha256"]) == 64
+    assert summary["settings"]["min_genes"] == 5
+    np.testing.assert_array_equal(cells["total_counts"], np.asarray(raw.X.sum(axis=1)).ravel())
+    np.testing.assert_array_equal(filtered.X.toarray(), raw[3:, :39].X.toarray())
+    assert filtered.obs["batch"].tolist() == raw.obs["batch"][3:].tolist()
+
+
+def test_genes_of_mitochondria_ribosome_and_haemoglobin_are_told_by_name(
+    raw: AnnData, caplog: pytest.LogCaptureFixture
+) -> None:
+    add_metrics(raw, QcConfig())
+    assert raw.var_names[raw.var["mt"]].tolist() == ["MT-CO1"]
+    assert raw.var_names[raw.var["ribo"]].tolist() == ["RPL3"]
+    assert raw.var_names[raw.var["hb"]].tolist() == ["HBB"]
+    x = raw.X.toarray()
+    np.testing.assert_allclose(raw.obs["pct_counts_mt"][1:], 100 * x[1:, 0] / x[1:].sum(axis=1), rtol=1e-5)
+    assert raw.obs["pct_counts_mt"].iloc[0] == 0
+    assert not caplog.records
+    add_metrics(raw, QcConfig(mt_genes=["G0", "nowhere"]))
+    assert raw.var_names[raw.var["mt"]].tolist() == ["G0"]
+    assert "1 of 2 mt_genes are not in the data: nowhere" in caplog.text
+
+
+def test_names_of_another_species_are_noticed(raw: AnnData, caplog: pytest.LogCaptureFixture) -> None:
+    raw.var_names = ["mt-Co1", "Rpl3", "Rps6ka1", "Hbb-bs", "Hbegf", *GENES[5:]]
+    add_metrics(raw, QcConfig())
+    assert "No mitochondrial gene is among the 40 genes" in caplog.text
+    assert "these look like species: mouse" in caplog.text
+    caplog.clear()
+    add_metrics(raw, QcConfig(species="mouse"))
+    assert raw.var_names[raw.var["mt"] | raw.var["ribo"] | raw.var["hb"]].tolist() == ["mt-Co1", "Rpl3", "Hbb-bs"]
+    assert not caplog.records
+
+
+def test_outliers_are_sought_within_batches(raw: AnnData) -> None:
+    add_metrics(raw, QcConfig())
+    config = QcConfig(n_mads=5)
+    together = find_limits(raw.obs, pd.Series("all", index=raw.obs_names), config)
+    apart = find_limits(raw.obs, raw.obs["batch"], config)
+    upper = effective_thresholds(apart)["total_counts"]
+    assert upper["deep"]["lower"] > upper["shallow"]["upper"]  # a deep cell would be an outlier among the shallow ones
+    removed = reasons_for_removal(raw.obs, raw.obs["batch"], apart)
+    assert removed["c1"] == "total_counts below 5 MADs"  # most see all genes, which has no spread
+    assert "pct_counts_mt above 5 MADs" in removed["c2"]
+    # The definition, computed by hand for one batch.
+    deep = np.log1p(raw.obs["total_counts"][raw.obs["batch"] == "deep"])
+    mad = np.median(np.abs(deep - np.median(deep)))
+    np.testing.assert_allclose(upper["deep"]["upper"], np.expm1(np.median(deep) + 5 * mad), rtol=1e-5)
+    assert effective_thresholds(together)["total_counts"]["all"]["lower"] < upper["deep"]["lower"]
+
+
+def test_a_metric_without_spread_has_no_outliers(raw: AnnData, caplog: pytest.LogCaptureFixture) -> None:
+    raw.obs = raw.obs.assign(total_counts=100.0, n_genes_by_counts=[*[50] * 59, 70], pct_counts_mt=0.0)
+    limits = find_limits(raw.obs, pd.Series("all", index=raw.obs_names), QcConfig())
+    assert (reasons_for_removal(raw.obs, pd.Series("all", index=raw.obs_names), limits) == "").all()
+    assert caplog.messages == ["n_genes_by_counts: most cells of batch all are equal, so it has no outliers."]
+
+
+def test_removing_everything_names_the_threshold(raw: AnnData, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"removes all 60 cells; min_genes = 100 alone removes 60.*goes from 0 to"):
+        run(raw, tmp_path, QcConfig(min_genes=100))
+    with pytest.raises(InputError, match="min_cells = 61 removes all 40 genes: the most common one is seen in 5"):
+        run(raw, tmp_path, QcConfig(min_cells=61, doublets="off"))
+    with pytest.raises(InputError, match=r"no obs column 'bach'\. Did you mean 'batch'"):
+        run(raw, tmp_path, QcConfig(), batch_key="bach")
+    assert not (tmp_path / "qc").exists()
+
+
+def test_too_few_cells_for_scrublet_are_a_warning(raw: AnnData, tmp_path: Path) -> None:
+    filtered, cells, summary = run(raw[3:8].copy(), tmp_path, QcConfig(n_mads=None, min_cells=0))
+    assert filtered.shape == (5, 40)
+    assert cells["doublet_score"].isna().all()
+    assert not cells["predicted_doublet"].any()
+    assert any("Scrublet cannot seek doublets in batch all (5 cells)" in message for message in summary["warnings"])
+
+
+def test_doublets_are_marked_or_removed(tmp_path: Path) -> None:
+    """Twenty cells are sums of two types; scrublet must find hardly anything else."""
+    rng = np.random.default_rng(1)
+    rates = rng.lognormal(0, 1.5, (4, 300))
+    x = rng.poisson(rates[np.arange(400) % 4]).astype(np.float32)
+    x[:20] = rng.poisson([rates[rng.choice(4, 2, replace=False)].sum(axis=0) for _ in range(20)])
+    cells = pd.DataFrame(index=[f"c{i}" for i in range(400)])
+    raw = AnnData(sparse.csr_matrix(x), cells, pd.DataFrame(index=[f"G{i}" for i in range(300)]))
+    config = {"n_mads": None, "expected_doublet_rate": 0.05}
+    marked, table, summary = run(raw, tmp_path / "a", QcConfig(doublets="annotate", **config))
+    found = table["predicted_doublet"]
+    assert marked.n_obs == 400
+    assert found[:20].sum() >= 18
+    assert found[20:].sum() <= 4
+    assert summary["doublets"] == {"mode": "annotate", "n_predicted": int(found.sum())}
+    removed, again, _ = run(raw, tmp_path / "b", QcConfig(doublets="filter", **config))
+    assert removed.n_obs == 400 - found.sum()
+    assert (again["reason"][found] == "predicted doublet").all()
+
+
+def test_several_files_are_batches_of_their_own(raw: AnnData, tmp_path: Path) -> None:
+    for name in ("deep", "shallow"):
+        raw[raw.obs["batch"] == name].copy().write_h5ad(tmp_path / f"{name}.h5ad")
+    qc(
+        input=[str(tmp_path / "deep.h5ad"), str(tmp_path / "shallow.h5ad")],
+        filtered=tmp_path / "filtered.h5ad",
+        cells=tmp_path / "cells.tsv.gz",
+        summary=tmp_path / "summary.json",
+        config=QcConfig(doublets="off"),
+    )
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["batch_key"] == "file"
+    assert {name: sizes["before"] for name, sizes in summary["per_batch"].items()} == {"deep": 30, "shallow": 30}
+    assert set(summary["thresholds"]["total_counts"]) == {"deep", "shallow"}
+    assert anndata.read_h5ad(tmp_path / "filtered.h5ad").uns["ldvae_qc"]["batch_key"] == "file"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("derived_pbmc3k_200x500_sparse_cells_and_empty_genes.h5ad", (199, 294)),
+        ("seurat_pbmc_small_10x", (80, 240)),
+        ("scanpy_10x/int-ids", "min_cells = 3 removes all 6 genes"),
+        ("scanpy_10x/1.2.0", "min_cells = 3 removes all 343 genes"),
+    ],
+)
+def test_small_real_files_pass_or_say_why_not(
+    name: str, expected: str | tuple[int, int], shared_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    arguments = {
+        "input": [str(shared_data / "bad" / name)],
+        "filtered": tmp_path / "filtered.h5ad",
+        "cells": tmp_path / "cells.tsv",
+        "summary": tmp_path / "summary.json",
+        "violins": tmp_path / "violins.png",
+        "config": QcConfig(),
+    }
+    if isinstance(expected, str):
+        with pytest.raises(InputError, match=expected):
+            qc(**arguments)
+        return
+    qc(**arguments)
+    assert anndata.read_h5ad(tmp_path / "filtered.h5ad").shape == expected
