@@ -260,6 +260,8 @@ def fit(
             finish_epoch(state, module, step, source, split, config, seed)
             if on_epoch is not None:
                 on_epoch(report(state, config, split, state.global_step - done_before, time.monotonic() - started))
+        if state.global_step > done_before:  # who is killed after the training need not train again
+            save_checkpoint(noise_generator)
     except KeyboardInterrupt:
         interrupted = True
         logger.warning("Interrupted in epoch %d of %d; keeping what was learnt.", state.epoch, config.max_epochs)
@@ -287,7 +289,10 @@ def report(state: State, config: FitConfig, split: Split, steps: int, seconds: f
 
 def pick_step(module: LDVAE, optimizer: torch.optim.Optimizer, config: FitConfig) -> Step:
     """The fastest step that can train this module where it is."""
-    return PlainStep(module, optimizer, config.gradient_clip_val)
+    plain = PlainStep(module, optimizer, config.gradient_clip_val)
+    if config.gradient_clip_val is not None:
+        return plain
+    return module.fused_step(optimizer, plain) or plain
 
 
 def training_minibatches(

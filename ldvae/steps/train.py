@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -97,11 +97,8 @@ def train(
         logger.info("run %s: %d cells to train on, %d genes.", run.id, len(split.train), adata.n_vars)
         saved = Checkpoint(checkpoint / "checkpoint", 60 * checkpoint_minutes) if checkpoint else None
         schedule = config.fit_config(len(split.train))
-        try:
-            with asked_to_stop.politely(), progress_bar(True) as on_epoch:
-                done = linear.fit(split, schedule, seed=seed, checkpoint=saved, on_epoch=on_epoch, stop=asked_to_stop)
-        except Interrupted:
-            asked_to_stop.leave()
+        with asked_to_stop.politely(), progress_bar(True) as on_epoch:
+            done = linear.fit(split, schedule, seed=seed, checkpoint=saved, on_epoch=on_epoch, stop=asked_to_stop)
         found = evaluate(linear, split)
         table = fit_table(linear, split)
         arrays = factor_arrays(linear, adata.obs_names.to_numpy(str))
@@ -119,13 +116,14 @@ def train(
 
 
 class AskedToStop:
-    """Whether a signal has come. Training asks; everything else is left at once."""
+    """Whether a signal has come. Training asks, from its first step on; everything else is left at once."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
         self.polite = False
 
     def __call__(self) -> bool:
+        self.polite = True
         return self.signal is not None
 
     def receive(self, number: int, _: Any) -> None:
@@ -136,12 +134,12 @@ class AskedToStop:
 
     @contextmanager
     def politely(self) -> Iterator[None]:
-        """Note signals, for a block that asks."""
-        self.polite = True
-        try:
+        """Let the training that asks inside the block write its checkpoint, and then leave."""
+        with suppress(Interrupted):
             yield
-        finally:
-            self.polite = False
+        self.polite = False
+        if self.signal is not None:  # also if it came after the last question
+            self.leave()
 
     def leave(self) -> None:
         """End the process with the exit code of its signal, which makes Slurm, Snakemake and Nextflow try again."""
