@@ -108,6 +108,9 @@ class Drawing:
         """Draw the figure, once, for the page and for a file."""
         buffer = io.StringIO()
         with mpl.rc_context(STYLE):
+            # Laid out once: savefig would do it twice.
+            self.figure.draw_without_rendering()
+            self.figure.set_layout_engine("none")
             self.figure.savefig(buffer, format="svg", dpi=180, metadata={"Date": None, "Creator": None})
         document = buffer.getvalue()
         start = document.index(">", document.index("<svg")) + 1

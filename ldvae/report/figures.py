@@ -361,19 +361,19 @@ def heatmap(
     if limits is None:
         end = float(np.nanquantile(np.abs(values), 0.99)) if np.isfinite(values).any() else 1.0
         limits = (-max(end, 1e-6), max(end, 1e-6))
-    step = 0.34 if written else 0.175
-    width = float(np.clip(1.9 + step * n_cols, 3.2, 16))
-    figure = Figure(
-        figsize=(width, 1.15 + 0.2 * n_rows + 0.02 * max(len(_short(c)) for c in matrix.columns)), layout="constrained"
-    )
+    rows, columns = [_short(row, 34) for row in matrix.index], [_short(column) for column in matrix.columns]
+    letter = 0.072  # width in inches
+    width = 0.2 + letter * max(map(len, rows)) + (0.34 if written else 0.175) * max(n_cols, 3)
+    height = 0.95 + letter * max(map(len, columns)) + 0.2 * max(n_rows, 2)
+    figure = Figure(figsize=(width, height), layout="constrained")
     ax = figure.subplots()
     image = ax.pcolormesh(
         values, cmap=cmap, vmin=limits[0], vmax=limits[1], edgecolor="none", rasterized=values.size > 3000
     )
-    ax.set_yticks(np.arange(n_rows) + 0.5, [_short(row, 34) for row in matrix.index])
+    ax.set_yticks(np.arange(n_rows) + 0.5, rows)
     ax.set_xticks(
         np.arange(n_cols) + 0.5,
-        [_short(column) for column in matrix.columns],
+        columns,
         rotation=90,
         style="italic" if italic else "normal",
     )
