@@ -1,0 +1,90 @@
+include { PLAN     } from './processes/plan'
+include { QC       } from './processes/qc'
+include { SETUP    } from './processes/setup'
+include { TRAIN    } from './processes/train'
+include { SELECT   } from './processes/select'
+include { PROGRAMS } from './processes/programs'
+include { ANNOTATE } from './processes/annotate'
+include { DE       } from './processes/de'
+include { REPORT   } from './processes/report'
+include { INDEX    } from './processes/index'
+
+// From raw counts to gene programs and a report: every dataset of a config.
+workflow LDVAE {
+    take:
+    config // path of a config.yaml
+    counts // [name of a dataset, its files of counts], for datasets whose counts other processes make; may be empty
+
+    main:
+    PLAN(config)
+    plan = PLAN.out.plan.map { json -> new groovy.json.JsonSlurperClassic().parseText(json.text) }
+    // Each dataset as `ldvae plan` describes it. A process gets only its own part, else every edit would rerun everything.
+    dataset = plan.flatMap { it.datasets }.map { [[id: it.dataset], it] }
+
+    files = dataset
+        .join(counts.map { name, made -> [[id: name], made] }, remainder: true)
+        .filter { _meta, planned, _made -> planned }
+        .map { meta, planned, made -> [meta, made ?: planned.inputs.findAll { !it.startsWith('demo:') }.collect { path -> file(path, glob: false) }] }
+    QC(files.join(dataset).map { meta, inputs, it -> [meta, inputs, tables(it.tables.qc), it.flags.qc] })
+    SETUP(QC.out.filtered.join(dataset).map { meta, filtered, it -> [meta, filtered, tables(it.tables.setup), it.flags.setup] })
+
+    TRAIN(
+        SETUP.out.counts.join(dataset).flatMap { meta, registered, it ->
+            it.runs.collect { run -> [meta + [run: run.run, seed: run.seed] + it.compute.subMap('device', 'threads'), registered, run.flags] }
+        }
+    )
+    // The runs of a dataset together, as soon as its last is done, in the order of the plan.
+    runs = TRAIN.out.run
+        .map { meta, run -> [meta.subMap('id'), run] }
+        .combine(dataset, by: 0)
+        .map { meta, run, it -> [groupKey(meta, it.runs.size()), run] }
+        .groupTuple()
+        .map { key, folders -> [key.groupTarget, folders] }
+        .join(dataset)
+        .map { meta, folders, it -> [meta, it.runs.collect { run -> folders.find { folder -> folder.name == run.run } }] }
+
+    SELECT(runs.join(dataset).map { meta, folders, it -> [meta, folders, it.flags.select] })
+    best = SELECT.out.best
+    PROGRAMS(
+        best.join(runs).join(SETUP.out.counts).join(dataset).map { meta, chosen, folders, registered, it ->
+            [meta, chosen, folders, registered, tables(it.tables.programs), it.flags.programs]
+        }
+    )
+    ANNOTATE(
+        SETUP.out.counts.join(best).join(runs).join(PROGRAMS.out.scores).join(dataset).map { row -> row[0..-2] + row[-1].flags.annotate }
+    )
+    DE(
+        SETUP.out.counts.join(best).join(runs).join(dataset).filter { row -> row[-1].contrasts }.map { row -> row[0..-2] + row[-1].flags.de }
+    )
+    de = DE.out.de.mix(dataset.filter { _meta, it -> !it.contrasts }.map { meta, _it -> [meta, []] })
+
+    REPORT(
+        QC.out.tables.map { meta, cells, summary -> [meta, [cells, summary]] }
+            .join(SETUP.out.tables.map { meta, _genes, summary -> [meta, summary] })
+            .join(runs)
+            .join(best.join(SELECT.out.tables).map { row -> [row[0], row[1..-1]] })
+            .join(PROGRAMS.out.programs)
+            .join(ANNOTATE.out.annotated)
+            .join(de)
+            .join(dataset)
+            .map { row -> row[0..-2] + [row[-1].resolved, row[-1].flags.report] }
+    )
+    INDEX(plan.map { it.datasets*.dataset }, REPORT.out.report.map { _meta, folder -> folder }.collect())
+
+    emit:
+    counts = SETUP.out.counts // [meta, h5ad]: genes, columns and split as the models were trained on
+    runs = runs // [meta, folders]: each with model/, history.csv, metrics.json, factors.npz
+    best = best // [meta, json]: the setting that was chosen and its runs
+    programs = PROGRAMS.out.programs // [meta, folder]
+    annotated = ANNOTATE.out.annotated // [meta, h5ad]
+    de = DE.out.de // [meta, folder]
+    report = REPORT.out.report // [meta, folder]
+    versions = QC.out.versions.mix(
+        SETUP.out.versions, TRAIN.out.versions, SELECT.out.versions, PROGRAMS.out.versions,
+        ANNOTATE.out.versions, DE.out.versions, REPORT.out.versions, INDEX.out.versions
+    )
+}
+
+def tables(paths) {
+    return paths.collect { path -> file(path, glob: false) }
+}

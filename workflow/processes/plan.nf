@@ -1,0 +1,31 @@
+// Check a config and its data, and expand it to datasets, runs and flags.
+process PLAN {
+    tag "${config}"
+    executor 'local'
+    cache false // else files that have gone since would not be missed
+
+    conda "${moduleDir}/../../envs/ldvae.yaml"
+
+    input:
+    val config // path of a config.yaml; paths in it start at the folder where Nextflow was started
+
+    output:
+    path 'plan.json', emit: plan
+    path '*/{runs.tsv,resolved.json}', emit: tables
+
+    script:
+    def args = task.ext.args ?: ''
+    """
+    work=\$PWD
+    cd '${workflow.launchDir}'
+    ldvae plan '${config}' --tables "\$work" ${args} > "\$work/plan.json"
+    """
+
+    stub:
+    def args = task.ext.args ?: ''
+    """
+    work=\$PWD
+    cd '${workflow.launchDir}'
+    ldvae plan '${config}' --tables "\$work" ${args} > "\$work/plan.json"
+    """
+}

@@ -1,0 +1,20 @@
+// Memory and time of a job, from workflow/resources.yaml, which the rules of Snakemake read too.
+
+def memory(step, files, attempt) {
+    return "${scaled(resources(step).mem_mb, files, attempt)} MB"
+}
+
+def time(step, files, attempt) {
+    return "${scaled(resources(step).minutes, files, attempt)} min"
+}
+
+def resources(step) {
+    return new org.yaml.snakeyaml.Yaml().load(file("${moduleDir}/../resources.yaml").text)[step]
+}
+
+def scaled(base_and_per_mb, files, attempt) {
+    def (base, per_mb) = base_and_per_mb
+    def inside = { path -> path.isDirectory() ? path.listFiles() as List : [path] } // of a run: its files
+    def bytes = [files].flatten().collect { staged -> inside(staged.toRealPath())*.size() }.flatten().sum(0)
+    return Math.ceil((base + per_mb * bytes / 1e6) * 2 ** (attempt - 1)) as long
+}

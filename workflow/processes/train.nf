@@ -1,0 +1,42 @@
+include { memory ; time } from './resources'
+
+// Fit one model: one setting of the sweep, from one seed.
+process TRAIN {
+    tag "${meta.id} ${meta.run}"
+    label 'gpu'
+    ext gpu: { meta.device != 'cpu' }
+    cpus { meta.threads ?: 1 }
+    memory { memory('train', counts, task.attempt) }
+    time { time('train', counts, task.attempt) }
+
+    conda "${moduleDir}/../../envs/ldvae-cuda.yaml"
+
+    input:
+    tuple val(meta), path(counts), val(flags) // meta: id, run (names the output), seed; threads and device if not 1, auto
+
+    output:
+    tuple val(meta), path("${meta.id}/runs/${meta.run}"), emit: run
+    path 'versions.yml', emit: versions
+
+    script:
+    def args = task.ext.args ?: ''
+    def run = "${meta.id}/runs/${meta.run}"
+    // Outside of the task's folder: a retry has a new one. The session is the same when a pipeline is resumed.
+    def checkpoint = "${workflow.workDir}/checkpoints/${workflow.sessionId}/${meta.id}/${meta.run}"
+    """
+    export LDVAE_PROCESS='${task.process}'
+    ldvae train --counts ${counts} --seed ${meta.seed} \\
+        --model ${run}/model --history ${run}/history.csv --metrics ${run}/metrics.json \\
+        --factors ${run}/factors.npz --fit ${run}/fit.tsv --checkpoint '${checkpoint}' \\
+        --device ${meta.device ?: 'auto'} --threads ${task.cpus} --versions-yml versions.yml ${flags} ${args}
+    """
+
+    stub:
+    def run = "${meta.id}/runs/${meta.run}"
+    """
+    export LDVAE_PROCESS='${task.process}'
+    ldvae train --stub --model ${run}/model --history ${run}/history.csv \\
+        --metrics ${run}/metrics.json --factors ${run}/factors.npz --fit ${run}/fit.tsv \\
+        --versions-yml versions.yml ${flags}
+    """
+}
