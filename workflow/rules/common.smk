@@ -67,6 +67,12 @@ def of_runs(name):
     ]
 
 
+def compares_clusters(wildcards):
+    """Whether a contrast is between clusters, which only the annotated cells have."""
+    contrasts = plan.datasets[wildcards.dataset].de.contrasts
+    return any("leiden" in (contrast.get("column"), contrast.get("within")) for contrast in contrasts)
+
+
 def folders(name):
     """Folders of the input files of this name."""
     return lambda wildcards, input: [str(Path(path).parent) for path in input[name]]

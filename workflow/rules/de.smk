@@ -4,6 +4,9 @@ rule de:
         counts="<results>/{dataset}/setup/counts.h5ad",
         best="<results>/{dataset}/select/best.json",
         models=of_runs("model"),
+        annotated=lambda wildcards: (
+            "<results>/{dataset}/annotated.h5ad" if compares_clusters(wildcards) else []
+        ),
     output:
         folder=directory("<results>/{dataset}/de"),
     log:
@@ -18,9 +21,10 @@ rule de:
         runtime=minutes(60, 1),
     params:
         runs=folders("models"),
+        annotated=lambda wildcards, input: ["--annotated", input.annotated] if input.annotated else [],
         flags=options("de"),
     shell:
         r"""
         ldvae de --counts {input.counts:q} --best {input.best:q} --runs {params.runs:q} \
-            --output {output.folder:q} {params.flags:q} 2>{log:q}
+            {params.annotated:q} --output {output.folder:q} {params.flags:q} 2>{log:q}
         """

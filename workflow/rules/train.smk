@@ -20,13 +20,15 @@ rule train:
         runtime=minutes(60, 1),
         gpu=lambda wildcards: 0 if compute(wildcards).device == "cpu" else 1,
     params:
-        checkpoint=lambda wildcards, output: f"{Path(output.metrics).parents[3]}/checkpoints/{wildcards.dataset}/{wildcards.run}",
+        checkpoint=lambda wildcards, output: str(
+            Path(output.metrics).parents[4] / "checkpoints" / wildcards.dataset / wildcards.run
+        ),
         seed=lambda wildcards: run_of(wildcards).seed,
         device=lambda wildcards: compute(wildcards).device,
         flags=lambda wildcards: flags(run_of(wildcards).model) + flags(run_of(wildcards).train),
     shell:
         r"""
-        ldvae train --counts {input.counts:q} --run {wildcards.run} --seed {params.seed} \
+        ldvae train --counts {input.counts:q} --seed {params.seed} \
             --model {output.model:q} --history {output.history:q} --metrics {output.metrics:q} \
             --factors {output.factors:q} --fit {output.fit:q} --checkpoint {params.checkpoint:q} \
             --device {params.device} --threads {threads} {params.flags:q} 2>{log:q}
