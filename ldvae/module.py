@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ldvae.config import ModelConfig
 from ldvae.data import Covariates, DataShape
+from ldvae.kernels import fused_step
 from ldvae.likelihoods import nb_log_prob, poisson_log_prob, zinb_log_prob
 
 # The reference's constants: both batch norms, and what is added to the variance of q(z).
@@ -234,6 +235,10 @@ class LDVAE(nn.Module):
             z_masks=masks(self.z_encoder),
             l_masks=masks(self.l_encoder),
         )
+
+    def fused_step(self, optimizer: torch.optim.Optimizer | None, plain: Any) -> Any | None:
+        """The training step as fused kernels, `plain` at hand; None where plain torch has to do."""
+        return fused_step(self, optimizer, plain)
 
 
 class Encoder(nn.Module):

@@ -1,0 +1,58 @@
+"""Fused training step and inference, where they can serve; plain torch does the same elsewhere."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from ldvae.kernels.cpu import FusedStep
+
+logger = logging.getLogger(__name__)
+
+
+def fused_step(module: Any, optimizer: torch.optim.Optimizer | None, plain: Any) -> FusedStep | None:
+    """The training step of this module as fused kernels, or None where plain torch has to do.
+
+    Parameters
+    ----------
+    module
+        An `LDVAE`, on the device to train on.
+    optimizer
+        Over its parameters; None if it is only evaluated.
+    plain
+        The same step in plain torch, for minibatches of a single cell.
+    """
+    reason = unsupported(module, optimizer)
+    if reason is None:
+        try:
+            from ldvae.kernels.cpu import FusedStep
+        except (ImportError, OSError) as error:  # no numba, or one that does not run here
+            reason = f"numba cannot be used ({error})"
+        else:
+            return FusedStep(module, optimizer, plain)
+    logger.info("Training in plain torch: %s.", reason)
+    return None
+
+
+def unsupported(module: Any, optimizer: torch.optim.Optimizer | None) -> str | None:
+    """What the fused step cannot do of all this, in words; None if it can do all of it."""
+    config = module.config
+    parameter = next(module.parameters())
+    if parameter.device.type != "cpu":
+        return f"the module is on {parameter.device}, the fused step runs on a CPU"
+    if parameter.dtype != torch.float32:
+        return f"the module is in {parameter.dtype}, the fused step in float32"
+    if config.n_layers != 1:
+        return f"the fused step has one hidden layer, not {config.n_layers}"
+    if config.latent_distribution != "normal":
+        return f"the fused step has no latent distribution {config.latent_distribution!r}"
+    if config.gene_likelihood != "poisson" and config.dispersion == "gene-cell":
+        return "the fused step has no dispersion 'gene-cell'"
+    if optimizer is not None:
+        options = [group.get("amsgrad") or group.get("maximize") for group in optimizer.param_groups]
+        if type(optimizer) is not torch.optim.Adam or any(options) or len(options) > 1:
+            return f"the fused step has plain Adam, not {type(optimizer).__name__} with these options"
+    return None
