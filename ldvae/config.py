@@ -473,6 +473,11 @@ class Dataset(Sections):
     inputs: dict[str, str]
     runs: dict[str, Run]
 
+    @property
+    def compares_clusters(self) -> bool:
+        """Whether a contrast is between clusters, which only the annotated cells have."""
+        return any("leiden" in (contrast.get("column"), contrast.get("within")) for contrast in self.de.contrasts)
+
 
 class Plan(NamedTuple):
     """What a config expands to."""
@@ -716,6 +721,7 @@ def describe(plan: Plan) -> dict[str, Any]:
                 "tables": {step: [path for _, path in named(getattr(dataset, step), "file")] for step in STEPS},
                 "flags": {step: shlex.join(_flags_of_step(dataset, step)) for step in STEPS},
                 "contrasts": dataset.de.contrasts,
+                "compares_clusters": dataset.compares_clusters,
                 "runs": [
                     {
                         "run": run.id,

@@ -53,8 +53,15 @@ workflow LDVAE {
     ANNOTATE(
         SETUP.out.counts.join(best).join(runs).join(PROGRAMS.out.scores).join(dataset).map { row -> row[0..-2] + row[-1].flags.annotate }
     )
+    // Clusters are made by ANNOTATE, for which the other comparisons need not wait.
+    clusters = ANNOTATE.out.annotated
+        .join(dataset.filter { _meta, it -> it.compares_clusters })
+        .map { meta, annotated, _it -> [meta, annotated] }
+        .mix(dataset.filter { _meta, it -> !it.compares_clusters }.map { meta, _it -> [meta, []] })
     DE(
-        SETUP.out.counts.join(best).join(runs).join(dataset).filter { row -> row[-1].contrasts }.map { row -> row[0..-2] + row[-1].flags.de }
+        SETUP.out.counts.join(best).join(runs).join(clusters).join(dataset)
+            .filter { row -> row[-1].contrasts }
+            .map { row -> row[0..-2] + row[-1].flags.de }
     )
     de = DE.out.de.mix(dataset.filter { _meta, it -> !it.contrasts }.map { meta, _it -> [meta, []] })
 

@@ -9,7 +9,7 @@ process DE {
     conda "${moduleDir}/../../envs/ldvae.yaml"
 
     input:
-    tuple val(meta), path(counts), path(best), path(runs, stageAs: 'runs/*'), val(flags)
+    tuple val(meta), path(counts), path(best), path(runs, stageAs: 'runs/*'), path(annotated), val(flags)
 
     output:
     tuple val(meta), path("${meta.id}/de"), emit: de
@@ -17,9 +17,11 @@ process DE {
 
     script:
     def args = task.ext.args ?: ''
+    def clusters = annotated ? "--annotated ${annotated}" : ''
     """
     export LDVAE_PROCESS='${task.process}'
-    ldvae de --counts ${counts} --best ${best} --runs ${runs} --output ${meta.id}/de --versions-yml versions.yml ${flags} ${args}
+    ldvae de --counts ${counts} --best ${best} --runs ${runs} ${clusters} --output ${meta.id}/de \\
+        --versions-yml versions.yml ${flags} ${args}
     """
 
     stub:
