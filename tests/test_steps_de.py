@@ -1,0 +1,180 @@
+"""Which groups are compared, how contrasts are called, and that known changes are found."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from anndata import AnnData
+from scipy import sparse
+
+from ldvae.config import DeConfig
+from ldvae.errors import InputError
+from ldvae.io import read_table
+from ldvae.model import LinearSCVI
+from ldvae.steps.de import de, distinct_names, find_contrasts, pseudobulk
+
+GENES = [f"G{i}" for i in range(40)]
+UP = GENES[:5]  # fourfold in stim, in both types
+
+
+@pytest.fixture(scope="module")
+def counts() -> AnnData:
+    """240 cells: two types and a few without one, stim and ctrl of the same four donors."""
+    rng = np.random.default_rng(0)
+    n = 240
+    obs = pd.DataFrame(
+        {
+            "type": pd.Categorical(np.where(np.arange(n) % 20 == 0, None, np.where(np.arange(n) % 3 == 0, "B/c", "T"))),
+            "condition": np.where(np.arange(n) < 120, "stim", "ctrl"),
+            "donor": np.arange(n) % 4,
+            "rare": np.where(np.arange(n) < 3, "few", "many"),
+        },
+        [f"c{i}" for i in range(n)],
+    )
+    rate = rng.lognormal(1.5, 0.5, 40) * np.ones((n, 1)) * rng.lognormal(0, 0.2, (n, 1))
+    rate[np.ix_(obs["condition"] == "stim", np.arange(5))] *= 4
+    rate[np.ix_(obs["type"] == "B/c", np.arange(5, 10))] *= 5
+    return AnnData(sparse.csr_matrix(rng.poisson(rate).astype(np.float32)), obs, pd.DataFrame(index=GENES))
+
+
+def contrasts_of(counts: AnnData, *entries: dict[str, str], **options: object) -> list[str]:
+    return [c.name for c in find_contrasts(counts.obs, DeConfig(contrasts=list(entries), **options))]  # type: ignore[arg-type]
+
+
+def test_entries_expand_to_contrasts(counts: AnnData) -> None:
+    assert contrasts_of(counts, {"column": "type"}) == ["B/c vs rest", "T vs rest"]
+    assert contrasts_of(counts, {"column": "type", "group2": "T"}) == ["B/c vs T"]
+    assert contrasts_of(counts, {"column": "condition", "group1": "stim"}) == ["stim vs rest"]
+    within = {"column": "condition", "group1": "stim", "group2": "ctrl", "within": "type"}
+    assert contrasts_of(counts, within) == ["stim vs ctrl in B/c", "stim vs ctrl in T"]
+
+
+def test_cells_without_a_value_are_in_no_group(counts: AnnData) -> None:
+    (first, _) = find_contrasts(counts.obs, DeConfig(contrasts=[{"column": "type"}]))
+    types = counts.obs["type"].to_numpy()
+    assert set(types[first.rows1]) == {"B/c"}
+    assert set(types[first.rows2]) == {"T"}
+    assert len(first.rows1) + len(first.rows2) == counts.obs["type"].notna().sum()
+
+
+def test_numbers_are_groups_by_their_text(counts: AnnData) -> None:
+    (pair,) = find_contrasts(counts.obs, DeConfig(contrasts=[{"column": "donor", "group1": "1", "group2": "3"}]))
+    assert set(counts.obs["donor"].iloc[pair.rows1]) == {1}
+    assert set(counts.obs["donor"].iloc[pair.rows2]) == {3}
+
+
+def test_small_groups_are_skipped_with_a_warning(counts: AnnData, caplog: pytest.LogCaptureFixture) -> None:
+    assert contrasts_of(counts, {"column": "rare"}) == []
+    assert "few vs rest is skipped: it has 3 and 237 cells, fewer than min_cells = 10." in caplog.text
+    assert contrasts_of(counts, {"column": "rare"}, min_cells=3) == ["few vs rest", "many vs rest"]
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ([], "There is nothing to compare; name contrasts"),
+        ([{"columm": "type"}], r"no key 'columm' in .* Did you mean 'column'"),
+        ([{"group1": "B"}], "names no column of groups"),
+        ([{"column": "tipe"}], r"no obs column 'tipe'\. Did you mean 'type'"),
+        ([{"column": "condition", "group1": "stimm"}], r"no group 'stimm' in 'condition'\. Did you mean 'stim'"),
+        ([{"column": "condition", "group2": "control"}], "no group 'control' in 'condition'"),
+        ([{"column": "condition", "within": "tipe"}], "no obs column 'tipe'"),
+    ],
+)
+def test_contrasts_that_cannot_be_are_refused(entries: list[dict[str, str]], message: str, counts: AnnData) -> None:
+    with pytest.raises(InputError, match=message):
+        contrasts_of(counts, *entries)
+
+
+def test_names_are_distinct_and_safe_as_files(counts: AnnData) -> None:
+    obs = counts.obs.assign(kind=counts.obs["type"], odd=np.where(counts.obs["donor"] > 1, "../a b", "../A_B"))
+    entries = [{"column": "type"}, {"column": "kind"}, {"column": "odd"}]
+    names, stems = distinct_names(find_contrasts(obs, DeConfig(contrasts=entries)))
+    assert names == [
+        "B/c vs rest",
+        "T vs rest",
+        "kind: B/c vs rest",
+        "kind: T vs rest",
+        "../A_B vs rest",
+        "../a b vs rest",
+    ]
+    assert stems == ["B_c_vs_rest", "T_vs_rest", "kind_B_c_vs_rest", "kind_T_vs_rest", "A_B_vs_rest", "a_b_vs_rest-2"]
+
+
+@pytest.fixture(scope="module")
+def tables(counts: AnnData, tmp_path_factory: pytest.TempPathFactory) -> tuple[pd.DataFrame, Path]:
+    """contrasts.tsv and the folder of the step, with a model of a few epochs."""
+    folder = tmp_path_factory.mktemp("de")
+    counts.write_h5ad(folder / "counts.h5ad")
+    adata = counts.copy()
+    LinearSCVI.setup_anndata(adata)
+    model = LinearSCVI(adata, n_latent=3, n_hidden=32)
+    model.train(max_epochs=60, batch_size=32, plan_kwargs={"lr": 1e-2}, accelerator="cpu")
+    model.save(folder / "run" / "model")
+    (folder / "best.json").write_text(json.dumps({"run": "run"}))
+    entries = [{"column": "condition", "group1": "stim", "group2": "ctrl", "within": "type"}, {"column": "type"}]
+    de(
+        counts=folder / "counts.h5ad",
+        best=folder / "best.json",
+        runs=[folder / "run"],
+        output=folder / "out",
+        config=DeConfig(contrasts=entries, replicate_key="donor", min_cells=5, n_samples=1000),
+    )
+    return read_table(folder / "out" / "contrasts.tsv"), folder / "out"
+
+
+def test_each_contrast_has_its_files_and_numbers(tables: tuple[pd.DataFrame, Path]) -> None:
+    contrasts, folder = tables
+    assert contrasts["contrast"].tolist() == ["stim vs ctrl in B/c", "stim vs ctrl in T", "B/c vs rest", "T vs rest"]
+    assert contrasts["within"].fillna("").tolist() == ["B/c", "T", "", ""]
+    assert {path.name for path in folder.iterdir()} == {
+        "contrasts.tsv",
+        *contrasts["file"],
+        *(file.replace(".tsv.gz", ".png") for file in contrasts["file"]),
+    }
+    for _, row in contrasts.iterrows():
+        table = read_table(folder / row["file"], index="gene")
+        assert sorted(table.index) == sorted(GENES)
+        assert table["is_de_fdr_0.05"].sum() == row["n_de"]
+        assert table["proba_de"].is_monotonic_decreasing
+        assert set(table["comparison"]) == {row["contrast"]}
+        assert row["pseudobulk"]
+        assert table["pseudobulk_padj"].between(0, 1).all()
+
+
+def test_known_changes_are_found_with_their_direction(tables: tuple[pd.DataFrame, Path]) -> None:
+    contrasts, folder = tables
+    for file, expected in zip(contrasts["file"], (UP, UP, GENES[5:10], GENES[5:10]), strict=True):
+        table = read_table(folder / file, index="gene")
+        sign = -1 if file.startswith("T_vs") else 1
+        assert set(table.index[:5]) == set(expected)
+        assert (sign * table.loc[expected, "lfc_median"] > 0.5).all()
+        assert (sign * table.loc[expected, "pseudobulk_lfc"] > 1).all()
+        assert (table.loc[expected, "pseudobulk_padj"] < 1e-3).all()
+
+
+def test_pseudobulk_pairs_donors_that_are_on_both_sides(counts: AnnData) -> None:
+    """A donor effect that swamps the change is taken out where the donors are the same."""
+    adata = counts.copy()
+    x = adata.X.toarray()
+    donor = adata.obs["donor"].to_numpy()
+    x[:, 10] = (x[:, 10] + 1) * np.array([1, 20, 80, 300])[donor] * np.where(adata.obs["condition"] == "stim", 2, 1)
+    adata.X = sparse.csr_matrix(x.astype(np.float32))
+    config = DeConfig(contrasts=[{"column": "condition", "group1": "stim", "group2": "ctrl"}])
+    (pair,) = find_contrasts(adata.obs, config)
+    paired = pseudobulk(adata, pair, donor.astype(str), config)
+    apart = pseudobulk(adata, pair, (donor + 4 * (adata.obs["condition"] == "stim")).to_numpy(str), config)
+    assert paired is not None
+    assert apart is not None
+    assert paired.loc["G10", "pseudobulk_p"] < 0.01 < apart.loc["G10", "pseudobulk_p"]
+
+
+def test_without_two_replicates_there_is_no_pseudobulk(counts: AnnData, caplog: pytest.LogCaptureFixture) -> None:
+    config = DeConfig(contrasts=[{"column": "condition", "group1": "stim", "group2": "ctrl"}])
+    (pair,) = find_contrasts(counts.obs, config)
+    assert pseudobulk(counts, pair, counts.obs["condition"].to_numpy(str), config) is None
+    assert "no pseudobulk check, with 1 and 1 replicates of at least 10 cells; it needs 2." in caplog.text
