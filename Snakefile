@@ -5,6 +5,6 @@ include: "workflow/Snakefile"
 rule default:
     """Make everything."""
     default_target: True
-    localrule: True
     input:
         rules.all.input,
+    localrule: True

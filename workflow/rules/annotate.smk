@@ -17,8 +17,8 @@ rule annotate:
         "../../envs/ldvae.yaml"
     threads: 1
     resources:
-        mem_mb=memory(3000, 10),
-        runtime=minutes(30, 1),
+        mem_mb=memory("annotate"),
+        runtime=minutes("annotate"),
     params:
         runs=folders("factors"),
         flags=options("annotate"),

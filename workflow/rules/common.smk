@@ -5,10 +5,11 @@ import os
 import sys
 from pathlib import Path
 
+import yaml
 from snakemake.exceptions import WorkflowError
 
 # An `ldvae` that is installed beside Snakemake is found without its environment being active.
-os.environ["PATH"] += os.pathsep + str(Path(sys.executable).parent)
+os.environ.update(PATH=os.pathsep.join([*os.get_exec_path(), str(Path(sys.executable).parent)]))
 # In a clone, Snakemake may run in an environment of its own: the rules need nothing of ldvae but its config.
 sys.path.append(str(Path(workflow.basedir).parent))
 
@@ -21,6 +22,8 @@ try:
         check_data(plan, made_elsewhere=workflow.modifier.is_module)
 except InputError as error:
     raise WorkflowError(str(error))
+
+RESOURCES = yaml.safe_load((Path(workflow.basedir) / "resources.yaml").read_text())
 
 
 wildcard_constraints:
@@ -87,21 +90,21 @@ def compute(wildcards):
     return plan.datasets[wildcards.dataset].compute
 
 
-def memory(base, per_mb):
-    """MB of memory: `base` plus `per_mb` for each MB of input, doubled at each attempt, up to what the config allows."""
+def asked(step, what, limit, times=1):
+    """What a job asks for by the size of its input, doubled at each attempt, up to what the config allows."""
 
-    def mem_mb(wildcards, input, attempt):
-        limit = compute(wildcards).max_mem_mb
-        return min(int((base + per_mb * input.size_mb) * 2 ** (attempt - 1)), limit)
+    def amount(wildcards, input, attempt):
+        base, per_mb = RESOURCES[step][what]
+        return min(int((base + per_mb * input.size_mb) * times * 2 ** (attempt - 1)), limit(compute(wildcards)))
 
-    return mem_mb
+    return amount
 
 
-def minutes(base, per_mb):
-    """Minutes of run time, in the same way."""
+def memory(step):
+    """MB of memory that a job of a step asks for."""
+    return asked(step, "mem_mb", lambda compute: compute.max_mem_mb)
 
-    def runtime(wildcards, input, attempt):
-        limit = compute(wildcards).max_runtime
-        return min(int((base + per_mb * input.size_mb) * 2 ** (attempt - 1)), limit)
 
-    return runtime
+def minutes(step, times=1):
+    """Minutes that a job asks for, which does the step so many times."""
+    return asked(step, "minutes", lambda compute: compute.max_runtime, times)

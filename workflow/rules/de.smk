@@ -4,9 +4,7 @@ rule de:
         counts="<results>/{dataset}/setup/counts.h5ad",
         best="<results>/{dataset}/select/best.json",
         models=of_runs("model"),
-        annotated=lambda wildcards: (
-            "<results>/{dataset}/annotated.h5ad" if compares_clusters(wildcards) else []
-        ),
+        annotated=lambda wildcards: ("<results>/{dataset}/annotated.h5ad" if compares_clusters(wildcards) else []),
     output:
         folder=directory("<results>/{dataset}/de"),
     log:
@@ -17,8 +15,8 @@ rule de:
         "../../envs/ldvae.yaml"
     threads: 1
     resources:
-        mem_mb=memory(3000, 10),
-        runtime=minutes(60, 1),
+        mem_mb=memory("de"),
+        runtime=minutes("de"),
     params:
         runs=folders("models"),
         annotated=lambda wildcards, input: ["--annotated", input.annotated] if input.annotated else [],

@@ -3,9 +3,18 @@ rule plan:
     output:
         runs="<results>/{dataset}/runs.tsv",
         resolved="<results>/{dataset}/resolved.json",
+    log:
+        "<logs>/plan/{dataset}.log",
     localrule: True
+    conda:
+        "../../envs/ldvae.yaml"
     params:
-        dataset=lambda wildcards: json.dumps(resolved(plan.datasets[wildcards.dataset])),
-    run:
-        Path(output.runs).write_text(runs_table(plan.datasets[wildcards.dataset]))
-        Path(output.resolved).write_text(params.dataset)
+        runs=lambda wildcards: runs_table(plan.datasets[wildcards.dataset]),
+        resolved=lambda wildcards: json.dumps(resolved(plan.datasets[wildcards.dataset])),
+    shell:
+        r"""
+        (
+            printf %s {params.runs:q} >{output.runs:q}
+            printf %s {params.resolved:q} >{output.resolved:q}
+        ) 2>{log:q}
+        """

@@ -38,8 +38,8 @@ rule programs:
         "../../envs/ldvae.yaml"
     threads: 1
     resources:
-        mem_mb=memory(2000, 5),
-        runtime=minutes(20, 0.2),
+        mem_mb=memory("programs"),
+        runtime=minutes("programs"),
     params:
         runs=folders("metrics"),
         folder=folder("summary"),

@@ -27,8 +27,8 @@ rule qc:
         "../../envs/ldvae.yaml"
     threads: 1
     resources:
-        mem_mb=memory(2000, 20),
-        runtime=minutes(20, 0.5),
+        mem_mb=memory("qc"),
+        runtime=minutes("qc"),
     params:
         input=lambda wildcards, input: input.counts or "demo:pbmc68k",
         names=names_of_inputs,

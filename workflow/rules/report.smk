@@ -38,8 +38,8 @@ rule report:
         "../../envs/ldvae.yaml"
     threads: 1
     resources:
-        mem_mb=memory(2000, 5),
-        runtime=minutes(20, 0.2),
+        mem_mb=memory("report"),
+        runtime=minutes("report"),
     params:
         contrasts=lambda wildcards, input: ["--contrasts", f"{input.de}/contrasts.tsv"] if input.de else [],
         flags=options("report"),
@@ -68,8 +68,8 @@ rule index:
         page=report("<results>/index.html", caption="../report/index.rst", category="all datasets"),
     log:
         "<logs>/index/index.log",
+    localrule: True
     conda:
         "../../envs/ldvae.yaml"
-    localrule: True
     shell:
         "ldvae index --summaries {input.summaries:q} --output {output.page:q} 2>{log:q}"

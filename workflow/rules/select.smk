@@ -28,8 +28,8 @@ rule select:
         "../../envs/ldvae.yaml"
     threads: 1
     resources:
-        mem_mb=memory(2000, 5),
-        runtime=minutes(20, 0.2),
+        mem_mb=memory("select"),
+        runtime=minutes("select"),
     params:
         runs=folders("metrics"),
         folder=folder("best"),

@@ -15,8 +15,8 @@ rule setup:
         "../../envs/ldvae.yaml"
     threads: 1
     resources:
-        mem_mb=memory(2000, 20),
-        runtime=minutes(20, 0.5),
+        mem_mb=memory("setup"),
+        runtime=minutes("setup"),
     params:
         flags=options("setup"),
     shell:

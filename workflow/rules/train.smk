@@ -1,3 +1,15 @@
+def training(dataset, run):
+    """Flags of a training: what defines the run, and no more."""
+    run = plan.datasets[dataset].runs[run]
+    return ["--seed", str(run.seed), *flags(run.model), *flags(run.train)]
+
+
+def checkpoint_of(metrics):
+    """Folder of the checkpoint of the run with these metrics: outside of the outputs, which Snakemake removes."""
+    run = Path(metrics).parent
+    return str(run.parents[3] / "checkpoints" / run.parents[1].name / run.name)
+
+
 rule train:
     """Fit one model: one setting of the sweep, from one seed."""
     input:
@@ -12,24 +24,26 @@ rule train:
         "<logs>/train/{dataset}/{run}.log",
     benchmark:
         "<benchmarks>/train/{dataset}/{run}.tsv"
+    wildcard_constraints:
+        dataset="|".join([name for name in plan.datasets if name not in packed] or ["(?!)"]),
     conda:
         "../../envs/ldvae-cuda.yaml"
     threads: lambda wildcards: compute(wildcards).threads
     resources:
-        mem_mb=memory(3000, 10),
-        runtime=minutes(60, 1),
+        mem_mb=memory("train"),
+        runtime=minutes("train"),
         gpu=lambda wildcards: 0 if compute(wildcards).device == "cpu" else 1,
-    params:
-        checkpoint=lambda wildcards, output: str(
-            Path(output.metrics).parents[4] / "checkpoints" / wildcards.dataset / wildcards.run
-        ),
-        seed=lambda wildcards: run_of(wildcards).seed,
+        # Not params: a finished run is not repeated because they change.
         device=lambda wildcards: compute(wildcards).device,
-        flags=lambda wildcards: flags(run_of(wildcards).model) + flags(run_of(wildcards).train),
+        checkpoint_minutes=lambda wildcards: str(compute(wildcards).checkpoint_minutes),
+    params:
+        checkpoint=lambda wildcards, output: checkpoint_of(output.metrics),
+        flags=lambda wildcards: training(wildcards.dataset, wildcards.run),
+    # exec: Slurm's signal to stop must find the training, not a shell that dies of it before the checkpoint is written.
     shell:
         r"""
-        ldvae train --counts {input.counts:q} --seed {params.seed} \
-            --model {output.model:q} --history {output.history:q} --metrics {output.metrics:q} \
-            --factors {output.factors:q} --fit {output.fit:q} --checkpoint {params.checkpoint:q} \
-            --device {params.device} --threads {threads} {params.flags:q} 2>{log:q}
+        exec ldvae train --counts {input.counts:q} --model {output.model:q} --history {output.history:q} \
+            --metrics {output.metrics:q} --factors {output.factors:q} --fit {output.fit:q} \
+            --checkpoint {params.checkpoint:q} --checkpoint-minutes {resources.checkpoint_minutes} \
+            --device {resources.device} --threads {threads} {params.flags:q} 2>{log:q}
         """
