@@ -49,6 +49,7 @@ def train(
     fit: Output,
     checkpoint: Output | None = None,
     checkpoint_minutes: float = ComputeConfig.checkpoint_minutes,
+    keep_checkpoint: bool = False,
     device: Literal["auto", "cpu", "cuda"] = ComputeConfig.device,
     threads: int = ComputeConfig.threads,
     architecture: ModelConfig,
@@ -79,6 +80,8 @@ def train(
         Folder for the checkpoint; it survives a killed job and is removed at the end. Not given: no checkpoint.
     checkpoint_minutes
         Minutes between checkpoints.
+    keep_checkpoint
+        Leave the last checkpoint where it is, so that the same command does not train again; measures again only.
     device
         Where to train; auto: on a GPU if one is visible.
     threads
@@ -111,7 +114,7 @@ def train(
         np.savez_compressed(temporary, allow_pickle=False, **arrays)
     write_table(table, fit)
     write_json(found, metrics)
-    if checkpoint:
+    if checkpoint and not keep_checkpoint:
         shutil.rmtree(checkpoint, ignore_errors=True)
 
 
