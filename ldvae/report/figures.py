@@ -410,7 +410,7 @@ def _write_values(ax: Axes, values: np.ndarray, image: Any) -> None:
             ax.text(
                 column + 0.5,
                 row + 0.5,
-                f"{value:.2f}",
+                f"{round(value, 2) + 0.0:.2f}",
                 ha="center",
                 va="center",
                 fontsize=6.5,

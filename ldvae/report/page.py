@@ -94,9 +94,10 @@ class Table:
         return bool((values == np.round(values)).all())
 
     def rows(self) -> Iterator[list[tuple[Column, Any]]]:
-        """Cells of the first page, as (column, value)."""
-        for row in self.frame.head(self.page).to_dict("records"):
-            yield [(column, row[column.key]) for column in self.columns]
+        """Cells of the first page, as (column, value), with the digits that the script has."""
+        first = self.frame.head(self.page)
+        for values in zip(*(_column(first[column.key]) for column in self.columns), strict=True):
+            yield list(zip(self.columns, values, strict=True))
 
 
 @dataclass

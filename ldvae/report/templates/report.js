@@ -108,14 +108,14 @@
   const cellOf = (column, value) => {
     if (column.kind === "gene") return make("td", {}, make("a", { className: "gene", href: "#genes", "data-gene": value }, value));
     if (column.kind === "program") return make("td", {}, make("a", { href: `#program-${value}` }, value));
-    if (column.kind === "bar") {
-      const width = Math.max(0, Math.min(1, value ?? 0)) * 100;
+    if (column.kind === "bar" && value !== null) {
+      const width = Math.max(0, Math.min(1, value)) * 100;
       const bar = make("span", { className: "bar" }, make("span", {}));
       bar.firstChild.style.width = `${width.toFixed(1)}%`;
-      return make("td", { className: "n" }, bar, `${((value ?? 0) * 100).toFixed(1)}%`);
+      return make("td", { className: "n" }, bar, `${(value * 100).toFixed(1)}%`);
     }
     if (column.kind === "id") return make("td", {}, make("code", {}, value));
-    return make("td", { className: column.kind === "number" ? "n" : "" }, show(value, column.whole));
+    return make("td", { className: column.kind === "text" ? "" : "n" }, show(value, column.whole));
   };
   for (const box of document.querySelectorAll(".table")) {
     const block = blocks[box.dataset.block], columns = JSON.parse(box.dataset.columns), size = Number(box.dataset.page);

@@ -1,0 +1,278 @@
+"""The report in a real browser: Debian's chromium, headless and offline; skipped where it is not installed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from results_folder import NASTY, World, write_results
+
+from ldvae.config import ReportConfig
+from ldvae.steps.index import index
+from ldvae.steps.report import report
+
+sync_api = pytest.importorskip("playwright.sync_api")
+axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed")
+
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+FLAGS += ["--disable-component-update", "--disable-sync"]
+PHONE, DESKTOP = 390, 1400
+WORLD = World(n_obs=400, n_vars=120, n_latents=(5, 6), n_programs=3, nasty=True)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    root = tmp_path_factory.mktemp("results")
+    arguments = write_results(root, WORLD)
+    report(**arguments, config=ReportConfig())
+    index(summaries=[arguments["summary"]], output=root / "index.html")
+    return arguments | {"index": root / "index.html"}
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+class Tab:
+    """One page, with everything it complained about and asked for."""
+
+    def __init__(self, browser: Any, path: Path, width: int = DESKTOP, **options: Any) -> None:
+        self.context = browser.new_context(viewport={"width": width, "height": 900}, offline=True, **options)
+        self.page = self.context.new_page()
+        self.complaints: list[str] = []
+        self.requests: list[str] = []
+        self.page.on("console", lambda message: self.complaints.append(message.text))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("dialog", lambda dialog: self.complaints.append(dialog.message))
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.goto(path.as_uri())
+
+    def __enter__(self) -> Any:
+        return self.page
+
+    def __exit__(self, *_: object) -> None:
+        self.context.close()
+
+
+@pytest.fixture(scope="module")
+def page(browser: Any, results: dict[str, Any]) -> Iterator[Any]:
+    with Tab(browser, results["output"]) as page:
+        yield page
+
+
+@pytest.mark.parametrize("width", [PHONE, DESKTOP])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", ["output", "index"])
+def test_it_loads_without_complaint_request_or_overflow(
+    browser: Any, results: dict[str, Any], name: str, scheme: str, width: int
+) -> None:
+    tab = Tab(browser, results[name], width, color_scheme=scheme)
+    with tab as page:
+        page.wait_for_timeout(200)
+        page.mouse.wheel(0, 5000)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert tab.complaints == []
+        assert [url for url in tab.requests if not url.startswith("data:")] == [results[name].as_uri()]
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(DESKTOP, "light"), (PHONE, "dark")])
+@pytest.mark.parametrize("name", ["output", "index"])
+def test_axe_finds_no_serious_fault(browser: Any, results: dict[str, Any], name: str, width: int, scheme: str) -> None:
+    with Tab(browser, results[name], width, color_scheme=scheme, bypass_csp=True) as page:
+        page.evaluate("for (const folded of document.querySelectorAll('details')) folded.open = true")
+        found = axe.Axe().run(page).response["violations"]
+        serious = [
+            (fault["id"], [node["html"][:200] for node in fault["nodes"][:3]])
+            for fault in found
+            if fault["impact"] in ("serious", "critical")
+        ]
+        assert serious == []
+
+
+def test_a_click_on_a_head_sorts_the_runs(page: Any, results: dict[str, Any]) -> None:
+    table = page.locator("#table-runs")
+    runs = pd.read_csv(results["select_runs"], sep="\t")
+    head = table.get_by_role("button", name="Test ELBO")
+    for ascending in (False, True):
+        head.click()
+        shown = table.locator("tbody tr td:first-child").all_inner_texts()
+        assert shown == list(runs.sort_values("elbo_test", ascending=ascending)["run"])
+        assert head.locator("..").get_attribute("aria-sort") == ("ascending" if ascending else "descending")
+
+
+def test_search_keeps_the_matching_genes_of_a_contrast(page: Any) -> None:
+    table = page.locator("#table-de-1")
+    box = table.get_by_label("Search")
+    box.fill("gene11")
+    genes = table.locator("tbody td:first-child").all_inner_texts()
+    assert sorted(genes) == sorted(f"GENE{i}" for i in (11, *range(110, 120)))
+    box.fill("no such gene")
+    assert table.locator("tbody tr").count() == 0
+    assert "nothing found" in table.inner_text()
+    box.fill("")
+    assert table.locator("tbody tr").count() == 15
+    table.get_by_role("button", name="Next").click()
+    assert "16–30 of 120" in table.inner_text()
+
+
+def test_pointing_at_a_gene_shows_its_numbers(page: Any, results: dict[str, Any]) -> None:
+    plot = page.locator("#fig-fit_mean .plot")
+    plot.scroll_into_view_if_needed()
+    [target] = json.loads(plot.get_attribute("data-targets"))
+    gene = json.loads(page.locator("#blocks").text_content())["fit"]
+    row = gene["gene"].index("GENE50")
+    box = plot.locator("svg").bounding_box()
+    shares = []
+    for values, limits in ((gene["observed_mean"], target["xlim"]), (gene["predicted_mean"], target["ylim"])):
+        low, high = pd.Series(limits).apply("log")
+        shares.append((pd.Series([values[row]]).apply("log")[0] - low) / (high - low))
+    left, top, right, bottom = target["box"]
+    x = box["x"] + box["width"] * (left + shares[0] * (right - left))
+    y = box["y"] + box["height"] * (bottom - shares[1] * (bottom - top))
+    page.mouse.move(x, y)
+    tip = page.locator("#tip").inner_text()
+    assert tip.splitlines()[0] == "GENE50"
+    at = [path.parent.name for path in results["metrics"]].index(json.loads(results["best"].read_text())["run"])
+    fit = pd.read_csv(results["fit"][at], sep="\t").query("batch == 'all' and gene == 'GENE50'").iloc[0]
+    for words in (f"observed {fit.observed_mean:#.3g}", f"predicted {fit.predicted_mean:#.3g}"):
+        assert words in tip
+    page.mouse.move(1, 1)
+    assert page.locator("#tip").is_hidden()
+
+
+def test_the_arrow_keys_read_the_points_aloud(page: Any) -> None:
+    plot = page.locator("#fig-kl_per_factor .plot")
+    plot.focus()
+    page.keyboard.press("ArrowRight")
+    first = page.locator("#announce").inner_text()
+    page.keyboard.press("ArrowRight")
+    second = page.locator("#announce").inner_text()
+    assert first.startswith("Z_0, KL ")
+    assert second.startswith("Z_1, KL ")
+    page.keyboard.press("Escape")
+    assert page.locator("#tip").is_hidden()
+
+
+def test_the_map_takes_the_colour_that_is_chosen(page: Any) -> None:
+    canvas, select = page.locator("#map canvas"), page.locator("#map-colour")
+    pixels = """node => {
+        const { data } = node.getContext("2d").getImageData(0, 0, node.width, node.height);
+        return data.reduce((hash, value) => (hash * 31 + value) | 0, 0);
+    }"""
+    seen = set()
+    for name in ("cell_type", "P2", "Total counts"):
+        select.select_option(
+            label=next(text for text in select.locator("option").all_inner_texts() if text.startswith(name))
+        )
+        assert f"coloured by {name}" in page.locator("#map-title").inner_text()
+        seen.add(canvas.evaluate(pixels))
+    assert len(seen) == 3
+    select.select_option(label="cell_type")
+    level = page.locator("#map .legend button").nth(1)
+    before = canvas.evaluate(pixels)
+    level.click()
+    assert level.get_attribute("aria-pressed") == "true"
+    assert canvas.evaluate(pixels) != before
+    level.click()
+    box = canvas.bounding_box()
+    for step in range(40):
+        page.mouse.move(box["x"] + box["width"] * step / 40, box["y"] + box["height"] / 2)
+        if page.locator("#tip").is_visible():
+            break
+    assert "cell_type" in page.locator("#tip").inner_text()
+
+
+def test_a_gene_leads_to_its_loadings_in_all_programs(page: Any, results: dict[str, Any]) -> None:
+    page.locator("#program-P2 a.gene").first.click()
+    gene = page.locator("#program-P2 a.gene").first.inner_text()
+    assert page.locator("#gene-result h4").inner_text() == gene
+    loadings = pd.read_csv(results["programs"].parent / "loadings.tsv", sep="\t", index_col=0).loc[gene]
+    rows = page.locator("#gene-result table").first.locator("tbody tr").all_inner_texts()
+    assert [row.split("\t")[0] for row in rows] == list(loadings.abs().sort_values(ascending=False).index)
+    page.locator("#gene-input").fill("unheard of")
+    page.keyboard.press("Enter")
+    assert "unheard of is not among the genes" in page.locator("#gene-result").inner_text()
+
+
+def test_links_lead_where_they_say(page: Any) -> None:
+    for link in page.locator("nav.toc a").all():
+        link.click()
+        target = link.get_attribute("href")
+        title = page.locator(target).get_by_role("heading").first
+        words = " ".join(link.inner_text().split())
+        assert words in " ".join(title.inner_text().split())
+        assert 0 <= title.bounding_box()["y"] < 900
+        page.wait_for_timeout(60)
+        assert page.locator("nav.toc a[aria-current]").count() == 1
+    page.locator("#table-programs").get_by_role("link", name="P3", exact=True).click()
+    assert page.url.endswith("#program-P3")
+    second = page.locator("details.contrast").nth(1)
+    assert second.get_attribute("open") is None
+    page.evaluate("location.hash = '#contrast-de-2'")
+    page.wait_for_function("document.getElementById('contrast-de-2').open")
+
+
+def test_without_scripts_figures_and_first_rows_are_there(browser: Any, page: Any, results: dict[str, Any]) -> None:
+    with Tab(browser, results["output"], java_script_enabled=False) as plain:
+        assert plain.locator("#fig-umap svg").is_visible()
+        assert plain.locator("#map .live").is_hidden()
+        assert "With scripts switched on" in plain.locator("#genes").inner_text()
+        assert plain.locator("#fig-program_P1_genes svg").is_visible()
+        for name in ("settings", "programs", "de-1", "fit", "qc-removed"):
+            rows = plain.locator(f"#table-{name} tbody tr").all_inner_texts()
+            assert rows
+            with Tab(browser, results["output"]) as scripted:
+                assert scripted.locator(f"#table-{name} tbody tr").all_inner_texts() == rows
+
+
+def test_names_from_the_data_stay_text_in_what_scripts_make(page: Any) -> None:
+    options = page.locator("#gene-list option")
+    assert set(NASTY) <= set(options.evaluate_all("nodes => nodes.map(node => node.value)"))
+    page.locator("#gene-input").fill(NASTY[0])
+    page.keyboard.press("Enter")
+    assert page.locator("#gene-result h4").inner_text() == NASTY[0]
+    assert page.locator("#gene-result script, .legend img, .table tbody script, .table tbody img").count() == 0
+    assert NASTY[0] in page.locator("#map .legend").inner_text()
+
+
+def test_the_theme_can_be_turned(browser: Any, results: dict[str, Any]) -> None:
+    with Tab(browser, results["output"], color_scheme="light") as page:
+        colour = "getComputedStyle(document.body).backgroundColor"
+        before = page.evaluate(colour)
+        page.get_by_role("button", name="Dark").click()
+        assert page.evaluate(colour) != before
+        page.get_by_role("button", name="Light").click()
+        assert page.evaluate(colour) == before
+
+
+def test_on_paper_it_is_light_whole_and_without_controls(browser: Any, results: dict[str, Any]) -> None:
+    with Tab(browser, results["output"], color_scheme="dark") as page:
+        page.emulate_media(media="print", color_scheme="dark")
+        assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+        assert page.locator("nav.toc").is_hidden()
+        assert page.locator("#fig-umap svg").is_visible()
+        assert page.locator("#map .live").is_hidden()
+        assert len(page.pdf()) > 50_000
+
+
+def test_a_dataset_of_40_cell_types_fits_a_phone(browser: Any, tmp_path: Path) -> None:
+    labels = tuple(f"a cell type with a long name, number {i}" for i in range(40))
+    arguments = write_results(tmp_path, replace(WORLD, nasty=False, labels=labels, n_obs=800, n_programs=2))
+    report(**arguments, config=ReportConfig())
+    tab = Tab(browser, arguments["output"], PHONE)
+    with tab as page:
+        assert page.evaluate("document.documentElement.scrollWidth") <= PHONE
+        assert page.locator("#map .legend button").count() == 40
+        assert tab.complaints == []
