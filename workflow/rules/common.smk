@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -23,7 +24,7 @@ try:
 except InputError as error:
     raise WorkflowError(str(error))
 
-RESOURCES = yaml.safe_load((Path(workflow.basedir) / "resources.yaml").read_text())
+RESOURCES = yaml.safe_load(Path(workflow.source_path("../resources.yaml")).read_text())
 
 
 wildcard_constraints:
@@ -90,21 +91,22 @@ def compute(wildcards):
     return plan.datasets[wildcards.dataset].compute
 
 
-def asked(step, what, limit, times=1):
+def asked(step, what, limit, times=1, dataset=None):
     """What a job asks for by the size of its input, doubled at each attempt, up to what the config allows."""
 
     def amount(wildcards, input, attempt):
         base, per_mb = RESOURCES[step][what]
-        return min(int((base + per_mb * input.size_mb) * times * 2 ** (attempt - 1)), limit(compute(wildcards)))
+        most = limit(plan.datasets[dataset or wildcards.dataset].compute)
+        return min(int((base + per_mb * input.size_mb) * times * 2 ** (attempt - 1)), most)
 
     return amount
 
 
-def memory(step):
+def memory(step, **job):
     """MB of memory that a job of a step asks for."""
-    return asked(step, "mem_mb", lambda compute: compute.max_mem_mb)
+    return asked(step, "mem_mb", lambda compute: compute.max_mem_mb, **job)
 
 
-def minutes(step, times=1):
-    """Minutes that a job asks for, which does the step so many times."""
-    return asked(step, "minutes", lambda compute: compute.max_runtime, times)
+def minutes(step, **job):
+    """Minutes that a job of a step asks for."""
+    return asked(step, "minutes", lambda compute: compute.max_runtime, **job)

@@ -10,6 +10,36 @@ def checkpoint_of(metrics):
     return str(run.parents[3] / "checkpoints" / run.parents[1].name / run.name)
 
 
+def packs(dataset):
+    """Runs of a dataset that share a job, by the name of the pack.
+
+    Those of one setting whose seeds are neighbours: a new value of a sweep joins no pack of other settings.
+    """
+    found = {}
+    for run in dataset.runs.values():
+        found.setdefault(f"{run.setting}-{run.seed // dataset.compute.runs_per_job}", []).append(run.id)
+    return found
+
+
+def pack_commands(dataset, runs):
+    """Commands that fit several runs in turn. One that fails does not stop the others; Slurm's signal stops them all."""
+
+    def commands(wildcards, input, output):
+        lines = ["failed=0", "trap 'exit 143' TERM"]
+        for i, run in enumerate(runs):
+            outputs = {name: output.get(name)[i] for name in ("model", "history", "metrics", "factors", "fit")}
+            paths = [text for name, path in outputs.items() for text in (f"--{name}", path)]
+            kept = ["--checkpoint", checkpoint_of(outputs["metrics"]), "--keep-checkpoint"]
+            command = ["ldvae", "train", "--counts", input.counts, *paths, *kept, *training(dataset, run)]
+            lines.append(f"{shlex.join(command)} $compute || failed=1")
+        return "\n".join([*lines, "exit $failed"])
+
+    return commands
+
+
+packed = {name: packs(dataset) for name, dataset in plan.datasets.items() if dataset.compute.runs_per_job > 1}
+
+
 rule train:
     """Fit one model: one setting of the sweep, from one seed."""
     input:
@@ -47,3 +77,45 @@ rule train:
             --checkpoint {params.checkpoint:q} --checkpoint-minutes {resources.checkpoint_minutes} \
             --device {resources.device} --threads {threads} {params.flags:q} 2>{log:q}
         """
+
+
+# What the profile sets for the rule train holds for its packs too.
+overwritten = workflow.resource_settings._parsed_overwrite_resources
+
+for dataset, of_dataset in packed.items():
+    for pack, runs in of_dataset.items():
+        if "train" in overwritten:
+            overwritten[f"train_{dataset}_{pack}"] = overwritten["train"]
+
+        rule:
+            name:
+                f"train_{dataset}_{pack}"
+            input:
+                counts=f"<results>/{dataset}/setup/counts.h5ad",
+            output:
+                model=[directory(f"<results>/{dataset}/runs/{run}/model") for run in runs],
+                history=[f"<results>/{dataset}/runs/{run}/history.csv" for run in runs],
+                metrics=[f"<results>/{dataset}/runs/{run}/metrics.json" for run in runs],
+                factors=[f"<results>/{dataset}/runs/{run}/factors.npz" for run in runs],
+                fit=[f"<results>/{dataset}/runs/{run}/fit.tsv" for run in runs],
+            log:
+                f"<logs>/train/{dataset}/{pack}.log",
+            benchmark:
+                f"<benchmarks>/train/{dataset}/{pack}.tsv"
+            conda:
+                "../../envs/ldvae-cuda.yaml"
+            threads: plan.datasets[dataset].compute.threads
+            resources:
+                mem_mb=memory("train", dataset=dataset),
+                runtime=minutes("train", dataset=dataset, times=len(runs)),
+                gpu=0 if plan.datasets[dataset].compute.device == "cpu" else 1,
+                device=plan.datasets[dataset].compute.device,
+                checkpoint_minutes=str(plan.datasets[dataset].compute.checkpoint_minutes),
+            params:
+                commands=pack_commands(dataset, runs),
+            shell:
+                r"""
+                exec 2>{log:q}
+                compute="--checkpoint-minutes {resources.checkpoint_minutes} --device {resources.device} --threads {threads}"
+                {params.commands}
+                """
