@@ -12,9 +12,10 @@ import shutil
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -87,32 +88,47 @@ def read_input(
     return adata
 
 
+class Stored(NamedTuple):
+    """What a file holds; its matrices are loaded when they are called."""
+
+    obs: pd.DataFrame
+    var: pd.DataFrame
+    raw_var: pd.DataFrame | None
+    matrices: dict[str, Callable[[], Any]]  # X, raw and the layers
+
+
 def read_file(path: str | Path, *, layer: str | None = None, genome: str | None = None) -> AnnData:
     """Read raw counts from one file or folder; parameters and result as for `read_input`."""
     kind, reader = find_reader(str(path), genome)
+    with reading(path, kind):
+        stored = reader()
+        if isinstance(stored, AnnData):
+            stored = in_memory(stored)
+    return counts_of(stored, str(path), kind, layer)
+
+
+@contextmanager
+def reading(path: str | Path, kind: str) -> Iterator[None]:
+    """Turn whatever a reader stumbles over into an InputError, and silence what it warns of."""
     try:
-        with warnings.catch_warnings():  # old formats and repeated names; what matters of it is said below
+        with warnings.catch_warnings():  # old formats and repeated names; what matters of it is said elsewhere
             warnings.simplefilter("ignore")
-            stored = reader()
+            yield
     except (InputError, MemoryError):
         raise
-    except Exception as error:
-        # Whatever a reader stumbles over lies in the file; the chained error keeps the details for --debug.
+    except Exception as error:  # it lies in the file; the chained error keeps the details
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
             f"{path}: cannot be read as {kind}: {reason} The file may be damaged or cut short (copy it again), or of "
             "another format than its name says."
         ) from error
-    return counts_of(stored, str(path), layer)
 
 
 # Which reader
 
 
-def find_reader(path: str, genome: str | None) -> tuple[str, Callable[[], AnnData]]:
+def find_reader(path: str, genome: str | None) -> tuple[str, Callable[[], AnnData | Stored]]:
     """The name of the format of `path`, and a function that reads it."""
-    import anndata
-
     if path.startswith("demo:"):
         from ldvae import demo
 
@@ -130,7 +146,7 @@ def find_reader(path: str, genome: str | None) -> tuple[str, Callable[[], AnnDat
         raise InputError(f"{path}: does not exist. {where}")
     if file.is_dir():
         if any((file / name).exists() for name in (".zgroup", ".zattrs", "zarr.json")):
-            return "zarr", lambda: anndata.io.read_zarr(file)
+            return "zarr", lambda: read_anndata(file)
         matrix = find_matrix(file, genome)
         return "Matrix Market", lambda: read_mtx(matrix)
     name = file.name.lower().removesuffix(".gz")
@@ -139,7 +155,7 @@ def find_reader(path: str, genome: str | None) -> tuple[str, Callable[[], AnnDat
     if name.endswith((".csv", ".tsv", ".txt")):
         return "a table of counts", lambda: read_table_of_counts(file)
     if name.endswith(".h5ad"):
-        return "h5ad", lambda: anndata.io.read_h5ad(file)
+        return "h5ad", lambda: read_anndata(file)
     if name.endswith(".loom"):
         return "loom", lambda: read_loom(file)
     if name.endswith((".h5", ".hdf5")):
@@ -179,15 +195,53 @@ def find_matrix(folder: Path, genome: str | None) -> Path:
 # Readers of single formats, where anndata or scanpy leaves something open
 
 
-def read_h5(path: Path, genome: str | None) -> AnnData:
-    """A 10x h5 of version 2 or 3, or an h5ad that is called h5."""
+def read_anndata(path: Path) -> Stored:
+    """An h5ad file or zarr store, of which only the matrix that is chosen will be loaded."""
     import anndata
+    from anndata.io import read_elem
+
+    with opened(path) as store:
+        if store.attrs.get("encoding-type") != "anndata":  # written before anndata 0.8
+            return in_memory(anndata.io.read_zarr(path) if path.is_dir() else anndata.io.read_h5ad(path))
+        layers = list(store["layers"]) if "layers" in store else []
+        keys = {"X": "X", **{name: f"layers/{name}" for name in layers}, "raw": "raw/X"}
+
+        def load(key: str) -> Any:
+            with opened(path) as store:
+                return read_elem(store[key])
+
+        return Stored(
+            read_elem(store["obs"]),
+            read_elem(store["var"]),
+            read_elem(store["raw/var"]) if "raw/var" in store else None,
+            {name: partial(load, key) for name, key in keys.items() if key in store},
+        )
+
+
+def opened(path: Path) -> Any:
+    """A context manager of an h5ad file, or of a zarr store, opened to be read."""
+    import h5py
+    import zarr
+
+    return nullcontext(zarr.open_group(path, mode="r")) if path.is_dir() else h5py.File(path)
+
+
+def in_memory(adata: AnnData) -> Stored:
+    """An AnnData as if it were a file."""
+    matrices = {"X": adata.X, **adata.layers} | ({} if adata.raw is None else {"raw": adata.raw.X})
+    raw_var = None if adata.raw is None else adata.raw.var
+    # An unnamed lambda of the loop variable would return the last matrix for all.
+    return Stored(adata.obs, adata.var, raw_var, {name: partial(lambda x: x, x) for name, x in matrices.items()})
+
+
+def read_h5(path: Path, genome: str | None) -> AnnData | Stored:
+    """A 10x h5 of version 2 or 3, or an h5ad that is called h5."""
     import h5py
     import scanpy
 
     with h5py.File(path) as file:
         if "X" in file and "obs" in file:
-            return anndata.io.read_h5ad(path)
+            return read_anndata(path)
         if "matrix" in file:
             features = file["matrix/features"]
             stored = features["genome"][:] if "genome" in features else []
@@ -341,28 +395,41 @@ def genes_likeness(names: Sequence[str]) -> float:
 # From what is stored to verified counts
 
 
-def counts_of(stored: AnnData, where: str, layer: str | None) -> AnnData:
-    """The matrix of raw counts of a file, verified, with tidy names and nothing else but obs and var."""
-    places = {name: matrix for name, matrix in (("X", stored.X), *stored.layers.items()) if matrix is not None}
-    if stored.raw is not None:
-        places["raw"] = stored.raw.X
+def counts_of(stored: Stored, where: str, kind: str, layer: str | None) -> AnnData:
+    """The matrix of raw counts of a file, verified, with tidy names and nothing else but obs and var.
+
+    Parameters
+    ----------
+    stored
+        The file.
+    where, kind
+        Path and format, for the messages.
+    layer
+        The matrix: a layer, or raw; none: X.
+    """
     chosen = "X" if layer is None else layer
-    if chosen not in places:
-        raise InputError(f"{where}: has no matrix {chosen!r}.{suggestion(chosen, places)}")
-    var = stored.raw.var if chosen == "raw" else stored.var
+    if chosen not in stored.matrices:
+        raise InputError(
+            f"{where}: has no matrix {chosen!r}.{suggestion(chosen, stored.matrices)} Choose one (layer=...)."
+        )
+    var = stored.raw_var if chosen == "raw" and stored.raw_var is not None else stored.var
+    with reading(where, kind):
+        x = stored.matrices[chosen]()
     adata = AnnData(obs=tidy(stored.obs, where, "cell"), var=tidy(var, where, "gene"))
     if 0 in adata.shape:
         raise InputError(f"{where}: has {adata.n_obs} cells and {adata.n_vars} genes; there is nothing to read.")
-    x = places[chosen]
-    if not (sparse.issparse(x) or isinstance(x, np.ndarray)) or x.dtype.kind not in "biuf":
-        raise InputError(f"{where}: {chosen} holds {getattr(x, 'dtype', type(x).__name__)} values; expected counts.")
-    x = sparse.csr_matrix(x)
-    if problem := not_counts(x, adata.var_names):
-        others = [name for name, matrix in places.items() if name != chosen and is_counts(matrix)]
+    if (sparse.issparse(x) or isinstance(x, np.ndarray)) and x.dtype.kind in "biuf":
+        x = sparse.csr_matrix(x)
+        problem = not_counts(x, adata.var_names)
+    else:
+        problem = "no values" if x is None else f"values of type {getattr(x, 'dtype', type(x).__name__)}"
+    if problem:
+        with reading(where, kind):
+            others = [name for name, load in stored.matrices.items() if name != chosen and is_counts(load())]
         remedy = (
             f"Counts are in {' and in '.join(map(repr, others))}: choose it (layer={others[0]})."
             if others
-            else f"No other matrix of the file holds counts{'' if len(places) > 1 else ' (it has only this one)'}: "
+            else f"No other matrix of the file holds counts{' (it has only this one)' * (len(stored.matrices) == 1)}: "
             "start from the raw counts."
         )
         raise InputError(f"{where}: {chosen} holds {problem}. ldvae models raw UMI counts. {remedy}")

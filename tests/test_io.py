@@ -303,13 +303,31 @@ def test_counts_elsewhere_in_the_file_are_pointed_out_and_can_be_chosen(tmp_path
         io.read_file(tmp_path / "x.h5ad", layer="count")
 
 
+def test_only_the_chosen_matrix_is_loaded(tmp_path: Path, counts: AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
+    many = counts.copy()
+    many.layers["counts"], many.layers["other"] = counts.X.copy(), np.log1p(X)
+    many.write_h5ad(tmp_path / "x.h5ad")
+    loaded = []
+    read_elem = anndata.io.read_elem
+    monkeypatch.setattr(anndata.io, "read_elem", lambda elem: loaded.append(elem.name) or read_elem(elem))
+    io.read_file(tmp_path / "x.h5ad", layer="counts")
+    assert loaded == ["/obs", "/var", "/layers/counts"]
+
+
+def test_an_empty_x_beside_a_layer_of_counts(tmp_path: Path, counts: AnnData) -> None:
+    AnnData(None, counts.obs, counts.var, layers={"counts": counts.X}).write_h5ad(tmp_path / "x.h5ad")
+    with pytest.raises(InputError, match=r"has no matrix 'X'\. There are: counts\. Choose one \(layer=\.\.\.\)"):
+        io.read_file(tmp_path / "x.h5ad")
+    np.testing.assert_array_equal(io.read_file(tmp_path / "x.h5ad", layer="counts").X.toarray(), X)
+
+
 def test_obs_that_h5ad_cannot_hold_is_made_writable(
     tmp_path: Path, counts: AnnData, caplog: pytest.LogCaptureFixture
 ) -> None:
     stored = counts.copy()
     stored.obs["mixed"] = pd.Series([1, "b", np.nan, "d"], index=BARCODES, dtype=object)
     stored.obs["nCount/RNA"] = 1
-    read = io.counts_of(stored, "memory", None)
+    read = io.counts_of(io.in_memory(stored), "memory", "AnnData", None)
     read.write_h5ad(tmp_path / "x.h5ad")
     again = anndata.read_h5ad(tmp_path / "x.h5ad").obs
     assert again["mixed"].isna().tolist() == [False, False, True, False]

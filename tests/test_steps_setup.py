@@ -147,6 +147,12 @@ def test_without_a_batch_key_it_is_the_one_of_qc(filtered: AnnData, tmp_path: Pa
     assert counts.uns["ldvae_setup"]["batch_key"] == "type"
 
 
+def test_other_than_counts_is_refused(filtered: AnnData, tmp_path: Path) -> None:
+    filtered.X = filtered.X.log1p()
+    with pytest.raises(InputError, match="X holds non-integer values"):
+        run(filtered, tmp_path)
+
+
 def test_cells_without_counts_in_the_chosen_genes_are_left_out(filtered: AnnData, tmp_path: Path) -> None:
     x = filtered.X.toarray()
     x[3, :5] = 0

@@ -19,6 +19,7 @@ from ldvae.io import atomic, collected_warnings, listed, obs_column, read_input,
 logger = logging.getLogger(__name__)
 
 METRICS = ("total_counts", "n_genes_by_counts", "pct_counts_mt", "pct_counts_ribo", "pct_counts_hb")
+MAX_CELLS_OF_SCRUBLET = 100_000  # it simulates twice as many, and looks for the neighbours of all
 RIBOSOMAL = (
     r"RP[SL]\d+(A|X|AL?|L\d?|Y\d)?$|RPLP\d$|RPSA$"  # proteins of the ribosome, not their kinases and pseudogenes
 )
@@ -229,7 +230,8 @@ def find_limits(obs: pd.DataFrame, batch: pd.Series, config: QcConfig) -> list[L
         mad = (values - center.reindex(batch[counted]).to_numpy()).abs().groupby(batch[counted]).median()
         constant = mad.index[(mad == 0) & (by_batch.nunique() > 1)]
         if len(constant):
-            logger.warning("%s: most cells of batch %s are equal, so it has no outliers.", metric, listed(constant))
+            message = "%s: over half of the cells (batch %s) have the same value; no outliers are sought."
+            logger.warning(message, metric, listed(constant))
         spread = config.n_mads * mad.where(mad > 0)
         for side in sides:
             bound = center - spread if side == "<" else center + spread
@@ -277,6 +279,12 @@ def add_doublets(adata: AnnData, batch: pd.Series, passing: pd.Series, config: Q
     predicted = pd.Series(False, index=adata.obs_names)
     for name in sorted(set(batch)):
         cells = adata.obs_names[(batch == name) & passing]
+        if len(cells) > MAX_CELLS_OF_SCRUBLET:
+            message = (
+                "Batch %s has %d cells, more than one capture can; no doublets are sought. Give the captures as batch."
+            )
+            logger.warning(message, name, len(cells))
+            continue
         of_batch = AnnData(adata[cells].X.copy(), obs=pd.DataFrame(index=cells), var=adata.var[[]])
         try:
             with warnings.catch_warnings():

@@ -15,7 +15,7 @@ from anndata import AnnData
 
 from ldvae.config import Output, SetupConfig
 from ldvae.errors import InputError, suggestion
-from ldvae.io import atomic, collected_warnings, listed, obs_column, write_json, write_table
+from ldvae.io import atomic, collected_warnings, listed, obs_column, read_file, write_json, write_table
 
 logger = logging.getLogger(__name__)
 
@@ -50,11 +50,9 @@ def setup(
     summary
         JSON: numbers of cells and genes, method, settings, warnings.
     """
-    import anndata
-
     with collected_warnings() as messages:
-        adata = anndata.io.read_h5ad(filtered)
-        fields = registered_fields(adata, config)
+        adata = read_file(filtered)
+        fields = registered_fields(adata, batch_key_of_qc(filtered), config)
         chosen = choose_genes(adata, fields["batch_key"], config)
         adata.var = adata.var.join(chosen.table.drop(columns=["chosen", "reason"]))
         result = adata[:, chosen.table["chosen"]].copy()
@@ -87,13 +85,29 @@ def setup(
     )
 
 
-def registered_fields(adata: AnnData, config: SetupConfig) -> dict[str, str | list[str]]:
+def batch_key_of_qc(filtered: Path) -> str:
+    """The batch key that qc used: the file, where there are several; empty for none."""
+    import h5py
+    from anndata.io import read_elem
+
+    with h5py.File(filtered) as file:
+        return str(read_elem(file["uns/ldvae_qc/batch_key"])) if "uns/ldvae_qc" in file else ""
+
+
+def registered_fields(adata: AnnData, batch_key: str, config: SetupConfig) -> dict[str, str | list[str]]:
     """The obs columns that the model knows, checked; an empty text or list for none.
 
-    Without a batch key it is the one that qc used: the file, where there are several.
+    Parameters
+    ----------
+    adata
+        Its registered columns become categories of text, without unused ones.
+    batch_key
+        Of the batch, unless the config names one.
+    config
+        Names of the columns.
     """
     fields: dict[str, str | list[str]] = {
-        "batch_key": config.batch_key or adata.uns.get("ldvae_qc", {}).get("batch_key", ""),
+        "batch_key": config.batch_key or batch_key,
         "labels_key": config.labels_key or "",
         "categorical_covariate_keys": config.categorical_covariate_keys,
         "continuous_covariate_keys": config.continuous_covariate_keys,
