@@ -534,6 +534,10 @@ def expand_config(config: Mapping[str, Any]) -> Plan:
             for key, cls in sections.items()
         }
         inputs = _named_inputs(entry.get("input"), where, problems)
+        for contrast in options["de"].contrasts:
+            _refuse_unknown(contrast, ["column", "group1", "group2", "within"], f"{where}.de.contrasts.", problems)
+            if "column" not in contrast:
+                problems.append(f"{where}.de.contrasts: {contrast} names no column of groups.")
         runs = _runs(options["model"], options["train"], options["sweep"], where, problems)
         datasets[str(name)] = Dataset(name=str(name), inputs=inputs, runs=runs, **options)
     _raise(problems, "the config")
@@ -727,7 +731,7 @@ def describe(plan: Plan) -> dict[str, Any]:
                         "run": run.id,
                         "setting": run.setting,
                         "seed": run.seed,
-                        "flags": shlex.join(flags(run.model) + flags(run.train)),
+                        "flags": shlex.join(["--seed", str(run.seed), *flags(run.model), *flags(run.train)]),
                     }
                     for run in dataset.runs.values()
                 ],

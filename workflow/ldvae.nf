@@ -30,7 +30,7 @@ workflow LDVAE {
 
     TRAIN(
         SETUP.out.counts.join(dataset).flatMap { meta, registered, it ->
-            it.runs.collect { run -> [meta + [run: run.run, seed: run.seed] + it.compute.subMap('device', 'threads'), registered, run.flags] }
+            it.runs.collect { run -> [meta + [run: run.run], registered, it.compute.subMap('device', 'threads', 'checkpoint_minutes'), run.flags] }
         }
     )
     // The runs of a dataset together, as soon as its last is done, in the order of the plan.

@@ -14,7 +14,11 @@ def resources(step) {
 
 def scaled(base_and_per_mb, files, attempt) {
     def (base, per_mb) = base_and_per_mb
-    def inside = { path -> path.isDirectory() ? path.listFiles() as List : [path] } // of a run: its files
-    def bytes = [files].flatten().collect { staged -> inside(staged.toRealPath())*.size() }.flatten().sum(0)
+    def bytes = [files].flatten().collect { staged -> size(staged.toRealPath()) }.sum(0)
     return Math.ceil((base + per_mb * bytes / 1e6) * 2 ** (attempt - 1)) as long
+}
+
+// Of a run: its files.
+def size(path) {
+    return path.isDirectory() ? (path.listFiles() as List)*.size().sum(0) : path.size()
 }

@@ -4,15 +4,16 @@ include { memory ; time } from './resources'
 process TRAIN {
     tag "${meta.id} ${meta.run}"
     label 'gpu'
-    ext gpu: { meta.device != 'cpu' }
-    cpus { meta.threads ?: 1 }
+    ext gpu: { compute.device != 'cpu' }
+    cpus { compute.threads ?: 1 }
     memory { memory('train', counts, task.attempt) }
     time { time('train', counts, task.attempt) }
 
     conda "${moduleDir}/../../envs/ldvae-cuda.yaml"
 
     input:
-    tuple val(meta), path(counts), val(flags) // meta: id, run (names the output), seed; threads and device if not 1, auto
+    // meta: id, and run, which names the output; compute: device, threads, checkpoint_minutes, or [:]; flags: --seed and options
+    tuple val(meta), path(counts), val(compute), val(flags)
 
     output:
     tuple val(meta), path("${meta.id}/runs/${meta.run}"), emit: run
@@ -25,10 +26,12 @@ process TRAIN {
     def checkpoint = "${workflow.workDir}/checkpoints/${workflow.sessionId}/${meta.id}/${meta.run}"
     """
     export LDVAE_PROCESS='${task.process}'
-    ldvae train --counts ${counts} --seed ${meta.seed} \\
+    # exec: a signal to stop must find the training, not a shell that dies of it before the checkpoint is written
+    exec ldvae train --counts ${counts} \\
         --model ${run}/model --history ${run}/history.csv --metrics ${run}/metrics.json \\
         --factors ${run}/factors.npz --fit ${run}/fit.tsv --checkpoint '${checkpoint}' \\
-        --device ${meta.device ?: 'auto'} --threads ${task.cpus} --versions-yml versions.yml ${flags} ${args}
+        --checkpoint-minutes ${compute.checkpoint_minutes ?: 10} --device ${compute.device ?: 'auto'} --threads ${task.cpus} \\
+        --versions-yml versions.yml ${flags} ${args}
     """
 
     stub:
