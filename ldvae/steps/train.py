@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import platform
 import resource
 import shutil
@@ -92,6 +93,13 @@ def train(
     logger.info(
         "training on %s", torch.cuda.get_device_name(where) if where.type == "cuda" else f"CPU, {threads} threads"
     )
+    granted = os.environ.get("CUDA_VISIBLE_DEVICES", "-1")
+    if where.type == "cpu" and device == "auto" and granted not in ("", "-1"):
+        logger.warning(
+            "This job was granted a GPU (CUDA_VISIBLE_DEVICES=%s), but torch %s sees none; see `nvidia-smi`.",
+            granted,
+            torch.__version__,
+        )
     run = Run(architecture, config, seed)
     with stop_on_signal() as asked_to_stop:
         adata, split = read_registered(counts)

@@ -106,7 +106,9 @@ def contents(run: Path) -> dict[str, bytes]:
     with np.load(run / "factors.npz") as arrays:  # a zip file tells the time
         found |= {f"factors.npz/{name}": arrays[name].tobytes() for name in arrays.files}
     metrics = json.loads((run / "metrics.json").read_text())
-    timeless = {name: value for name, value in metrics.items() if name not in ("wall_s", "cells_per_s", "peak_memory_mb")}
+    timeless = {
+        name: value for name, value in metrics.items() if name not in ("wall_s", "cells_per_s", "peak_memory_mb")
+    }
     return found | {"metrics.json": json.dumps(timeless).encode()}
 
 

@@ -1,0 +1,193 @@
+"""`snakemake --profile slurm` on a real Slurm: the demo, and what clusters do to jobs."""
+
+import json
+import re
+import subprocess
+import time
+
+import pytest
+from clones import Project, copy, small, targets, until
+
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("slurm")]
+
+
+def gpus(job: dict[str, str]) -> str:
+    """What GPUs a job asked for: per job (--gpus) or per node (--gres)."""
+    return job.get("TresPerJob", job.get("TresPerNode", ""))
+
+
+def training_for_a_while(project: Project):
+    """Whether a training is at work, beyond its first epochs."""
+    return lambda: len([line for line in project.train_log().splitlines() if " epoch " in line]) > 1
+
+
+@pytest.fixture(scope="module")
+def demo(slurm, clone) -> Project:
+    """The demo, run by the literal command from a fresh clone to which only the site file was added."""
+    project = clone()
+    project.run("--profile", "slurm", seconds=1800)
+    return project
+
+
+def test_the_literal_command_runs_the_demo_and_training_alone_gets_a_gpu(demo):
+    assert (demo.folder / "results/pbmc68k/report.html").stat().st_size > 100_000
+    assert (demo.folder / "results/index.html").exists()
+    changed = subprocess.run(["git", "status", "--porcelain"], cwd=demo.folder, capture_output=True, text=True).stdout
+    assert {line.split()[1] for line in changed.splitlines()} <= {"profiles/"}
+    training, others = demo.train_jobs(), [job for job in demo.jobs() if job not in demo.train_jobs()]
+    assert len(training) == 5
+    assert {(job["Partition"], gpus(job)) for job in training} == {("gpu", "gres:gpu:1")}
+    assert {(job["Partition"], gpus(job)) for job in others} == {("cpu", "")}
+    assert {job["JobState"] for job in demo.jobs()} == {"COMPLETED"}
+    logs = [path.read_text() for path in (demo.folder / "logs/train/pbmc68k").iterdir()]
+    assert {re.search(r"job (\d+)", log)[1] for log in logs} == {job["JobId"] for job in training}
+    assert all("CUDA_VISIBLE_DEVICES" in log for log in logs)  # granted; these GPUs are not real
+    granted = [
+        log for log in (demo.folder / "logs/train/pbmc68k").iterdir() if "CUDA_VISIBLE_DEVICES" in log.read_text()
+    ]
+    assert len(granted) == 5
+
+
+def test_a_changed_de_option_submits_de_and_report_alone(demo):
+    before = len(demo.jobs())
+    config = demo.folder / "config/config.yaml"
+    config.write_text(config.read_text().replace("delta: 0.25", "delta: 0.5"))
+    demo.run("--profile", "slurm")
+    assert [job["Comment"].split("_")[1] for job in demo.jobs()[before:]] == ["de", "report"]
+
+
+def test_a_requeued_and_then_preempted_training_ends_in_the_same_bits(ready, undisturbed):
+    ready.site(**{"set-resources": {"train": {"slurm_partition": "cpu", "gpu": 0}}})  # where jobs are preempted
+    snakemake = ready.start("--profile", "slurm", *targets(ready))
+    until(training_for_a_while(ready))
+    job = ready.train_jobs()[0]["JobId"]
+    subprocess.run(["scontrol", "requeue", job], check=True)
+    run_again_at_once(ready, job, restarts=1)
+    until(lambda: "Resumed from epoch" in ready.train_log() and training_for_a_while(ready)())
+    urgent = ["sbatch", "-p", "urgent", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 3"]
+    subprocess.run(urgent, check=True, cwd="/", capture_output=True)
+    run_again_at_once(ready, job, restarts=2)
+    assert snakemake.wait() == 0
+    assert [(job["Restarts"], job["JobState"]) for job in ready.train_jobs()] == [("2", "COMPLETED")]
+    assert "Resumed from epoch" in ready.train_log()
+    assert ready.bits() == undisturbed
+    assert not list(ready.folder.glob("checkpoints/*/*"))
+
+
+def run_again_at_once(project: Project, job: str, restarts: int) -> None:
+    """Spare the two minutes that Slurm keeps a requeued job waiting."""
+    until(
+        lambda: record(project, job)["Restarts"] == str(restarts) and record(project, job)["JobState"] != "COMPLETING"
+    )
+    if record(project, job)["JobState"] == "PENDING":
+        subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], check=True)
+
+
+def record(project: Project, job: str) -> dict[str, str]:
+    return next(record for record in project.jobs() if record["JobId"] == job)
+
+
+def test_out_of_memory_asks_for_more(ready):
+    ready.configure(**small({"max_epochs": 5}))
+    ready.ask("train", mem_mb=[700, 0])  # Snakemake itself needs half of it
+    ready.run("--profile", "slurm", *targets(ready))
+    memory = [int(job["MinMemoryNode"].removesuffix("M")) for job in ready.train_jobs()]
+    states = [job["JobState"] for job in ready.train_jobs()]
+    assert states == ["OUT_OF_MEMORY", "COMPLETED"] or states == ["FAILED", "COMPLETED"]
+    assert memory == [700, 1400]
+
+
+def test_a_training_over_its_time_limit_goes_on_and_a_gpu_model_can_be_asked_for(ready, undisturbed):
+    ready.site(**{"set-resources": {"train": {"slurm_partition": "gpu", "gpu_model": "a100"}}})
+    ready.ask("train", minutes=[1, 0])
+    ready.run("--profile", "slurm", *targets(ready))
+    jobs = ready.train_jobs()
+    assert len(jobs) > 1
+    assert {job["JobState"] for job in jobs[:-1]} == {"TIMEOUT"}
+    assert [job["TimeLimit"] for job in jobs[:2]] == ["00:01:00", "00:02:00"]
+    assert {gpus(job) for job in jobs} == {"gres:gpu:a100:1"}
+    assert "Resumed from epoch" in ready.train_log()
+    assert ready.bits() == undisturbed
+
+
+def test_a_cancelled_training_is_submitted_again_and_a_site_may_want_gres(ready, undisturbed):
+    ready.site(**{"set-resources": {"train": {"slurm_partition": "gpu", "gpu": 0, "gres": "gpu:1"}}})
+    snakemake = ready.start("--profile", "slurm", *targets(ready))
+    until(training_for_a_while(ready))
+    subprocess.run(["scancel", ready.train_jobs()[0]["JobId"]], check=True)
+    assert snakemake.wait() == 0
+    jobs = ready.train_jobs()
+    assert [job["JobState"] for job in jobs] == ["CANCELLED", "COMPLETED"]
+    assert [gpus(job) for job in jobs] == ["gres:gpu:1", "gres:gpu:1"]
+    assert "TresPerNode" in jobs[0]  # --gres, not --gpus
+    assert "Resumed from epoch" in ready.train_log()
+    assert ready.bits() == undisturbed
+
+
+def test_a_failing_dataset_does_not_stop_the_others_and_the_last_lines_say_which(ready):
+    config = small({"max_epochs": 5})
+    config["datasets"]["broken"] = {"input": "counts.h5ad", "train": {"lr": 1e30}}
+    ready.configure(**config)
+    results = [f"results/{name}/select/best.json" for name in ("tiny", "broken")]
+    log = ready.run("--profile", "slurm", "--retries", "0", *results, expect=1)
+    assert (ready.folder / results[0]).exists()
+    assert not (ready.folder / results[1]).exists()
+    last = log[log.rindex("NaN or infinite") - 3000 :]
+    assert "logs/train/broken" in last
+    assert "Lower lr" in last
+
+
+@pytest.mark.parametrize("runs_per_job", [1, 15])
+def test_sixty_runs_complete_without_flooding_the_scheduler(ready, runs_per_job, record_property):
+    ready.configure(
+        **small(
+            {"max_epochs": 3},
+            sweep={"seeds": list(range(15)), "grid": {"n_latent": [2, 3, 4, 5]}},
+            compute={"runs_per_job": runs_per_job, "device": "cpu"},
+        )
+    )
+    ready.site(**{"set-resources": {"train": {"slurm_partition": "cpu,gpu"}}})
+    wanted = targets(ready)
+    assert len(wanted) == 60
+    begun = time.monotonic()
+    ready.run("--profile", "slurm", "--jobs", "20", *wanted, seconds=3000)
+    wall = time.monotonic() - begun
+    jobs = ready.train_jobs()
+    assert len(jobs) == 60 / runs_per_job
+    assert {job["JobState"] for job in jobs} == {"COMPLETED"}
+    assert all(json.loads((ready.folder / path).read_text())["n_train"] for path in wanted)
+    print(f"\n60 runs, {runs_per_job} per job: {len(jobs)} jobs, {wall:.0f} s")
+
+
+def test_packed_runs_are_those_of_jobs_of_their_own_and_a_new_seed_trains_itself_alone(ready, tmp_path):
+    single = copy(ready, tmp_path / "single")
+    for project, runs_per_job in ((single, 1), (ready, 3)):
+        project.configure(**small({"max_epochs": 5}, sweep={"seeds": [0, 1]}, compute={"runs_per_job": runs_per_job}))
+        project.run("--profile", "slurm", *targets(project))
+    assert [gpus(job) for job in ready.train_jobs()] == ["gres:gpu:1"]
+    assert ready.bits() == single.bits()
+    before = ready.bits()
+    ready.configure(**small({"max_epochs": 5}, sweep={"seeds": [0, 1, 2]}, compute={"runs_per_job": 3}))
+    ready.run("--profile", "slurm", *targets(ready))
+    assert ready.train_log().count("Resumed from epoch 5") == 2  # finished: measured again, not trained
+    assert {name: ready.bits()[name] for name in before} == before
+    assert len(ready.bits()) > len(before)
+
+
+def test_failing_status_queries_end_in_a_message_and_nothing_is_lost(ready, tmp_path):
+    """Snakemake waits for ever on jobs that it cannot ask about: the test stops it, and a second call goes on."""
+    ready.configure(**small({"max_epochs": 5}))
+    broken = tmp_path / "bin" / "squeue"
+    broken.parent.mkdir()
+    broken.write_text("#!/bin/sh\necho 'slurm_load_jobs error: Unable to contact slurm controller' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", str(broken.parent), prepend=":")
+        snakemake = ready.start("--profile", "slurm", *targets(ready), seconds=240)
+        until(lambda: ready.train_jobs() and ready.train_jobs()[0]["JobState"] == "COMPLETED")
+        until(lambda: "Unable to contact slurm controller" in (ready.folder / "snakemake.log").read_text())
+        snakemake.terminate()
+        snakemake.wait()
+    ready.run("--unlock")
+    ready.run("--profile", "slurm", *targets(ready))
+    assert ready.bits()

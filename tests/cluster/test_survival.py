@@ -1,0 +1,155 @@
+"""`ldvae train` when it is killed, when disks are full or read-only, and when it runs twice: no cluster needed."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import kill_train
+import pytest
+
+LDVAE = Path(sys.executable).parent / "ldvae"
+
+
+@pytest.fixture(scope="module")
+def counts(tmp_path_factory) -> Path:
+    """Small counts as `ldvae setup` leaves them."""
+    path = tmp_path_factory.mktemp("counts") / "counts.h5ad"
+    kill_train.write_counts(path)
+    return path
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Path]:
+    """A disk of 300 kB; mounting it takes root."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", folder]).returncode:
+        pytest.skip("cannot mount a disk here")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def read_only(folder: Path) -> None:
+    """Make the small disk read-only, for root too."""
+    subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
+
+
+def start(counts: Path, run: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    """Start `ldvae train` with its outputs in a folder."""
+    return subprocess.Popen(
+        [LDVAE, *kill_train.command(counts, run), *arguments],
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def train(counts: Path, run: Path, *arguments: str, **environment: str) -> tuple[int, str]:
+    """Run `ldvae train` to its end; exit code and messages."""
+    process = start(counts, run, *arguments, **environment)
+    _, messages = process.communicate(timeout=300)
+    return process.returncode, messages
+
+
+def kill_often(folder: Path, kills: int) -> dict[str, object]:
+    """Summary of `kill_train.py`."""
+    command = [sys.executable, kill_train.__file__, folder, "--kills", str(kills)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_killed_at_random_moments_it_ends_in_the_same_bits(tmp_path):
+    assert kill_often(tmp_path, 6)["finished_in_the_same_bits"] > 0
+
+
+@pytest.mark.cluster
+def test_killed_a_hundred_times_it_ends_in_the_same_bits(tmp_path):
+    summary = kill_often(tmp_path, 100)
+    print(f"\n{summary}")
+    assert summary["resumed"] > 10
+    assert summary["slowest_exit_after_sigterm_s"] < 10
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_writes_the_checkpoint_within_ten_seconds_and_asks_to_be_run_again(counts, tmp_path, how):
+    process = start(counts, tmp_path, "--max-epochs", "100000", "--no-early-stopping", "--checkpoint-minutes", "60")
+    for line in process.stderr:
+        if " epoch " in line:
+            break
+    sent = time.monotonic()
+    process.send_signal(how)
+    messages = process.stderr.read()
+    assert process.wait() == 128 + how
+    assert time.monotonic() - sent < 10
+    assert "Checkpoint at epoch" in messages
+    assert (tmp_path / "checkpoint" / "checkpoint").exists()
+    assert not (tmp_path / "metrics.json").exists()
+
+
+def test_two_that_train_the_same_run_by_accident_do_not_harm_each_other(counts, tmp_path):
+    assert train(counts, tmp_path / "alone")[0] == 0
+    twins = [start(counts, tmp_path / "twins") for _ in range(2)]
+    messages = [process.communicate(timeout=300)[1] for process in twins]
+    assert [process.returncode for process in twins] == [0, 0], messages
+    assert kill_train.contents(tmp_path / "twins") == kill_train.contents(tmp_path / "alone")
+
+
+def test_a_full_disk_is_one_message_and_what_was_there_stays(counts, small_disk):
+    run = small_disk / "run"
+    run.mkdir()
+    (run / "metrics.json").write_text("of an earlier run")
+    (small_disk / "filling").write_bytes(bytes(250_000))
+    code, messages = train(counts, run, "--max-epochs", "3")
+    assert code == 1
+    assert "No space left on device" in messages.splitlines()[-1]
+    assert "Traceback" not in messages
+    assert (run / "metrics.json").read_text() == "of an earlier run"
+    assert [path.name for path in run.iterdir() if path.is_file()] == ["metrics.json"]
+
+
+def test_a_disk_that_fills_up_with_the_checkpoint_does_not_stop_the_training(counts, small_disk, tmp_path):
+    (small_disk / "filling").write_bytes(bytes(290_000))
+    code, messages = train(counts, tmp_path, "--checkpoint", str(small_disk / "checkpoint"))
+    assert code == 0
+    assert "Could not write the checkpoint" in messages
+    assert (tmp_path / "metrics.json").exists()
+
+
+def test_a_read_only_output_folder_is_one_message_before_the_training(counts, small_disk):
+    read_only(small_disk)
+    code, messages = train(counts, small_disk / "run")
+    assert code == 2
+    assert "Read-only file system" in messages.splitlines()[-1] and str(small_disk) in messages.splitlines()[-1]
+    assert "epoch" not in messages.replace("max_epochs", "")
+
+
+def test_a_read_only_home_is_no_hindrance(counts, small_disk, tmp_path):
+    read_only(small_disk)
+    environment = {"HOME": str(small_disk), "XDG_CACHE_HOME": "", "XDG_CONFIG_HOME": ""}
+    code, messages = train(counts, tmp_path, **environment)
+    assert code == 0
+    assert not [line for line in messages.splitlines() if str(small_disk) in line]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "no permission"])
+def test_an_unreadable_input_is_one_message(counts, tmp_path, damage):
+    broken = tmp_path / "counts.h5ad"
+    shutil.copy(counts, broken)
+    if damage == "truncated":
+        os.truncate(broken, broken.stat().st_size // 2)
+    elif os.geteuid() == 0:
+        pytest.skip("root may read everything")
+    else:
+        broken.chmod(0)
+    code, messages = train(broken, tmp_path / "run")
+    assert code == 2
+    assert str(broken) in messages.splitlines()[-1]
+    assert "Traceback" not in messages
+    assert not (tmp_path / "run").exists() or not list((tmp_path / "run").iterdir())
