@@ -14,6 +14,7 @@ import re
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
 from importlib import metadata
@@ -282,7 +283,7 @@ def _log_head(verb: str, values: dict[str, Any]) -> None:
     job = next(
         (f", job {os.environ[name]}" for name in ("SLURM_JOB_ID", "LSB_JOBID", "PBS_JOBID") if name in os.environ), ""
     )
-    logger.info("ldvae %s on %s%s: %s", verb, socket.gethostname(), job, versions)
+    logger.info("ldvae %s on %s%s, %s: %s", verb, socket.gethostname(), job, time.strftime("%Y-%m-%d"), versions)
     for name, value in values.items():
         if is_dataclass(value):
             value = " ".join(f"{item.name}={getattr(value, item.name)}" for item in fields(value))

@@ -70,12 +70,13 @@ rule train:
         checkpoint=lambda wildcards, output: checkpoint_of(output.metrics),
         flags=lambda wildcards: training(wildcards.dataset, wildcards.run),
     # exec: Slurm's signal to stop must find the training, not a shell that dies of it before the checkpoint is written.
+    # >>: what the attempts before said stays.
     shell:
         r"""
         exec ldvae train --counts {input.counts:q} --model {output.model:q} --history {output.history:q} \
             --metrics {output.metrics:q} --factors {output.factors:q} --fit {output.fit:q} \
             --checkpoint {params.checkpoint:q} --checkpoint-minutes {resources.checkpoint_minutes} \
-            --device {resources.device} --threads {threads} {params.flags:q} 2>{log:q}
+            --device {resources.device} --threads {threads} {params.flags:q} 2>>{log:q}
         """
 
 
@@ -115,7 +116,7 @@ for dataset, of_dataset in packed.items():
                 commands=pack_commands(dataset, runs),
             shell:
                 r"""
-                exec 2>{log:q}
+                exec 2>>{log:q}
                 compute="--checkpoint-minutes {resources.checkpoint_minutes} --device {resources.device} --threads {threads}"
                 {params.commands}
                 """
