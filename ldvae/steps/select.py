@@ -254,7 +254,7 @@ def draw_error(runs: pd.DataFrame, settings: pd.DataFrame, criterion: str, path:
     lower.set_xlabel("number of factors" if unique else "setting")
     for axes in (upper, lower):
         axes.axvspan(*(np.flatnonzero(settings["chosen"])[0] + np.array([-0.3, 0.3])), color="C2", alpha=0.15)
-        axes.legend(fontsize=7, frameon=False)
+        axes.legend(loc="center right", fontsize=7, frameon=False)
     save(figure, path)
 
 
@@ -272,7 +272,7 @@ def draw_correlations(correlations: pd.DataFrame, settings: pd.DataFrame, thresh
     if correlations.empty:
         axes.text(0.5, 0.5, "one fit per setting: nothing to compare", ha="center", transform=axes.transAxes)
     else:
-        axes.legend(fontsize=7, frameon=False)
+        axes.legend(loc="lower left", fontsize=7, frameon=False)
     axes.axhline(threshold, color="0.4", ls=":")
     axes.set_ylim(0, 1.02)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -1,0 +1,256 @@
+"""The steps select, programs, project and simulate read what runs wrote and write the tables of the results."""
+
+import json
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+
+from ldvae.config import ProgramsConfig, ProjectConfig, SelectConfig, SimulateConfig
+from ldvae.errors import InputError
+from ldvae.io import read_table
+from ldvae.simulate import simulate as draw
+from ldvae.steps.programs import programs
+from ldvae.steps.project import project
+from ldvae.steps.select import select
+from ldvae.steps.simulate import simulate
+
+# (n_latent, ELBO, its spread over seeds): 8 factors fit worst, 10 and 12 alike.
+SETTINGS = {"k8-aaaaaa": (8, 421.0), "k10-bbbbbb": (10, 420.0), "k12-cccccc": (12, 419.9)}
+
+
+def write_run(folder, made, n_latent, seed, elbo, setting, rng, **metrics):
+    """A run as the step train leaves it: the true programs, as far as there is room, on arbitrary axes."""
+    shared = min(n_latent, 8)
+    z = np.hstack([made.scores.to_numpy()[:, :shared], rng.normal(size=(len(made.scores), n_latent - shared))])
+    w = np.hstack([made.loadings.to_numpy()[:, :shared], 0.02 * rng.normal(size=(400, n_latent - shared))])
+    mix = rng.normal(size=(n_latent, n_latent))
+    path = folder / setting.replace("-", f"-s{seed}-")
+    path.mkdir(parents=True)
+    np.savez(
+        path / "factors.npz",
+        scores=((z + 0.1 * rng.normal(size=z.shape)) @ mix).astype(np.float32),
+        loadings=(w + 0.03 * rng.normal(size=w.shape)) @ np.linalg.inv(mix).T,
+        theta=made.theta,
+        mean_expression=made.mean_expression,
+        mean_total=2000.0,
+        offset=np.log(made.mean_expression),
+        cells=np.array(made.scores.index, dtype=np.str_),
+        genes=np.array(made.loadings.index, dtype=np.str_),
+    )
+    written = {
+        "run": path.name,
+        "setting": setting,
+        "seed": seed,
+        "params": {"n_latent": n_latent, "lr": 0.01},
+        "elbo_train": elbo - 5,
+        "elbo_validation": elbo,
+        "elbo_test": elbo + 0.1,
+        "reconstruction_test": elbo - 10,
+        "marginal_ll_test": -elbo + 2,
+        "collapsed": 0,
+        "epochs": 100,
+        "stopped_early": False,
+        "wall_s": 10.0,
+        "cells_per_s": 1e4,
+        "peak_memory_mb": 500.0,
+        "device": "cpu",
+    }
+    (path / "metrics.json").write_text(json.dumps(written | metrics))
+    return path
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    """Counts, run folders and the tables of select and programs of one made-up dataset."""
+    root = tmp_path_factory.mktemp("results")
+    made = draw("mixed", n_obs=500, n_vars=400, n_up=40, n_down=10, seed=0)
+    adata = made.to_anndata()
+    adata.obs["total_counts"] = np.asarray(made.counts.sum(axis=1)).ravel()
+    adata.uns["ldvae_setup"] = {"batch_key": "batch"}
+    adata.write_h5ad(root / "counts.h5ad")
+    rng = np.random.default_rng(0)
+    runs = []
+    for setting, (n_latent, elbo) in SETTINGS.items():
+        for seed in range(5):
+            worse = 60 if (setting, seed) == ("k10-bbbbbb", 3) else 0
+            value = elbo + worse + 0.2 * (seed - 2)
+            runs.append(write_run(root / "runs", made, n_latent, seed, value, setting, rng))
+    select(runs=runs, output=root / "select", config=SelectConfig())
+    members = [f"gene_{i}" for i in np.flatnonzero(made.loadings["identity_0"] > 0)]
+    (root / "sets.gmt").write_text("\t".join(["TERM_0", "", *members]) + "\n")
+    programs(
+        best=root / "select" / "best.json",
+        runs=runs,
+        counts=root / "counts.h5ad",
+        output=root / "programs",
+        config=ProgramsConfig(gene_sets=[str(root / "sets.gmt")]),
+    )
+    return root, runs, made
+
+
+def test_select_leaves_out_the_bad_fit_and_takes_the_fewest_factors_of_the_equally_good(dataset):
+    root, _, _ = dataset
+    best = json.loads((root / "select" / "best.json").read_text())
+    assert best["setting"] == "k10-bbbbbb"
+    assert best["outliers"] == ["k10-s3-bbbbbb"]
+    assert best["runs"] == [f"k10-s{seed}-bbbbbb" for seed in (0, 1, 2, 4)]
+    assert best["run"] == "k10-s0-bbbbbb"
+    assert best["reproducible_rank"] == 8
+    assert "within one standard error" in best["reason"]
+    runs = read_table(root / "select" / "runs.tsv")
+    assert len(runs) == 15
+    assert runs.loc[runs["outlier"], "run"].tolist() == ["k10-s3-bbbbbb"]
+
+
+def test_select_compares_settings_by_the_fits_it_keeps(dataset):
+    settings = read_table(dataset[0] / "select" / "settings.tsv", index="setting")
+    kept = 420.1 + 0.2 * (np.array([0, 1, 2, 4]) - 2)
+    row = settings.loc["k10-bbbbbb"]
+    np.testing.assert_allclose([row["elbo_test_mean"], row["elbo_test_se"]], [kept.mean(), kept.std(ddof=1) / 2])
+    assert settings["chosen"].tolist() == [False, True, False]
+    assert settings["reproducible_rank"].tolist() == [8, 8, 8]
+    assert (settings["stability_mean"] > 0.95).all()
+    correlations = read_table(dataset[0] / "select" / "correlations.tsv")
+    assert correlations.groupby("setting")["rank"].max().to_dict() == {name: k for name, (k, _) in SETTINGS.items()}
+
+
+@pytest.mark.parametrize(
+    ("options", "chosen"),
+    [
+        ({"rule": "elbo"}, "k12-cccccc"),
+        ({"rule": "marginal_ll"}, "k12-cccccc"),
+        ({"rule": "rank"}, "k8-aaaaaa"),
+        ({"setting": "k12-cccccc"}, "k12-cccccc"),
+    ],
+)
+def test_select_follows_the_rule_or_the_hand(dataset, tmp_path, options, chosen):
+    select(runs=dataset[1], output=tmp_path, config=SelectConfig(**options))
+    assert json.loads((tmp_path / "best.json").read_text())["setting"] == chosen
+
+
+def test_select_of_one_fit_says_that_no_rank_is_known(dataset, tmp_path):
+    select(runs=dataset[1][:1], output=tmp_path, config=SelectConfig())
+    best = json.loads((tmp_path / "best.json").read_text())
+    assert best["reproducible_rank"] is None
+    assert best["runs"] == ["k8-s0-aaaaaa"]
+    assert len(read_table(tmp_path / "correlations.tsv")) == 0
+
+
+def test_select_writes_the_same_figures_again(dataset, tmp_path):
+    select(runs=dataset[1], output=tmp_path, config=SelectConfig())
+    for name in ("error.svg", "correlations.svg"):
+        assert (tmp_path / name).read_bytes() == (dataset[0] / "select" / name).read_bytes()
+
+
+def test_select_refuses_an_unknown_setting_and_runs_of_other_cells(dataset, tmp_path):
+    with pytest.raises(InputError, match="'k9-dddddd' is not in the sweep; found k8-aaaaaa, k10-bbbbbb"):
+        select(runs=dataset[1], output=tmp_path, config=SelectConfig(setting="k9-dddddd"))
+    other = draw("mixed", n_obs=100, n_vars=400, n_up=40, n_down=10, seed=1)
+    stray = write_run(tmp_path, other, 8, 9, 421.0, "k8-aaaaaa", np.random.default_rng(0))
+    with pytest.raises(InputError, match="its cells differ"):
+        select(runs=[*dataset[1], stray], output=tmp_path, config=SelectConfig())
+    with pytest.raises(InputError, match="given twice"):
+        select(runs=dataset[1][:1] * 2, output=tmp_path, config=SelectConfig())
+
+
+def test_programs_tables_agree_with_each_other(dataset):
+    folder = dataset[0] / "programs"
+    table = read_table(folder / "programs.tsv", index="program")
+    loadings = read_table(folder / "loadings.tsv", index="gene")
+    scores = read_table(folder / "scores.tsv.gz", index="cell")
+    consensus = read_table(folder / "consensus.tsv")
+    summary = json.loads((folder / "summary.json").read_text())
+    assert list(table.index) == list(loadings.columns) == list(scores.columns)
+    assert summary["n_programs"] == len(table) == 8
+    assert summary["runs"] == [f"k10-s{seed}-bbbbbb" for seed in (0, 1, 2, 4)]
+    assert summary["outliers"] == ["k10-s3-bbbbbb"]
+    pivot = consensus.pivot(index="gene", columns="program", values="loading").loc[loadings.index, loadings.columns]
+    np.testing.assert_allclose(pivot, loadings)
+    assert set(read_table(folder / "stability.tsv")["run"]) == set(summary["runs"])
+    assert (table["stability_min"] <= table["stability"]).all()
+    assert (table["n_runs_found"] == 4).all()
+    gmt = {line.split("\t")[0]: line.split("\t")[2:] for line in (folder / "programs.gmt").read_text().splitlines()}
+    assert len(gmt["P1_positive"]) == table.loc["P1", "n_genes_positive"]
+    assert gmt["P1_positive"][0] == table.loc["P1", "top_positive"].split(", ")[0]
+    starcat = pd.read_csv(folder / "starcat.tsv", sep="\t", index_col=0)
+    assert (starcat >= 0).all(axis=None)
+    assert list(starcat.index[:2]) == ["P1_pos", "P1_neg"]
+
+
+def test_programs_are_named_by_enriched_terms_and_associated_with_their_cells(dataset):
+    folder = dataset[0] / "programs"
+    enrichment = read_table(folder / "enrichment.tsv")
+    first = enrichment.sort_values("p").iloc[0]
+    assert first["term"] == "TERM_0"
+    assert first["library"] == "sets"
+    table = read_table(folder / "programs.tsv", index="program")
+    row = table.loc[first["program"]]
+    assert row["label"].startswith("TERM_0: gene_")
+    assert row["best_association"].startswith("identity = identity_0")
+    associations = read_table(folder / "associations.tsv")
+    assert set(associations.loc[associations["technical"], "variable"]) == {"batch", "total_counts"}
+
+
+def test_projected_scores_are_those_of_the_programs(dataset, tmp_path):
+    root, _, _ = dataset
+    project(
+        input=[str(root / "counts.h5ad")],
+        programs=root / "programs",
+        scores=tmp_path / "scores.tsv.gz",
+        summary=tmp_path / "summary.json",
+        config=ProjectConfig(batch_key="batch"),
+    )
+    old = read_table(root / "programs" / "scores.tsv.gz", index="cell")
+    new = read_table(tmp_path / "scores.tsv.gz", index="cell")
+    assert list(new.index) == list(old.index)
+    assert new.corrwith(old).min() > 0.85
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["n_found"] == 400
+    assert summary["missing"] == []
+
+
+def test_projection_says_which_genes_it_lacks(dataset, tmp_path):
+    root, _, made = dataset
+    made.to_anndata()[:50, 300:].write_h5ad(tmp_path / "few.h5ad")
+    project(
+        input=[str(tmp_path / "few.h5ad")],
+        programs=root / "programs",
+        scores=tmp_path / "scores.tsv.gz",
+        summary=tmp_path / "summary.json",
+        config=ProjectConfig(),
+    )
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["missing"] == [f"gene_{g}" for g in range(300)]
+    assert summary["n_found"] == 100
+    assert any("its scores are uncertain" in warning for warning in summary["warnings"])
+
+
+def test_projection_needs_a_finished_folder_and_a_known_gene_column(dataset, tmp_path):
+    places = {"scores": tmp_path / "scores.tsv.gz", "summary": tmp_path / "summary.json"}
+    counts = [str(dataset[0] / "counts.h5ad")]
+    with pytest.raises(InputError, match=r"has no model\.npz"):
+        project(input=counts, programs=tmp_path, config=ProjectConfig(), **places)
+    with pytest.raises(InputError, match="no var column 'symbol'"):
+        project(input=counts, programs=dataset[0] / "programs", config=ProjectConfig(gene_column="symbol"), **places)
+
+
+def test_programs_refuse_missing_runs_and_files_that_are_no_gene_sets(dataset, tmp_path):
+    root, runs, _ = dataset
+    places = {"best": root / "select" / "best.json", "counts": root / "counts.h5ad", "output": tmp_path}
+    with pytest.raises(InputError, match="which is not among the folders given"):
+        programs(runs=runs[:5], config=ProgramsConfig(), **places)
+    (tmp_path / "bad.gmt").write_text("TERM GENE1 GENE2\n")
+    with pytest.raises(InputError, match="line 1 has 1 fields; expected a term, a description and at least one gene"):
+        programs(runs=runs, config=ProgramsConfig(gene_sets=[str(tmp_path / "bad.gmt")]), **places)
+
+
+def test_the_step_simulate_writes_counts_with_their_truth(tmp_path):
+    config = SimulateConfig(n_obs=40, n_vars=120, seed=3)
+    simulate(output=tmp_path / "made.h5ad", config=config)
+    adata = ad.read_h5ad(tmp_path / "made.h5ad")
+    assert adata.shape == (40, 120)
+    assert adata.obsm["X_programs"].shape == (40, 8)
+    assert adata.uns["simulation"]["world"] == "mixed"
+    assert (draw(n_obs=40, n_vars=120, seed=3).counts != adata.X).nnz == 0
