@@ -87,14 +87,22 @@ def record(project: Project, job: str) -> dict[str, str]:
     return next(record for record in project.jobs() if record["JobId"] == job)
 
 
-def test_out_of_memory_asks_for_more(ready):
+def test_out_of_memory_asks_for_more_and_partitions_can_be_chosen_by_a_file(ready):
     ready.configure(**small({"max_epochs": 5}))
+    ready.site(
+        **{
+            "default-resources": ["mem_mb=1000", "runtime=20"],
+            "set-resources": {},
+            "slurm-partition-config": "slurm/partitions.example.yaml",
+        }
+    )
     ready.ask("train", mem_mb=[700, 0])  # Snakemake itself needs half of it
     ready.run("--profile", "slurm", *targets(ready))
     memory = [int(job["MinMemoryNode"].removesuffix("M")) for job in ready.train_jobs()]
     states = [job["JobState"] for job in ready.train_jobs()]
     assert states == ["OUT_OF_MEMORY", "COMPLETED"] or states == ["FAILED", "COMPLETED"]
     assert memory == [700, 1400]
+    assert {job["Partition"] for job in ready.train_jobs()} == {"gpu"}
 
 
 def test_a_training_over_its_time_limit_goes_on_and_a_gpu_model_can_be_asked_for(ready, undisturbed):

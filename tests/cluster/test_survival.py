@@ -126,7 +126,8 @@ def test_a_read_only_output_folder_is_one_message_before_the_training(counts, sm
     read_only(small_disk)
     code, messages = train(counts, small_disk / "run")
     assert code == 2
-    assert "Read-only file system" in messages.splitlines()[-1] and str(small_disk) in messages.splitlines()[-1]
+    assert "Read-only file system" in messages.splitlines()[-1]
+    assert str(small_disk) in messages.splitlines()[-1]
     assert "epoch" not in messages.replace("max_epochs", "")
 
 
