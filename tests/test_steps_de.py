@@ -83,11 +83,13 @@ def test_small_groups_are_skipped_with_a_warning(counts: AnnData, caplog: pytest
         ([{"column": "condition", "group1": "stimm"}], r"no group 'stimm' in 'condition'\. Did you mean 'stim'"),
         ([{"column": "condition", "group2": "control"}], "no group 'control' in 'condition'"),
         ([{"column": "condition", "within": "tipe"}], "no obs column 'tipe'"),
+        ([{"column": "condition", "group1": "stim", "group2": "stim"}], "compares a group with itself"),
+        ([{"column": "others"}], "'others' has a group called 'rest', which here means all others; rename it"),
     ],
 )
 def test_contrasts_that_cannot_be_are_refused(entries: list[dict[str, str]], message: str, counts: AnnData) -> None:
     with pytest.raises(InputError, match=message):
-        contrasts_of(counts, *entries)
+        find_contrasts(counts.obs.assign(others="rest"), DeConfig(contrasts=entries))
 
 
 def test_names_are_distinct_and_safe_as_files(counts: AnnData) -> None:

@@ -147,6 +147,12 @@ def find_contrasts(obs: pd.DataFrame, config: DeConfig) -> list[Contrast]:
         if "column" not in entry:
             raise InputError(f"contrasts: {entry} names no column of groups.")
         groups = levels(obs, entry["column"])
+        if REST in groups.categories:
+            raise InputError(
+                f"obs column {entry['column']!r} has a group called {REST!r}, which here means all others; rename it."
+            )
+        if entry.get("group1") is not None and entry.get("group1") == entry.get("group2"):
+            raise InputError(f"contrasts: {entry} compares a group with itself.")
         firsts = [entry["group1"]] if "group1" in entry else [g for g in groups.categories if g != entry.get("group2")]
         for group in (*firsts, *([entry["group2"]] if "group2" in entry else [])):
             if group not in groups.categories:
