@@ -42,7 +42,8 @@ def programs(*, best: Path, runs: list[Path], counts: Path, output: Output, conf
     counts
         AnnData (h5ad) of the step setup, for what is known of the cells.
     output
-        Folder for the tables, programs.gmt, model.npz (for `ldvae project`) and summary.json.
+        Folder for loadings.tsv, weighted.tsv, scores.tsv.gz, consensus.tsv, top_genes.tsv, programs.tsv, stability.tsv,
+        associations.tsv, enrichment.tsv, programs.gmt, starcat.tsv, model.npz (for `ldvae project`) and summary.json.
     """
     choice = json.loads(best.read_text())
     folders = {read_metrics(folder)["run"]: folder for folder in runs}
