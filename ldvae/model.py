@@ -1298,7 +1298,8 @@ class LinearSCVI:
         if not hide_state_registries:
             for name, of in registry["field_registries"].items():
                 lines += [f"{name} ({'.'.join(str(part) for part in of['data_registry'].values())}):"]
-                lines += [f"  {key}: {values}" for key, values in of["state_registry"].items()]
+                with np.printoptions(threshold=30):  # not every gene name
+                    lines += [f"  {key}: {values}" for key, values in of["state_registry"].items()]
         print("\n".join(lines))
 
     @classmethod
