@@ -659,6 +659,20 @@ def _number(value: Any, kind: type, **limits: Any) -> int | float:
     return kind(number)
 
 
+def expand_sweep(model: ModelConfig, train: TrainConfig, sweep: SweepConfig) -> dict[str, Run]:
+    """Runs of a sweep by id: what is not swept is as in `model` and `train`.
+
+    Examples
+    --------
+    >>> list(expand_sweep(ModelConfig(), TrainConfig(), SweepConfig(seeds=[0, 1], grid={"n_latent": [8]})))
+    ['k8-s0-43b7e6', 'k8-s1-43b7e6']
+    """
+    problems: list[str] = []
+    runs = _runs(model, train, sweep, "", problems)
+    _raise(problems, "the sweep")
+    return runs
+
+
 def _runs(
     model: ModelConfig, train: TrainConfig, sweep: SweepConfig, where: str, problems: list[str]
 ) -> dict[str, Run]:

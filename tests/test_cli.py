@@ -1,0 +1,390 @@
+"""The command line: flags read off the steps, exit codes, one clear line for the user's mistakes."""
+
+import gzip
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+import anndata
+import numpy as np
+import pytest
+import yaml
+
+from ldvae import cli
+from ldvae.config import Output, expand_config, load_config, option
+from ldvae.errors import InputError
+
+ROOT = Path(__file__).parents[1]
+
+
+def ldvae(*arguments, **settings):
+    """Run the command line in a process of its own."""
+    command = [sys.executable, "-m", "ldvae.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, **settings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How it is done."""
+
+    size: int = option(3, "Size, mm.", minimum=1)
+    kind: Literal["a", "b"] = option("a", "Kind.")
+    names: list[str] = option([], "Names.")
+    deep: bool = option(True, "Deeply.")
+    points: list[dict[str, str]] = option([], "Points.")
+    limit: float | None = option(None, "Limit; none: no limit.")
+
+
+def step(first: Path, *, more: list[Path] | None = None, result: Output, seed: int = 0, config: Options) -> None:
+    """Do it.
+
+    Parameters
+    ----------
+    first
+        What comes in.
+    more, result
+        The rest: table.tsv
+        and so on.
+    seed
+        Of chance.
+
+    Notes
+    -----
+    None.
+    """
+
+
+def parsed(*arguments):
+    flags, sections = cli._flags_of(step)
+    given = vars(cli._parser("step", step, flags, sections).parse_args(arguments))
+    own = {flag.name: flag.read(given[flag.name]) for flag in flags if flag.name in given}
+    _, options = sections["config"]
+    return own, Options(**{flag.name: flag.read(given[flag.name]) for flag in options if flag.name in given})
+
+
+# ---------------------------------------------------------------- flags
+
+
+def test_parameters_and_options_become_flags_of_their_types():
+    own, options = parsed(
+        *["in.h5ad", "--more", "a", "b c", "--result", "out.tsv", "--seed", "4"],
+        *[
+            "--size",
+            "7",
+            "--kind",
+            "b",
+            "--names",
+            "x",
+            "y",
+            "--no-deep",
+            "--points",
+            '[{"k": "v"}]',
+            "--limit",
+            "1e-3",
+        ],
+    )
+    assert own == {"first": Path("in.h5ad"), "more": [Path("a"), Path("b c")], "result": Path("out.tsv"), "seed": 4}
+    assert options == Options(size=7, kind="b", names=["x", "y"], deep=False, points=[{"k": "v"}], limit=0.001)
+
+
+def test_what_is_not_given_keeps_its_default():
+    own, options = parsed("in.h5ad", "--result", "out.tsv", "--limit", "none")
+    assert own == {"first": Path("in.h5ad"), "result": Path("out.tsv")}
+    assert options == Options()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["in", "--result", "out", "--size", "ten"], "--size: expected a whole number, found 'ten'"),
+        (["in", "--result", "out", "--size", "0"], "--size: expected at least 1, found '0'"),
+        (["in", "--result", "out", "--kind", "c"], "--kind: expected one of a, b, found 'c'"),
+        (["in", "--result", "out", "--points", "{"], "--points: expected JSON"),
+        (["in", "--result", "out", "--sizes", "3"], "unrecognized arguments: --sizes 3; see `ldvae step --help`"),
+        (["in"], "the following arguments are required: --result"),
+    ],
+)
+def test_a_wrong_flag_is_the_users_mistake(arguments, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        parsed(*arguments)
+
+
+def test_help_texts_come_from_the_docstring_and_the_options_with_their_defaults():
+    flags, sections = cli._flags_of(step)
+    text = " ".join(cli._parser("step", step, flags, sections).format_help().split())
+    for part in (
+        "Do it.",
+        "FIRST What comes in.",
+        "The rest: table.tsv and so on.",
+        "Size, mm. [3]",
+        "{a,b} Kind. [a]",
+    ):
+        assert part in text
+    assert "Notes" not in text
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_every_verb_has_a_help_text_for_each_flag(verb):
+    outline = cli._outline(verb)
+    flags, sections = cli._flags_of(outline)
+    text = cli._parser(verb, outline, flags, sections).format_help()
+    assert text.startswith(f"usage: ldvae {verb}")
+    assert [flag.name for flag in flags if not flag.help] == []
+
+
+def test_the_overview_names_every_verb(capsys):
+    assert cli.main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(re.search(rf"^  {verb} +\w.*\.$", shown, re.MULTILINE) for verb in cli.VERBS)
+
+
+# ---------------------------------------------------------------- exit codes and messages
+
+
+def test_version(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"ldvae {metadata.version('ldvae')}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian"], "there is no verb 'trian'. Did you mean 'train'"),
+        (["qc", "--input", "x.h5ad"], "required: --filtered, --cells, --summary"),
+        (["annotate", "--counts", "gone.h5ad"], "required"),
+        (["check", "gone.yaml"], "gone.yaml: cannot be read"),
+        (["profile", "install", "lsf"], "expected one of slurm, workstation, found 'lsf'"),
+    ],
+)
+def test_the_users_mistake_is_one_line_and_exit_2(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(arguments) == 2
+    shown = capsys.readouterr().err
+    assert message in shown
+    assert "Traceback" not in shown
+    assert len(shown.splitlines()) == 1
+
+
+def test_a_missing_input_is_named_with_its_flag_before_anything_is_read(tmp_path, capsys):
+    arguments = ["setup", "--filtered", str(tmp_path / "gone.h5ad")]
+    for name in ("counts", "gene-table", "summary"):
+        arguments += [f"--{name}", str(tmp_path / name)]
+    assert cli.main(arguments) == 2
+    assert "--filtered: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (PermissionError(13, "Permission denied", "x"), 2, "x: Permission denied."),
+        (OSError(28, "No space left on device", "x"), 1, "x: No space left on device."),
+        (MemoryError("2 GB"), 1, "out of memory (2 GB)"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line(error, code, message, monkeypatch, capsys):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(cli, "_run", fail)
+    assert cli.main(["qc"]) == code
+    shown = capsys.readouterr().err
+    assert message in shown
+    assert "Traceback" not in shown
+
+
+def test_our_own_mistake_shows_its_traceback_and_exits_with_1(monkeypatch, capfd):
+    monkeypatch.setattr(cli, "_run", lambda *_: 1 / 0)
+    assert cli.main(["qc"]) == 1
+    shown = capfd.readouterr().err
+    assert "please report it" in shown
+    assert "ZeroDivisionError" in shown
+
+
+def test_nothing_given_shows_the_verbs_and_exits_with_2(capsys):
+    assert cli.main([]) == 2
+    assert "usage: ldvae <verb>" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------- stubs, versions, environment
+
+
+def test_a_stub_writes_valid_files_of_every_kind_and_versions_at_once(tmp_path):
+    out = tmp_path / "new folder"
+    arguments = ["qc", "--stub", "--input", "gone.h5ad", "--versions-yml", out / "versions.yml"]
+    for flag, name in (
+        ("filtered", "f.h5ad"),
+        ("cells", "c.tsv.gz"),
+        ("summary", "s.json"),
+        ("violins", "v.png"),
+        ("scatter", "s.svg"),
+    ):
+        arguments += [f"--{flag}", out / name]
+    assert cli.main([str(argument) for argument in arguments]) == 0
+    assert anndata.read_h5ad(out / "f.h5ad").n_obs == 2
+    assert gzip.decompress((out / "c.tsv.gz").read_bytes())
+    assert json.loads((out / "s.json").read_text()) == {}
+    assert (out / "v.png").read_bytes().startswith(b"\x89PNG")
+    versions = yaml.safe_load((out / "versions.yml").read_text())
+    assert versions["qc"]["ldvae"] == metadata.version("ldvae")
+    assert {"python", "torch", "scanpy"} <= set(versions["qc"])
+
+
+def test_a_stub_of_a_folder_holds_the_files_that_its_help_text_names(tmp_path):
+    for name in ("metrics.json", "factors.npz"):
+        (tmp_path / name).touch()
+    assert cli.main(["select", "--stub", "--runs", str(tmp_path), "--output", str(tmp_path / "select")]) == 0
+    found = {path.name for path in (tmp_path / "select").iterdir()}
+    assert {"runs.tsv", "settings.tsv", "correlations.tsv", "best.json", "error.svg", "correlations.svg"} <= found
+
+
+def test_caches_go_where_the_job_may_write(tmp_path, monkeypatch):
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    for name in ("NUMBA_CACHE_DIR", "MPLCONFIGDIR", "TRITON_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    cli._prepare_environment([])
+    assert "NUMBA_CACHE_DIR" not in os.environ
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    cli._prepare_environment([])
+    folders = [Path(os.environ[name]) for name in ("NUMBA_CACHE_DIR", "MPLCONFIGDIR", "TRITON_CACHE_DIR")]
+    assert len(set(folders)) == 3
+    assert all(home not in folder.parents for folder in folders)
+
+
+def test_plan_prints_json_alone(tmp_path):
+    done = ldvae("plan", ROOT / "config" / "config.yaml", "--tables", tmp_path, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)
+    expected = expand_config(load_config(ROOT / "config" / "config.yaml")).datasets["pbmc68k"]
+    assert [run["run"] for run in plan["datasets"][0]["runs"]] == list(expected.runs)
+    assert (tmp_path / "pbmc68k" / "runs.tsv").read_text().count("\n") == len(expected.runs) + 1
+    assert json.loads((tmp_path / "pbmc68k" / "resolved.json").read_text())["setup"]["genes"] == "all"
+
+
+def test_profile_install_copies_a_profile_and_never_overwrites_one(tmp_path, capsys):
+    folder = tmp_path / "snakemake" / "slurm"
+    assert cli.main(["profile", "install", "slurm", "--folder", str(folder)]) == 0
+    assert (folder / "config.v9+.yaml").read_text() == (ROOT / "slurm" / "config.v9+.yaml").read_text()
+    assert cli.main(["profile", "install", "slurm", "--folder", str(folder)]) == 2
+    assert "is there already" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- the step train
+
+
+@pytest.fixture(scope="module")
+def registered(tmp_path_factory):
+    """Counts as the step setup leaves them: 240 cells, 60 genes, two batches."""
+    rng = np.random.default_rng(0)
+    adata = anndata.AnnData(rng.poisson(1.0, (240, 60)).astype(np.float32))
+    adata.obs["donor"] = ["a", "b"] * 120
+    adata.obs["split"] = ["train"] * 192 + ["validation"] * 24 + ["test"] * 24
+    adata.uns["ldvae_setup"] = {
+        "batch_key": "donor",
+        "labels_key": "",
+        "size_factor_key": "",
+        "categorical_covariate_keys": [],
+        "continuous_covariate_keys": [],
+    }
+    path = tmp_path_factory.mktemp("train") / "counts.h5ad"
+    adata.write_h5ad(path)
+    return path
+
+
+def train_flags(counts, folder, **options):
+    arguments = ["--counts", counts, "--checkpoint", folder / "checkpoint", "--device", "cpu", "--n-latent", 3]
+    names = ("model", "history.csv", "metrics.json", "factors.npz", "fit.tsv")
+    for name in names:
+        arguments += [f"--{name.split('.')[0]}", folder / name]
+    for name, value in options.items():
+        arguments += [f"--{name.replace('_', '-')}", value]
+    return [str(argument) for argument in arguments]
+
+
+def test_train_writes_what_later_steps_read(registered, tmp_path):
+    assert cli.main(["train", *train_flags(registered, tmp_path, seed=3, max_epochs=3)]) == 0
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert re.fullmatch(r"k3-s3-[0-9a-f]{6}", metrics["run"])
+    assert metrics["run"].replace("-s3", "") == metrics["setting"]
+    assert (metrics["n_train"], metrics["n_validation"], metrics["n_test"], metrics["epochs"]) == (192, 24, 24, 3)
+    # importance sampling tightens the bound that the ELBO is
+    assert -metrics["marginal_ll_test"] < metrics["elbo_test"]
+    assert metrics["elbo_test"] == pytest.approx(metrics["reconstruction_test"] + metrics["kl_test"])
+    factors = np.load(tmp_path / "factors.npz", allow_pickle=False)
+    assert factors["scores"].shape == (240, 3)
+    assert factors["loadings"].shape == (60, 3)
+    adata = anndata.read_h5ad(registered)
+    np.testing.assert_allclose(factors["mean_expression"] * factors["mean_total"], adata.X.mean(axis=0), rtol=1e-6)
+    assert not (tmp_path / "checkpoint").exists()
+
+
+def test_the_predictive_check_has_the_observed_moments_of_the_held_out_cells(registered, tmp_path):
+    import pandas as pd
+
+    assert cli.main(["train", *train_flags(registered, tmp_path, max_epochs=2)]) == 0
+    table = pd.read_csv(tmp_path / "fit.tsv", sep="\t")
+    adata = anndata.read_h5ad(registered)
+    held_out = adata[adata.obs["split"] != "train"]
+    for batch, cells in (("all", held_out), ("b", held_out[held_out.obs["donor"] == "b"])):
+        own = table[table["batch"] == batch]
+        np.testing.assert_allclose(own["observed_mean"], cells.X.mean(axis=0), rtol=1e-5)
+        np.testing.assert_allclose(own["observed_variance"], cells.X.var(axis=0), rtol=1e-4)
+        np.testing.assert_allclose(own["observed_zeros"], (cells.X == 0).mean(axis=0), rtol=1e-5)
+        assert (own["n_cells"] == cells.n_obs).all()
+    assert ((table["predicted_zeros"] >= 0) & (table["predicted_zeros"] <= 1)).all()
+    assert (table["predicted_variance"] > 0).all()
+
+
+def test_a_signal_stops_training_which_goes_on_to_the_same_bits(registered, tmp_path):
+    undisturbed, stopped = tmp_path / "undisturbed", tmp_path / "stopped"
+    flags = train_flags(registered, stopped, max_epochs=20)
+    command = [sys.executable, "-m", "ldvae.cli", "train", *flags, "--checkpoint-minutes", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert any("Checkpoint at epoch" in line for line in process.stderr)  # reads up to the first
+        process.send_signal(signal.SIGUSR1)
+        rest = process.communicate(timeout=120)[1]
+    assert process.returncode == 128 + signal.SIGUSR1, rest
+    assert "goes on from its checkpoint" in rest
+    assert not (stopped / "metrics.json").exists()
+    again = ldvae("train", *flags)
+    assert again.returncode == 0, again.stderr
+    assert "Resumed from epoch" in again.stderr
+    assert not (stopped / "checkpoint").exists()
+    assert ldvae("train", *train_flags(registered, undisturbed, max_epochs=20)).returncode == 0
+    one, two = (np.load(folder / "factors.npz") for folder in (undisturbed, stopped))
+    assert all(np.array_equal(one[name], two[name]) for name in one.files)
+
+
+def test_train_asked_for_a_gpu_where_there_is_none_fails_at_once(registered, tmp_path):
+    flags = [flag if flag != "cpu" else "cuda" for flag in train_flags(registered, tmp_path)]
+    done = ldvae("train", *flags, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
+    assert done.returncode == 2
+    assert "sees no GPU" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_train_refuses_counts_that_setup_did_not_write(tmp_path, capsys):
+    anndata.AnnData(np.ones((4, 3), dtype=np.float32)).write_h5ad(tmp_path / "counts.h5ad")
+    assert cli.main(["train", *train_flags(tmp_path / "counts.h5ad", tmp_path)]) == 2
+    assert "is not a file of `ldvae setup`" in capsys.readouterr().err
+
+
+def test_check_reads_configs_and_files(tmp_path, capsys):
+    anndata.AnnData(np.ones((4, 3), dtype=np.float32)).write_h5ad(tmp_path / "good.h5ad")
+    anndata.AnnData(np.full((4, 3), 0.5, dtype=np.float32)).write_h5ad(tmp_path / "bad.h5ad")
+    (tmp_path / "config.yaml").write_text(f"datasets: {{a: '{tmp_path}/good.h5ad', b: '{tmp_path}/bad.h5ad'}}")
+    assert cli.main(["check", str(tmp_path / "good.h5ad")]) == 0
+    assert "raw counts of 4 cells and 3 genes" in capsys.readouterr().out
+    assert cli.main(["check", str(tmp_path / "config.yaml")]) == 2
+    assert "datasets.b: " in capsys.readouterr().err
+    assert cli.main(["check", "--quick", str(tmp_path / "config.yaml")]) == 0

@@ -1,0 +1,332 @@
+"""A config expands to the same runs whatever its order, and all its mistakes are found at once."""
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import get_type_hints
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from ldvae.config import (
+    ModelConfig,
+    Sections,
+    TrainConfig,
+    check_data,
+    coerce,
+    describe,
+    expand_config,
+    flags,
+    load_config,
+    read_header,
+    runs_table,
+    schema,
+)
+from ldvae.errors import InputError
+
+ROOT = Path(__file__).parents[1]
+SECTIONS = get_type_hints(Sections)
+
+
+def runs_of(**sections):
+    plan = expand_config({"datasets": {"a": {"input": "counts.h5ad"}}, **sections})
+    return plan.datasets["a"].runs
+
+
+@pytest.fixture
+def counts(tmp_path):
+    obs = pd.DataFrame(
+        {
+            "donor": pd.Categorical(["d1", "d2"] * 3, categories=["d1", "d2", "never"]),
+            "condition": ["stim", "ctrl"] * 3,
+            "age": np.arange(6.0),
+        },
+        index=[f"c{i}" for i in range(6)],
+    )
+    adata = anndata.AnnData(np.ones((6, 4), dtype=np.float32), obs=obs, layers={"counts": np.ones((6, 4))})
+    adata.write_h5ad(tmp_path / "counts.h5ad")
+    return tmp_path / "counts.h5ad"
+
+
+# ---------------------------------------------------------------- runs
+
+
+def test_a_grid_and_points_make_every_setting_once_from_every_seed():
+    sweep = {
+        "seeds": [0, 1],
+        "grid": {"n_latent": [5, 10], "lr": [0.01]},
+        "points": [{"n_latent": 5}, {"n_hidden": 64}],
+    }
+    runs = runs_of(sweep=sweep)
+    assert len(runs) == 6  # (5, 0.01) is also a point: 0.01 is the default
+    assert {(run.model.n_latent, run.model.n_hidden, run.seed) for run in runs.values()} == {
+        (k, h, s) for k, h in [(5, 128), (10, 128), (10, 64)] for s in (0, 1)
+    }
+
+
+def test_runs_of_one_setting_share_its_hash_and_differ_in_the_seed():
+    runs = list(runs_of(sweep={"seeds": [0, 7]}).values())
+    assert runs[0].setting == runs[1].setting
+    assert [run.id for run in runs] == [runs[0].setting.replace("-", f"-s{seed}-", 1) for seed in (0, 7)]
+
+
+def test_a_new_value_adds_runs_and_renames_none():
+    before = runs_of(sweep={"seeds": [0, 1], "grid": {"n_latent": [10]}})
+    after = runs_of(sweep={"seeds": [0, 1, 2], "grid": {"n_latent": [8, 10]}})
+    assert set(before) < set(after)
+    assert len(after) == 6
+
+
+def test_a_run_id_depends_on_values_not_on_how_they_are_written():
+    assert set(runs_of(train={"lr": "1e-2"})) == set(runs_of(train={"lr": 0.01})) == set(runs_of())
+    assert set(runs_of(train={"lr": 0.02})) != set(runs_of())
+
+
+@pytest.mark.parametrize("section", [name for name in SECTIONS if name not in ("model", "train", "sweep")])
+def test_options_of_other_steps_do_not_change_run_ids(section):
+    cls = SECTIONS[section]
+    number = next(item.name for item in fields(cls) if get_type_hints(cls)[item.name] in (int, float))
+    value = getattr(cls(), number)
+    assert set(runs_of(**{section: {number: value / 2 if isinstance(value, float) else value + 1}})) == set(runs_of())
+
+
+def test_model_and_training_options_have_different_names():
+    assert not {item.name for item in fields(ModelConfig)} & {item.name for item in fields(TrainConfig)}
+
+
+def test_a_dataset_overrides_single_options_of_any_section():
+    config = {
+        "datasets": {"a": {"input": "x.h5ad", "model": {"n_latent": 20}}, "b": "y.h5ad"},
+        "model": {"n_latent": 5, "n_hidden": 64},
+    }
+    plan = expand_config(config)
+    assert (plan.datasets["a"].model.n_latent, plan.datasets["a"].model.n_hidden) == (20, 64)
+    assert plan.datasets["b"].model.n_latent == 5
+
+
+def test_several_inputs_are_named_after_their_files_or_by_the_config():
+    plan = expand_config({"datasets": {"a": ["x/one.h5ad", "x/two.csv.gz"], "b": {"input": {"d1": "p", "d2": "q"}}}})
+    assert plan.datasets["a"].inputs == {"one": "x/one.h5ad", "two": "x/two.csv.gz"}
+    assert plan.datasets["b"].inputs == {"d1": "p", "d2": "q"}
+
+
+def test_the_table_of_runs_has_a_row_for_each_run_and_a_column_for_each_parameter(tmp_path):
+    plan = expand_config({"datasets": {"a": "x.h5ad"}, "sweep": {"seeds": [3, 4]}})
+    (tmp_path / "runs.tsv").write_text(runs_table(plan.datasets["a"]))
+    table = pd.read_csv(tmp_path / "runs.tsv", sep="\t")
+    assert list(table["run"]) == list(plan.datasets["a"].runs)
+    names = [item.name for item in (*fields(ModelConfig), *fields(TrainConfig))]
+    assert list(table.columns) == ["run", "setting", "seed", *names]
+
+
+def test_a_plan_is_plain_json():
+    plan = expand_config({"datasets": {"a": "x.h5ad"}, "de": {"contrasts": [{"column": "cell type"}]}})
+    assert json.loads(json.dumps(describe(plan)))["datasets"][0]["dataset"] == "a"
+
+
+# ---------------------------------------------------------------- values
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "expected"),
+    [("1e-3", float, 1e-3), (3, float, 3.0), ("4", int, 4), (7.0, int, 7), ("none", int | None, None), (5, str, "5")],
+)
+def test_values_become_what_the_option_is(value, kind, expected):
+    found = coerce(value, kind)
+    assert found == expected
+    assert type(found) is type(expected)
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "limits", "message"),
+    [
+        ("ten", int, {}, "expected a whole number, found 'ten'"),
+        (1.5, int, {}, "expected a whole number, found 1.5"),
+        (True, int, {}, "expected a whole number, found True"),
+        (float("nan"), float, {}, "expected a number, found nan"),
+        (0, int, {"minimum": 1}, "expected at least 1, found 0"),
+        (1, float, {"exclusiveMaximum": 1}, "expected less than 1, found 1"),
+        ("yes", bool, {}, "expected true or false, found 'yes'"),
+        ("a", list[str], {}, "expected a list, found 'a'"),
+        ([], list[int], {"minItems": 1}, "expected at least 1 value"),
+        ([1], str, {}, r"expected text, found \[1\]"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_what_was_expected(value, kind, limits, message):
+    with pytest.raises(InputError, match=message):
+        coerce(value, kind, **limits)
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_flags_are_empty_for_the_defaults(section):
+    assert flags(SECTIONS[section]()) == []
+
+
+def test_flags_name_what_differs():
+    options = ModelConfig(n_latent=20, use_batch_norm=False, gene_likelihood="zinb")
+    assert flags(options) == ["--n-latent", "20", "--gene-likelihood", "zinb", "--no-use-batch-norm"]
+
+
+# ---------------------------------------------------------------- mistakes
+
+
+def test_all_mistakes_of_a_config_are_in_one_message_with_the_nearest_names():
+    config = {
+        "datasets": {"a": {"input": "x.h5ad", "qc": {"min_gene": 3}}, "b/c": {"inptu": "y"}},
+        "moddel": {},
+        "train": {"lr": -1, "schedule": "cosin"},
+        "sweep": {"grid": {"n_latnet": [3]}},
+        "de": {"contrasts": [{"colum": "cell_type"}]},
+    }
+    with pytest.raises(InputError) as caught:
+        expand_config(config)
+    message = str(caught.value)
+    for part in (
+        "moddel: there is no such key. Did you mean 'model'",
+        "datasets.a.qc.min_gene: there is no such key. Did you mean 'min_genes'",
+        "datasets.b/c: a dataset's name",
+        "datasets.b/c.inptu: there is no such key. Did you mean 'input'",
+        "datasets.b/c.input: expected a path",
+        "train.lr: expected more than 0, found -1",
+        "train.schedule: expected one of constant, cosine, plateau, found 'cosin'",
+        "de.contrasts.colum: there is no such key. Did you mean 'column'",
+        "de.contrasts: {'colum': 'cell_type'} names no column",
+        "sweep.n_latnet: there is no such key. Did you mean 'n_latent'",
+    ):
+        assert part in message
+    assert message.count("train.lr") == 1  # once, not once for each dataset
+
+
+@pytest.mark.parametrize("config", [{}, {"datasets": None}, {"datasets": {}}, {"datasets": ["a"]}])
+def test_a_config_without_datasets_says_how_to_name_one(config):
+    with pytest.raises(InputError, match="datasets: expected at least one"):
+        expand_config(config)
+
+
+def test_an_empty_section_means_the_defaults():
+    assert set(runs_of(model=None, qc=None)) == set(runs_of())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("a: [", "not valid YAML"), ("- a", "holds list"), ("", "holds NoneType")]
+)
+def test_a_config_file_that_is_none_is_refused(tmp_path, text, message):
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(InputError, match=message):
+        load_config(tmp_path / "config.yaml")
+
+
+def test_names_that_the_data_do_not_have_are_found_with_the_nearest_ones(counts):
+    config = {
+        "datasets": {"a": {"input": str(counts)}, "gone": str(counts.with_name("gone.h5ad"))},
+        "qc": {"layer": "count", "obs_table": None},
+        "setup": {"batch_key": "doner", "continuous_covariate_keys": ["age", "agee"]},
+        "de": {
+            "replicate_key": "donor",
+            "contrasts": [
+                {"column": "condition", "group1": "stin", "group2": "ctrl", "within": "cel_type"},
+                {"column": "leiden"},
+                {"column": "donor", "group1": "never"},
+            ],
+        },
+    }
+    with pytest.raises(InputError) as caught:
+        check_data(expand_config(config))
+    message = str(caught.value)
+    for part in (
+        "a.qc.layer: no layer 'count'. Did you mean 'counts'",
+        "a.setup.batch_key: no obs column 'doner'. Did you mean 'donor'",
+        "a.setup.continuous_covariate_keys: no obs column 'agee'. Did you mean 'age'",
+        "a.de.contrasts: no group 'stin' in 'condition'. Did you mean 'stim'",
+        "a.de.contrasts: no obs column 'cel_type'",
+        "a.de.contrasts: no group 'never' in 'donor'",
+        "gone.h5ad is not there",
+    ):
+        assert part in message
+    assert message.count("\n- ") == 7
+
+
+def test_a_config_that_fits_its_data_passes(counts):
+    config = {
+        "datasets": {"a": {"input": str(counts)}},
+        "qc": {"layer": "counts"},
+        "setup": {"batch_key": "donor", "labels_key": "condition"},
+        "programs": {"variables": ["total_counts"]},  # added by qc
+        "de": {"contrasts": [{"column": "condition", "group1": "stim"}, {"column": "leiden"}]},
+    }
+    check_data(expand_config(config))
+
+
+def test_missing_files_are_no_mistake_when_another_workflow_makes_them(tmp_path):
+    plan = expand_config({"datasets": {"a": str(tmp_path / "later.h5ad")}})
+    check_data(plan, made_elsewhere=True)
+    with pytest.raises(InputError, match="is not there"):
+        check_data(plan)
+
+
+def test_a_file_that_is_no_hdf5_is_named(tmp_path):
+    (tmp_path / "counts.h5ad").write_text("not HDF5")
+    with pytest.raises(InputError, match=r"counts\.h5ad: is not an h5ad file"):
+        check_data(expand_config({"datasets": {"a": str(tmp_path / "counts.h5ad")}}))
+
+
+def test_headers_of_old_formats_are_read(shared_data):
+    legacy = read_header(str(shared_data / "bad" / "kang_lognormalized_not_counts_legacy.h5ad"))
+    assert legacy is not None
+    assert legacy.obs
+    kang = read_header(str(shared_data / "kang2018_stim_ctrl.h5ad"))
+    assert kang is not None
+    assert kang.obs["condition"] == {"stim", "ctrl"}
+
+
+# ---------------------------------------------------------------- files of the repository
+
+
+def test_the_schema_in_the_repository_is_that_of_the_dataclasses():
+    stored = yaml.safe_load((ROOT / "workflow" / "schemas" / "config.schema.yaml").read_text())
+    assert stored == json.loads(json.dumps(schema())), "run `make schema`"
+
+
+def test_the_schema_accepts_the_config_and_refuses_unknown_keys():
+    jsonschema = pytest.importorskip("jsonschema")
+    config = yaml.safe_load((ROOT / "config" / "config.yaml").read_text())
+    jsonschema.validate(config, schema())
+    for place in (config, config["model"], config["datasets"]["pbmc68k"]):
+        place["unknown"] = 1
+        with pytest.raises(jsonschema.ValidationError, match="unknown"):
+            jsonschema.validate(config, schema())
+        del place["unknown"]
+
+
+def test_the_config_lists_every_key_with_its_default_and_a_comment():
+    lines = (ROOT / "config" / "config.yaml").read_text().splitlines()
+    config = yaml.safe_load("\n".join(lines))
+    assert list(config) == ["outdir", "datasets", *SECTIONS]
+    for section, cls in SECTIONS.items():
+        values = {item.name: getattr(cls(), item.name) for item in fields(cls)}
+        assert config[section] == values, section
+        for key in values:
+            start = lines.index(f"{section}:")
+            line = next(i for i in range(start, len(lines)) if lines[i].startswith(f"  {key}:"))
+            assert lines[line - 1].strip().startswith("#"), f"{section}.{key} has no comment"
+
+
+@pytest.mark.parametrize("name", ["ldvae", "ldvae-cuda"])
+def test_the_conda_environments_pin_the_versions_of_requirements_txt(name):
+    pinned = dict(
+        line.split("==")
+        for line in (ROOT / "requirements.txt").read_text().splitlines()
+        if "==" in line and line[0] != "#"
+    )
+    environment = yaml.safe_load((ROOT / "envs" / f"{name}.yaml").read_text())
+    pip = dict(
+        line.split("==") for part in environment["dependencies"] if isinstance(part, dict) for line in part["pip"]
+    )
+    conda = [line.split("=") for line in environment["dependencies"] if isinstance(line, str) and "=" in line]
+    pip |= {package.replace("pytorch-cpu", "torch"): version for package, version in conda if package != "python"}
+    assert pip
+    assert {package: pinned.get(package) for package in pip} == pip
+    assert "ldvae" in (ROOT / "envs" / f"{name}.post-deploy.sh").read_text()
