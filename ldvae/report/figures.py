@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import is_color_like, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from ldvae.report.drawing import (
     BLUE,
@@ -485,47 +485,36 @@ def program_map(program: str, umap: np.ndarray, scores: np.ndarray, note: str) -
 
 
 @styled
-def program_by_group(program: str, scores: np.ndarray, groups: pd.Series, variable: str) -> Drawing:
-    """Distribution of a program's scores in each level of a column: quartiles, and whiskers at 5 and 95 %."""
-    quantiles = (
-        pd.Series(scores, index=groups.index).groupby(groups, observed=True).quantile([0.05, 0.25, 0.5, 0.75, 0.95])
-    )
-    table = quantiles.unstack().sort_values(0.5, ascending=False)
-    boxes = [
-        {
-            "whislo": row[0.05],
-            "q1": row[0.25],
-            "med": row[0.5],
-            "q3": row[0.75],
-            "whishi": row[0.95],
-            "label": _short(str(level)),
-        }
-        for level, row in table.iterrows()
-    ]
-    figure = Figure(figsize=(NARROW, 0.6 + 0.2 * len(boxes)), layout="constrained")
-    ax = figure.subplots()
-    ax.axvline(0, color=RULE, linewidth=0.8)
-    ax.bxp(
-        boxes,
-        orientation="horizontal",
-        showfliers=False,
-        widths=0.62,
-        patch_artist=True,
-        boxprops={"facecolor": SKY, "edgecolor": "none", "alpha": 0.85},
-        medianprops={"color": INK, "linewidth": 1.4},
-        whiskerprops={"color": MUTED, "linewidth": 0.9},
-        showcaps=False,
-    )
-    ax.invert_yaxis()
-    ax.tick_params(axis="y", length=0)
-    ax.spines["left"].set_visible(False)
-    ax.set_xlabel(f"Score of {program}")
+def program_by_group(program: str, scores: np.ndarray, groups: dict[str, pd.Series]) -> Drawing:
+    """Distribution of a program's scores in the groups of each column, on one scale, highest median first."""
+    tables = {variable: _quantiles(scores, group) for variable, group in groups.items()}
+    heights = [len(table) for table in tables.values()]
+    figure = Figure(figsize=(NARROW, 0.5 + 0.32 * len(tables) + 0.2 * sum(heights)), layout="constrained")
+    axes = figure.subplots(len(tables), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
+    for ax, (variable, table) in zip(axes, tables.items(), strict=True):
+        rows = np.arange(len(table))
+        ax.axvline(0, color=RULE, linewidth=0.8, zorder=0)
+        ax.hlines(rows, table[0.05], table[0.95], color=MUTED, linewidth=0.9)
+        ax.hlines(rows, table[0.25], table[0.75], color=SKY, linewidth=9, alpha=0.85)
+        ax.vlines(table[0.5], rows - 0.31, rows + 0.31, color=INK, linewidth=1.4, zorder=3)
+        ax.set_yticks(rows, [_short(level) for level in table.index])
+        ax.set_title(_short(variable), loc="left", color=MUTED)
+        ax.set_ylim(len(table) - 0.4, -0.6)
+        ax.tick_params(axis="y", length=0)
+        ax.spines["left"].set_visible(False)
+    axes[-1].set_xlabel(f"Score of {program}")
     return Drawing(
-        name=f"program_{program}_by_{_slug(variable)}",
+        name=f"program_{program}_groups",
         figure=figure,
-        title=f"{program} by {variable}",
+        title=f"Score of {program} by group",
         caption="Boxes: median and quartiles; lines: 5th to 95th percentile.",
     )
+
+
+def _quantiles(scores: np.ndarray, groups: pd.Series) -> pd.DataFrame:
+    """Quantiles of the scores in each group, highest median first."""
+    by_level = pd.Series(scores, index=groups.index).groupby(groups, observed=True)
+    return by_level.quantile([0.05, 0.25, 0.5, 0.75, 0.95]).unstack().sort_values(0.5, ascending=False)
 
 
 @styled
@@ -619,9 +608,9 @@ def _fit_axes(ax: Axes, fit: pd.DataFrame, quantity: str) -> None:
         positive = np.concatenate([observed[observed > 0], predicted[predicted > 0], [1e-3, 1]])
         ends = (positive.min() / 1.5, positive.max() * 1.5)
         ax.set(xscale="log", yscale="log", xlim=ends, ylim=ends)
+        ax.minorticks_off()
         for axis in (ax.xaxis, ax.yaxis):  # matplotlib's own labels of a log axis are formulas
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            axis.set_minor_formatter(NullFormatter())
     ax.plot(ends, ends, color=MUTED, linewidth=0.9)
     ax.scatter(observed, predicted, color=BLUE, s=7, alpha=0.5, linewidth=0, rasterized=len(fit) > 300)
 

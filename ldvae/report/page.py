@@ -595,7 +595,8 @@ def _panel(
     if results.umap is not None:
         note = _sampled_note(len(cells), len(results.obs))
         drawn.append(figures.program_map(name, results.umap[cells], scores[cells], note))
-    drawn += [figures.program_by_group(name, scores, group, variable) for variable, group in groups.items()]
+    if groups:
+        drawn.append(figures.program_by_group(name, scores, groups))
     associations = results.associations[results.associations["program"] == name]
     associations = associations.sort_values("effect", key=np.abs, ascending=False)
     enrichment = results.enrichment[results.enrichment["program"] == name].sort_values("p")
