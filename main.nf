@@ -14,7 +14,7 @@ workflow {
     LDVAE.out.versions.unique { it.text }.collectFile(name: 'versions.yml', storeDir: "${params.outdir}/pipeline_info", sort: true)
 
     workflow.onComplete = {
-        if (workflow.success) {
+        if (workflow.success && !workflow.stats.ignoredCount) {
             println("The reports: ${file(params.outdir).toAbsolutePath()}/index.html")
         }
     }

@@ -76,7 +76,7 @@ workflow LDVAE {
             .join(dataset)
             .map { row -> row[0..-2] + [row[-1].resolved, row[-1].flags.report] }
     )
-    INDEX(plan.map { it.datasets*.dataset }, REPORT.out.report.map { _meta, folder -> folder }.collect())
+    INDEX(plan.map { it.datasets*.dataset }, REPORT.out.report.map { _meta, page, _summary, _figures -> page.parent }.collect())
 
     emit:
     counts = SETUP.out.counts // [meta, h5ad]: genes, columns and split as the models were trained on
@@ -85,7 +85,7 @@ workflow LDVAE {
     programs = PROGRAMS.out.programs // [meta, folder]
     annotated = ANNOTATE.out.annotated // [meta, h5ad]
     de = DE.out.de // [meta, folder]
-    report = REPORT.out.report // [meta, folder]
+    report = REPORT.out.report // [meta, html, json, folder of figures]
     versions = QC.out.versions.mix(
         SETUP.out.versions, TRAIN.out.versions, SELECT.out.versions, PROGRAMS.out.versions,
         ANNOTATE.out.versions, DE.out.versions, REPORT.out.versions, INDEX.out.versions

@@ -6,7 +6,7 @@ process INDEX {
 
     input:
     val datasets // names, in the order of the page; those without a report are left out
-    path reports // folders that REPORT wrote, each called as its dataset
+    path reports // the folders of the reports, each called as its dataset
 
     output:
     path 'index.html', emit: page

@@ -13,8 +13,7 @@ process REPORT {
         path(selection, stageAs: 'select/*'), path(programs), path(annotated), path(de), val(resolved), val(flags)
 
     output:
-    tuple val(meta), path("${meta.id}"), emit: report
-    path "${meta.id}/*", emit: files
+    tuple val(meta), path("${meta.id}/report.html"), path("${meta.id}/report.json"), path("${meta.id}/figures"), emit: report
     path 'versions.yml', emit: versions
 
     script:

@@ -22,14 +22,12 @@ process TRAIN {
     script:
     def args = task.ext.args ?: ''
     def run = "${meta.id}/runs/${meta.run}"
-    // Outside of the task's folder: a retry has a new one. The session is the same when a pipeline is resumed.
-    def checkpoint = "${workflow.workDir}/checkpoints/${workflow.sessionId}/${meta.id}/${meta.run}"
     """
     export LDVAE_PROCESS='${task.process}'
     # exec: a signal to stop must find the training, not a shell that dies of it before the checkpoint is written
     exec ldvae train --counts ${counts} \\
         --model ${run}/model --history ${run}/history.csv --metrics ${run}/metrics.json \\
-        --factors ${run}/factors.npz --fit ${run}/fit.tsv --checkpoint '${checkpoint}' \\
+        --factors ${run}/factors.npz --fit ${run}/fit.tsv --checkpoint '${checkpoint_of(meta)}' \\
         --checkpoint-minutes ${compute.checkpoint_minutes ?: 10} --device ${compute.device ?: 'auto'} --threads ${task.cpus} \\
         --versions-yml versions.yml ${flags} ${args}
     """
@@ -42,4 +40,9 @@ process TRAIN {
         --metrics ${run}/metrics.json --factors ${run}/factors.npz --fit ${run}/fit.tsv \\
         --versions-yml versions.yml ${flags}
     """
+}
+
+// Outside of the task's folder: a retry has a new one. The session stays the same when a pipeline is resumed.
+def checkpoint_of(meta) {
+    return "${workflow.workDir}/checkpoints/${workflow.sessionId}/${meta.id}/${meta.run}"
 }
