@@ -26,7 +26,7 @@ bench: install  ## the measurements behind the README (tables on stdout)
 	for script in tests/benchmarks/*.py; do echo "== $$script"; python $$script || exit 1; done
 
 test-cluster: install  ## on a real Slurm of this machine (root on Debian; see docs/cluster.md)
-	timeout 5400 pytest -q tests/cluster -m cluster
+	timeout 5400 pytest -q tests/cluster -m "cluster or not cluster" $(TESTS)
 
 test-nextflow: install  ## under a real Nextflow (Java 17; see docs/nextflow.md)
 	timeout 5400 pytest -q tests/nextflow -m nextflow

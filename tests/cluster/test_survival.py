@@ -85,10 +85,9 @@ def test_a_signal_writes_the_checkpoint_within_ten_seconds_and_asks_to_be_run_ag
             break
     sent = time.monotonic()
     process.send_signal(how)
-    messages = process.stderr.read()
-    assert process.wait() == 128 + how
+    assert any("Checkpoint at epoch" in line for line in process.stderr)
     assert time.monotonic() - sent < 10
-    assert "Checkpoint at epoch" in messages
+    assert process.wait() == 128 + how
     assert (tmp_path / "checkpoint" / "checkpoint").exists()
     assert not (tmp_path / "metrics.json").exists()
 
