@@ -664,8 +664,9 @@ def expand_sweep(model: ModelConfig, train: TrainConfig, sweep: SweepConfig) -> 
 
     Examples
     --------
-    >>> list(expand_sweep(ModelConfig(), TrainConfig(), SweepConfig(seeds=[0, 1], grid={"n_latent": [8]})))
-    ['k8-s0-43b7e6', 'k8-s1-43b7e6']
+    >>> runs = expand_sweep(ModelConfig(), TrainConfig(), SweepConfig(seeds=[0, 1], grid={"n_latent": [8, 9]}))
+    >>> [(run.model.n_latent, run.seed) for run in runs.values()]
+    [(8, 0), (8, 1), (9, 0), (9, 1)]
     """
     problems: list[str] = []
     runs = _runs(model, train, sweep, "", problems)

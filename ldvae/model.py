@@ -20,7 +20,7 @@ from anndata import AnnData, read_h5ad
 from torch import Tensor
 
 from ldvae import posterior
-from ldvae.config import FitConfig, ModelConfig, default_max_epochs
+from ldvae.config import FitConfig, ModelConfig, ProgramsConfig, default_max_epochs
 from ldvae.data import (
     MINIFIED_TYPES,
     AnnDataManager,
@@ -42,6 +42,7 @@ from ldvae.differential import DeOptions, comparisons, differential_expression
 from ldvae.errors import InputError
 from ldvae.module import LDVAE, ElboTerms, Posterior
 from ldvae.posterior import Cells
+from ldvae.programs import Programs, find_programs
 from ldvae.storage import SavedModel, adata_path, read_legacy, read_model, write_model, write_scvi_tools
 from ldvae.train import Checkpoint, EpochReport, Fit, fit, seeded
 
@@ -506,6 +507,39 @@ class LinearSCVI:
         weight, _ = self._folded()
         return pd.DataFrame(weight[:, weight.shape[1] - len(names) :], index=self._genes(), columns=names)
 
+    def get_programs(self, *others: LinearSCVI, config: ProgramsConfig | None = None) -> Programs:
+        """Gene programs of this fit, or what it shares with other fits of the same data: far more to be trusted.
+
+        Parameters
+        ----------
+        *others
+            Models of the same cells and genes, trained from other seeds.
+        config
+            Rank, rotation and baseline (`ldvae.config.ProgramsConfig`); none: the defaults.
+
+        Returns
+        -------
+        Programs
+            Tables of loadings, scores, intervals and stability; see `ldvae.programs` and docs/programs.md.
+        """
+        fits = (self, *others)
+        adata, source = self._counts(None)
+        rows = np.arange(len(source))
+        totals = sum(counts.x[chosen].sum(axis=0, dtype=float) for counts, chosen in source.minibatches(rows, 4096))
+        theta = None
+        if self.module.config.gene_likelihood != "poisson":
+            some = rows[:: max(1, len(rows) // 1000)]
+            found = [fit.get_likelihood_parameters(indices=some)["dispersions"] for fit in fits]
+            theta = np.stack([np.atleast_2d(values).mean(axis=0) for values in found])
+        return find_programs(
+            [fit.get_latent_representation() for fit in fits],
+            [fit.get_loadings() for fit in fits],
+            mean=np.asarray(totals).ravel() / len(source),
+            theta=theta,
+            cells=list(adata.obs_names),
+            config=config,
+        )
+
     @torch.inference_mode()
     def decode(
         self, z: np.ndarray | pd.DataFrame | Tensor, batch: Any = None, library_size: float = 1.0
@@ -769,7 +803,7 @@ class LinearSCVI:
         )
         if return_numpy or expression.ndim == 3:
             return expression
-        return pd.DataFrame(expression, index=names, columns=self._genes()[genes])
+        return pd.DataFrame(expression, index=names, columns=self._genes() if genes is None else self._genes()[genes])
 
     def get_likelihood_parameters(
         self,
@@ -1103,10 +1137,10 @@ class LinearSCVI:
             codes.append(None if name is None else categories.index(name))
         return codes
 
-    def _gene_rows(self, gene_list: Sequence[str] | None) -> np.ndarray:
-        """Rows of genes, ascending, from their names; all for None."""
+    def _gene_rows(self, gene_list: Sequence[str] | None) -> np.ndarray | None:
+        """Rows of genes, ascending, from their names; None, which stands for all, for None."""
         if gene_list is None:
-            return np.arange(len(self._registry.var_names))
+            return None
         rows = self._genes().get_indexer(list(gene_list))
         if (rows < 0).any():
             unknown = [str(gene) for gene, row in zip(gene_list, rows, strict=True) if row < 0]

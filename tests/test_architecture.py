@@ -15,6 +15,7 @@ ALLOWED = {
     | {"steps", "model", "programs", "report", "io", "demo", "simulate"}
     | {"train", "posterior", "module", "data"},  # the parts of the model, for the step train
     "report": BASICS | {"report"},
+    "sweep": BASICS | {"model", "posterior", "programs", "data"},
     "model": BASICS | {"train", "posterior", "differential", "storage", "programs", "data", "module", "kernels"},
     "train": BASICS | {"module", "data", "kernels"},
     "posterior": BASICS | {"module", "data", "kernels"},

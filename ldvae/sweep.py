@@ -1,0 +1,112 @@
+"""Many fits of one dataset from Python: a grid of options, each from several seeds."""
+
+from __future__ import annotations
+
+import logging
+from typing import NamedTuple
+
+import pandas as pd
+import torch
+from anndata import AnnData
+
+from ldvae import posterior
+from ldvae.config import ModelConfig, ProgramsConfig, SweepConfig, TrainConfig, expand_sweep
+from ldvae.data import Split, split_cells
+from ldvae.errors import InputError
+from ldvae.model import LinearSCVI, pick_device
+from ldvae.programs import Programs, outliers
+
+logger = logging.getLogger(__name__)
+
+
+class Sweep(NamedTuple):
+    """Fits of one dataset and how they compare."""
+
+    runs: (
+        pd.DataFrame
+    )  # indexed by run: setting, seed, options, epochs, seconds, elbo_train, elbo_validation, elbo_test
+    models: dict[str, LinearSCVI]  # trained, by run
+
+    def get_programs(self, setting: str | None = None, config: ProgramsConfig | None = None) -> Programs:
+        """Gene programs that the fits of one setting share; fits that lost a program are left out.
+
+        Parameters
+        ----------
+        setting
+            Id of a setting, such as k10-3fa9c1; none: the only one.
+        config
+            As for `LinearSCVI.get_programs`.
+        """
+        settings = list(self.runs["setting"].unique())
+        if setting is None and len(settings) > 1:
+            raise InputError(f"The sweep has {len(settings)} settings: {', '.join(settings)}. Name one.")
+        if setting is not None and setting not in settings:
+            raise InputError(
+                f"There is no setting {setting!r}; the sweep has {', '.join(settings)}. Name one of these."
+            )
+        own = self.runs[self.runs["setting"] == (setting or settings[0])]
+        out = outliers(own["elbo_validation"].fillna(own["elbo_train"]))
+        for run in own.index[out]:
+            logger.warning("%s is left out: its ELBO is far from that of the other fits.", run)
+        first, *others = (self.models[run] for run in own.index[~out])
+        return first.get_programs(*others, config=config)
+
+
+def sweep(
+    adata: AnnData,
+    config: SweepConfig | None = None,
+    *,
+    model: ModelConfig | None = None,
+    train: TrainConfig | None = None,
+    split: Split | None = None,
+    accelerator: str = "auto",
+) -> Sweep:
+    """Fit every setting of a grid from every seed, all to the same cells.
+
+    Parameters
+    ----------
+    adata
+        Set up with `LinearSCVI.setup_anndata`; read once for all fits.
+    config
+        Seeds, grid and points (`ldvae.config.SweepConfig`), as in the workflow's config.
+    model, train
+        Options that are not swept; none: the workflow's defaults.
+    split
+        Rows to train, validate and test on; none: a random tenth to validate on and a random tenth to test on.
+    accelerator
+        "auto", "cpu" or "gpu".
+
+    Returns
+    -------
+    Sweep
+        With negative ELBO in nats per cell; run ids are those of the workflow.
+
+    Examples
+    --------
+    >>> import ldvae
+    >>> from ldvae.config import SweepConfig, TrainConfig
+    >>> from ldvae.simulate import simulate
+    >>> adata = simulate(n_obs=200, n_vars=100).to_anndata()
+    >>> ldvae.LinearSCVI.setup_anndata(adata)
+    >>> fits = sweep(adata, SweepConfig(seeds=[0, 1], grid={"n_latent": [3]}), train=TrainConfig(max_epochs=2))
+    >>> fits.runs[["seed", "n_latent", "epochs"]].to_numpy().tolist()
+    [[0, 3, 2], [1, 3, 2]]
+    """
+    runs = expand_sweep(model or ModelConfig(), train or TrainConfig(), config or SweepConfig())
+    split = split or split_cells(adata.n_obs, 0.8, 0.1, seed=0)
+    rows, models = [], {}
+    for run in runs.values():
+        fitted = LinearSCVI(adata, **vars(run.model), seed=run.seed)
+        fitted.module.to(pick_device(accelerator))
+        done = fitted.fit(split, run.train.fit_config(len(split.train)), seed=run.seed)
+        row = {"run": run.id, "setting": run.setting, "seed": run.seed, **run.params}
+        row |= {"epochs": done.epochs, "seconds": done.seconds}
+        for part, cells in zip(Split._fields, split, strict=True):
+            # The same noise for all fits, so that they differ by what they learned.
+            noise = torch.Generator().manual_seed(0)
+            terms = posterior.elbo_terms(fitted.module, fitted.source, cells, noise) if len(cells) else None
+            row[f"elbo_{part}"] = float(terms.loss().double().mean()) if terms else float("nan")
+        logger.info("%s: ELBO %.2f nats per cell in validation", run.id, row["elbo_validation"])
+        rows.append(row)
+        models[run.id] = fitted
+    return Sweep(pd.DataFrame(rows).set_index("run"), models)
