@@ -174,9 +174,12 @@ class BackedCounts:
 
 
 def as_csr(x: Any) -> sparse.csr_matrix:
-    """Any matrix as float32 CSR; shares memory where it already is."""
+    """Any matrix as float32 CSR, genes ascending and once in each cell; shares memory where it already is."""
     if not isinstance(x, sparse.csr_matrix):
         x = sparse.csr_matrix(x)
+    if not x.has_canonical_format:
+        x = x.copy()
+        x.sum_duplicates()
     return x.astype(np.float32, copy=False)
 
 

@@ -16,6 +16,7 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Nor
 
 from ldvae.data import BackedCounts, Counts, Covariates
 from ldvae.errors import InputError
+from ldvae.kernels import fused_step
 from ldvae.module import LDVAE, ElboTerms, Generative, Posterior
 
 Source = Counts | BackedCounts
@@ -75,10 +76,13 @@ def device_of(module: LDVAE) -> torch.device:
 @torch.inference_mode()
 def encode(module: LDVAE, source: Source, rows: np.ndarray, batch_size: int = BATCH_SIZE) -> Cells:
     """Posterior of z and of the library size of cells, on the CPU, in the order of `rows`."""
-    parts = []
+    fused, parts = fused_step(module), []
     for counts, chosen in source.minibatches(rows, batch_size):
-        x, _ = counts.minibatch(chosen, device_of(module))
-        parts.append(module.encode(x))
+        if fused is not None:
+            parts.append(Posterior(*fused.encode(counts, chosen)))
+        else:
+            x, _ = counts.minibatch(chosen, device_of(module))
+            parts.append(module.encode(x))
     q = Posterior(*(None if values[0] is None else torch.cat(values).cpu() for values in zip(*parts, strict=True)))
     return Cells(q, source.covariates.rows(rows))
 
@@ -132,11 +136,14 @@ def elbo_terms(
     module: LDVAE, source: Source, rows: np.ndarray, generator: torch.Generator, batch_size: int = BATCH_SIZE
 ) -> ElboTerms:
     """Terms of the negative ELBO of each cell with one draw of z and of the library size; nats, shape (n_obs,)."""
-    parts = []
+    fused, parts = fused_step(module), []
     for counts, chosen in source.minibatches(rows, batch_size):
-        x, covariates = counts.minibatch(chosen, device_of(module))
-        noise = module.draw_noise(len(chosen), generator).to(x.device)
-        parts.append(module.elbo_terms(x, covariates, noise))
+        noise = module.draw_noise(len(chosen), generator)
+        if fused is not None:
+            parts.append(ElboTerms(*fused.elbo_terms(counts, chosen, noise)))
+        else:
+            x, covariates = counts.minibatch(chosen, device_of(module))
+            parts.append(module.elbo_terms(x, covariates, noise.to(x.device)))
     return ElboTerms(*(torch.cat(values).cpu() for values in zip(*parts, strict=True)))
 
 
@@ -227,7 +234,7 @@ def normalized_expression(
     cells: Cells,
     generator: torch.Generator,
     *,
-    genes: np.ndarray | slice = slice(None),
+    genes: np.ndarray | None = None,
     batches: Sequence[int | None] = (None,),
     library_size: float | Literal["latent"] = 1.0,
     n_samples: int = 1,
@@ -243,7 +250,7 @@ def normalized_expression(
     generator
         Of the noise.
     genes
-        Rows of the genes to return; the proportions are of all genes.
+        Rows of the genes to return, none: all; the proportions are of all genes in any case.
     batches
         Codes of the batches to decode for, and to average over; None: each cell's own.
     library_size
@@ -260,7 +267,7 @@ def normalized_expression(
     ndarray
         Shape (n_obs, n_genes); (n_samples, n_obs, n_genes) for more than one draw that are not averaged.
     """
-    n_genes = len(np.arange(module.shape.n_vars)[genes])
+    n_genes = module.shape.n_vars if genes is None else len(genes)
     n_draws = max(n_samples, 1)
     keep = n_draws > 1 and not return_mean
     out = np.empty((n_draws, cells.n_obs, n_genes) if keep else (cells.n_obs, n_genes), dtype=np.float32)
@@ -269,10 +276,15 @@ def normalized_expression(
         for batch in batches:
             decoded = minibatch.in_batch(batch).to(device_of(module))
             z, library = draw(module, decoded, n_samples, generator)
-            scale = px_scale(module, decoded, z)[..., genes]
-            expected.append(scale * (library.exp() if library_size == "latent" else library_size))
-        values = sum(expected[1:], start=expected[0]) / len(batches)
-        out[..., rows, :] = (values if keep else values.mean(dim=0)).cpu()
+            scale = px_scale(module, decoded, z)
+            scale = scale if genes is None else scale[..., genes]
+            if library_size != 1:
+                scale = scale * (library.exp() if library_size == "latent" else library_size)
+            expected.append(scale)
+        values = expected[0] if len(expected) == 1 else torch.stack(expected).mean(dim=0)
+        if not keep:
+            values = values[0] if n_draws == 1 else values.mean(dim=0)
+        out[..., rows, :] = values.cpu()
     return out
 
 
@@ -403,7 +415,7 @@ def posterior_predictive(
     cells: Cells,
     generator: torch.Generator,
     *,
-    genes: np.ndarray | slice = slice(None),
+    genes: np.ndarray | None = None,
     batches: Sequence[int | None] = (None,),
     n_samples: int = 1,
     batch_size: int = BATCH_SIZE,
@@ -414,7 +426,8 @@ def posterior_predictive(
     """
     for _, minibatch in cells.minibatches(max(1, batch_size // n_samples)):
         drawn = [sample_counts(decode(module, minibatch.in_batch(b), n_samples, generator), generator) for b in batches]
-        yield (sum(drawn[1:], start=drawn[0]) / len(drawn))[..., genes]
+        counts = sum(drawn[1:], start=drawn[0]) / len(drawn)
+        yield counts if genes is None else counts[..., genes]
 
 
 def sample_counts(px: Generative, generator: torch.Generator) -> np.ndarray:

@@ -26,6 +26,7 @@ from torch import Tensor
 from ldvae.config import FitConfig
 from ldvae.data import BackedCounts, Counts, Split
 from ldvae.errors import InputError
+from ldvae.kernels import fused_step
 from ldvae.module import LDVAE, Noise
 
 logger = logging.getLogger(__name__)
@@ -292,7 +293,7 @@ def pick_step(module: LDVAE, optimizer: torch.optim.Optimizer, config: FitConfig
     plain = PlainStep(module, optimizer, config.gradient_clip_val)
     if config.gradient_clip_val is not None:
         return plain
-    return module.fused_step(optimizer, plain) or plain
+    return fused_step(module, optimizer, plain) or plain
 
 
 def training_minibatches(

@@ -13,17 +13,17 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def fused_step(module: Any, optimizer: torch.optim.Optimizer | None, plain: Any) -> FusedStep | None:
-    """The training step of this module as fused kernels, or None where plain torch has to do.
+def fused_step(module: Any, optimizer: torch.optim.Optimizer | None = None, plain: Any = None) -> FusedStep | None:
+    """The training step and inference of this module as fused kernels, or None where plain torch has to do.
 
     Parameters
     ----------
     module
         An `LDVAE`, on the device to train on.
     optimizer
-        Over its parameters; None if it is only evaluated.
+        Over its parameters; None if nothing is trained.
     plain
-        The same step in plain torch, for minibatches of a single cell.
+        The training step in plain torch, for minibatches of a single cell.
     """
     reason = unsupported(module, optimizer)
     if reason is None:
@@ -33,7 +33,7 @@ def fused_step(module: Any, optimizer: torch.optim.Optimizer | None, plain: Any)
             reason = f"numba cannot be used ({error})"
         else:
             return FusedStep(module, optimizer, plain)
-    logger.info("Training in plain torch: %s.", reason)
+    logger.log(logging.INFO if optimizer else logging.DEBUG, "Plain torch: %s.", reason)
     return None
 
 

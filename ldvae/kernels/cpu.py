@@ -1124,6 +1124,8 @@ def _zinb_counts(genes, start, theta_row, theta, tile, scale, zi, slope, zi_slop
     n = theta.shape[1]
     for j in range(n):
         for k in range(genes.first[start + j], genes.first[start + j + 1]):
+            if genes.x[k] == f32(0):  # stored, but a zero like others
+                continue
             b = genes.cell[k]
             row = theta_row[b]
             ratio = tile[b, j] * scale[b] / (theta[row, j] + EPS)
@@ -1395,9 +1397,24 @@ class FusedStep:
 
     def evaluate(self, counts: Any, rows: np.ndarray, noise: Any) -> Tensor:
         """The same sums without an update."""
+        terms = self.elbo_terms(counts, rows, noise)
+        return torch.stack([values.double().sum() for values in terms]).float()
+
+    def elbo_terms(self, counts: Any, rows: np.ndarray, noise: Any) -> list[Tensor]:
+        """Reconstruction, KL(z) and KL(library) of each cell, in nats, shape (n_obs,)."""
         with threads():
             terms = self.forward(self.work(len(rows)), counts, rows, noise, training=False)
-        return torch.tensor([values.sum(dtype=np.float64) for values in terms], dtype=torch.float32)
+        return [torch.from_numpy(values.astype(f32)) for values in terms]
+
+    def encode(self, counts: Any, rows: np.ndarray) -> list[Tensor | None]:
+        """Mean and variance of the posterior of z, (n_obs, n_latent), and of the log library size, (n_obs, 1)."""
+        work = self.work(len(rows))
+        with threads():
+            first_layer(work, minibatch(counts, rows, self.module.config.log_variational))
+            for encoder in work.encoders:
+                encoder.forward(None)
+        moments = [torch.from_numpy(v.copy()) for encoder in work.encoders for v in (encoder.mean, encoder.var)]
+        return moments + [None] * (4 - len(moments))
 
     def work(self, n_obs: int) -> Pass:
         """Memory for minibatches of this size; that of the last few sizes is kept."""
@@ -1415,9 +1432,7 @@ class FusedStep:
         work.covariates = covariates = counts.covariates.rows(rows)
         masks = [array(masks[0]) if masks else _NONE2 for masks in (noise.z_masks, noise.l_masks)]
         work.masks, work.noise = masks, (array(noise.z), array(noise.library))
-        first = [(e.weights.weight, e.weights.bias) for e in work.encoders] + [(_NONE2, _NONE1)]
-        outs = [e.hidden for e in work.encoders] + [_NONE2]
-        first_layers(batch, *first[0], *first[1], numba.get_num_threads(), outs[0], outs[1])
+        first_layer(work, batch)
         work.priors = [work.standard]
         if work.library is not None:
             index = covariates.batch_index
@@ -1485,6 +1500,13 @@ def minibatch(counts: Any, rows: np.ndarray, log_variational: bool) -> Minibatch
     x = counts.x
     starts, stops = x.indptr[rows].astype(np.int64), x.indptr[rows + 1].astype(np.int64)
     return Minibatch(starts, stops, x.indices, x.data, counts.log1p if log_variational else x.data)
+
+
+def first_layer(work: Pass, batch: Minibatch) -> None:
+    """First linear layer of the encoders that there are."""
+    first = [(e.weights.weight, e.weights.bias, e.hidden) for e in work.encoders] + [(_NONE2, _NONE1, _NONE2)]
+    (z_weight, z_bias, z_out), (l_weight, l_bias, l_out) = first[:2]
+    first_layers(batch, z_weight, z_bias, l_weight, l_bias, numba.get_num_threads(), z_out, l_out)
 
 
 def no_entries(n_vars: int) -> ByGene:

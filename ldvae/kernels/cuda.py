@@ -1,0 +1,302 @@
+"""The training step on a GPU: counts resident there, one Triton kernel from gene scores to likelihood and gradients.
+
+The step reads and writes memory that stays where it is, so that it can be captured once as a CUDA graph and replayed.
+Everything but the capture also runs on a CPU, under Triton's interpreter (`TRITON_INTERPRET=1`), and is so tested.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+KINDS = {"poisson": 0, "nb": 1, "zinb": 2}
+BLOCK = 1024  # genes that a program handles at once
+WARM_UP = 3  # steps before the capture, as CUDA graphs ask for
+
+
+# -- the kernel --------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _log1p(x):  # type: ignore[no-untyped-def]
+    """log(1 + x) for x >= 0, exact also where 1 + x rounds to 1 (the interpreter has no log1p)."""
+    u = 1.0 + x
+    return tl.where(u == 1.0, x, tl.log(u) * (x / tl.where(u == 1.0, 1.0, u - 1.0)))
+
+
+@triton.jit
+def _softplus(x):  # type: ignore[no-untyped-def]
+    return tl.maximum(x, 0.0) + _log1p(tl.exp(-tl.abs(x)))
+
+
+@triton.jit
+def _log_gamma_ratio(theta, x):  # type: ignore[no-untyped-def]
+    """log Gamma(theta + x) - log Gamma(theta) and its derivative by theta: recurrence up by 8, then Stirling.
+
+    The ratio is taken as a whole: a difference of two log Gammas has no digits left for large theta.
+    """
+    value, slope = x * 0.0, x * 0.0
+    for k in tl.static_range(8):
+        value += tl.log((theta + k) / (theta + x + k))
+        slope += 1.0 / (theta + k) - 1.0 / (theta + x + k)
+    z, end = theta + 8.0, theta + 8.0 + x
+    log_ratio = _log1p(x / z)
+    value += (z - 0.5) * log_ratio + x * (tl.log(end) - 1.0)
+    value += (1.0 / 12 - 1.0 / (360 * end * end)) / end - (1.0 / 12 - 1.0 / (360 * z * z)) / z
+    slope += log_ratio
+    slope += (0.5 + (1.0 / 12 - 1.0 / (120 * z * z)) / z) / z - (0.5 + (1.0 / 12 - 1.0 / (120 * end * end)) / end) / end
+    return value, slope
+
+
+@triton.jit
+def _likelihood(  # type: ignore[no-untyped-def]
+    x, score, library, log_theta, zi, log_prob, by_score, by_library, by_log_theta, by_zi,
+    n_vars, theta_stride, KIND: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One cell a program: softmax over genes, log-likelihood, and its gradients, in three passes over the genes."""
+    cell = tl.program_id(0)
+    row = cell.to(tl.int64) * n_vars
+    top, mass = -float("inf"), 0.0
+    for start in range(0, n_vars, BLOCK):
+        g = start + tl.arange(0, BLOCK)
+        s = tl.load(score + row + g, mask=g < n_vars, other=-float("inf"))
+        higher = tl.maximum(top, tl.max(s, axis=0))
+        mass = mass * tl.exp(top - higher) + tl.sum(tl.exp(s - higher), axis=0)
+        top = higher
+    log_factor = tl.load(library + cell) - tl.log(mass) - top
+    total, slope_sum = 0.0, 0.0
+    for start in range(0, n_vars, BLOCK):
+        g = start + tl.arange(0, BLOCK)
+        there = g < n_vars
+        count = tl.load(x + row + g, mask=there, other=0.0)
+        mu = tl.exp(tl.load(score + row + g, mask=there, other=-float("inf")) + log_factor)
+        factorial, _ = _log_gamma_ratio(count * 0.0 + 1.0, count)
+        if KIND == 0:
+            value = tl.where(count > 0, count * tl.log(tl.maximum(mu, 1e-38)), 0.0) - mu - factorial
+            slope = count - mu
+        else:
+            theta = tl.exp(tl.load(log_theta + cell * theta_stride + g, mask=there, other=0.0))
+            ratio = mu / (theta + 1e-8)
+            both = theta + mu + 1e-8
+            log_zero = -theta * _log1p(ratio)
+            gamma, by_gamma = _log_gamma_ratio(theta, count)
+            value = log_zero + count * (tl.log(mu + 1e-8) - tl.log(both)) + gamma - factorial
+            slope = -theta * mu / both + count * (mu / (mu + 1e-8) - mu / both)
+            theta_slope = log_zero + theta * (theta / (theta + 1e-8) * mu / both + by_gamma - count / both)
+            if KIND == 2:
+                logit = tl.load(zi + row + g, mask=there, other=0.0)
+                inflated = 1.0 / (1.0 + tl.exp(-logit))
+                counted = tl.where(count > 0, 1.0, 1.0 / (1.0 + tl.exp(logit - log_zero)))
+                at_zero = _softplus(log_zero - logit) - _softplus(-logit)
+                value = tl.where(count > 0, value - _softplus(logit), at_zero)
+                zi_slope = tl.where(count > 0, -inflated, 1.0 - inflated - counted)
+                slope, theta_slope = slope * counted, theta_slope * counted
+                tl.store(by_zi + row + g, zi_slope, mask=there)
+            tl.store(by_log_theta + row + g, theta_slope, mask=there)
+        total += tl.sum(tl.where(there, value, 0.0), axis=0)
+        slope_sum += tl.sum(tl.where(there, slope, 0.0), axis=0)
+        tl.store(by_score + row + g, slope, mask=there)
+    for start in range(0, n_vars, BLOCK):
+        g = start + tl.arange(0, BLOCK)
+        there = g < n_vars
+        share = tl.exp(tl.load(score + row + g, mask=there, other=-float("inf")) - top) / mass
+        slope = tl.load(by_score + row + g, mask=there, other=0.0)
+        tl.store(by_score + row + g, slope - share * slope_sum, mask=there)
+    tl.store(log_prob + cell, total)
+    tl.store(by_library + cell, slope_sum)
+
+
+class FusedLikelihood(torch.autograd.Function):
+    """Log-likelihood of each cell from gene scores; the gradients come with the forward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, kind: str, x: Tensor, score: Tensor, library: Tensor, log_theta: Tensor, zi: Tensor
+    ) -> Tensor:
+        """See `log_prob`."""
+        n_obs, n_vars = x.shape
+        score, library, log_theta, zi = (values.contiguous() for values in (score, library, log_theta, zi))
+        log_prob, by_library = torch.empty_like(library[:, 0]), torch.empty_like(library)
+        by_score = torch.empty_like(score)
+        by_log_theta = torch.empty_like(score) if kind != "poisson" else log_theta
+        by_zi = torch.empty_like(score) if kind == "zinb" else zi
+        _likelihood[(n_obs,)](
+            x, score, library, log_theta, zi, log_prob, by_score, by_library, by_log_theta, by_zi,
+            n_vars, n_vars if len(log_theta) > 1 else 0, KIND=KINDS[kind], BLOCK=BLOCK,
+        )  # fmt: skip
+        ctx.kind, ctx.one_theta = kind, len(log_theta) == 1
+        ctx.save_for_backward(by_score, by_library, by_log_theta, by_zi)
+        return log_prob
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+        """Scale each cell's gradients."""
+        by_score, by_library, by_log_theta, by_zi = ctx.saved_tensors
+        slope = slope[:, None]
+        theta = None
+        if ctx.kind != "poisson":
+            theta = slope.T @ by_log_theta if ctx.one_theta else slope * by_log_theta
+        zi = slope * by_zi if ctx.kind == "zinb" else None
+        return None, None, slope * by_score, slope * by_library, theta, zi
+
+
+def log_prob(
+    kind: str, x: Tensor, score: Tensor, library: Tensor, log_theta: Tensor | None = None, zi: Tensor | None = None
+) -> Tensor:
+    """Log-likelihood of each cell, in nats, shape (n_obs,), with gradients by all but the counts.
+
+    Parameters
+    ----------
+    kind
+        "nb", "zinb" or "poisson".
+    x
+        Counts, float32, (n_obs, n_vars).
+    score
+        Gene scores before the softmax, (n_obs, n_vars).
+    library
+        Log library size, (n_obs, 1).
+    log_theta
+        Log inverse dispersion, (1, n_vars) or (n_obs, n_vars).
+    zi
+        Zero-inflation logits, (n_obs, n_vars).
+    """
+    none = score.new_zeros(1, 1)
+    return FusedLikelihood.apply(
+        kind, x, score, library, none if log_theta is None else log_theta, none if zi is None else zi
+    )
+
+
+# -- counts on the device ----------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _gather(starts, stops, indices, values, out, n_vars, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Counts of one cell a program, into a row of zeros."""
+    cell = tl.program_id(0)
+    begin, end = tl.load(starts + cell), tl.load(stops + cell)
+    for start in range(begin, end, BLOCK):
+        k = start + tl.arange(0, BLOCK)
+        gene = tl.load(indices + k, mask=k < end, other=0)
+        tl.store(out + cell.to(tl.int64) * n_vars + gene, tl.load(values + k, mask=k < end, other=0.0), mask=k < end)
+
+
+class DeviceCounts(NamedTuple):
+    """CSR counts on a device."""
+
+    indptr: Tensor
+    indices: Tensor
+    values: Tensor
+    n_vars: int
+
+    @classmethod
+    def of(cls, x: Any, device: torch.device) -> DeviceCounts:
+        """A scipy CSR matrix, copied to the device."""
+        arrays = (x.indptr.astype(np.int64), x.indices, x.data)
+        return cls(*(torch.from_numpy(values).to(device) for values in arrays), x.shape[1])
+
+    def minibatch(self, rows: Tensor) -> Tensor:
+        """Dense counts of some cells, (n_obs, n_vars)."""
+        out = self.values.new_zeros(len(rows), self.n_vars)
+        starts, stops = self.indptr[rows], self.indptr[rows + 1]
+        _gather[(len(rows),)](starts, stops, self.indices, self.values, out, self.n_vars, BLOCK=BLOCK)
+        return out
+
+
+# -- the step ----------------------------------------------------------------------------------------------------------
+
+
+class DeviceStep:
+    """Training step on a GPU, captured as a CUDA graph; minibatches of another size run step by step.
+
+    Parameters
+    ----------
+    module, optimizer
+        On the device.
+    plain
+        The same step in plain torch: it serves counts that are not in memory, and inference.
+    """
+
+    def __init__(self, module: Any, optimizer: torch.optim.Optimizer, plain: Any) -> None:
+        self.module, self.optimizer, self.plain = module, optimizer, plain
+        self.device = next(module.parameters()).device
+        self.counts: tuple[Any, DeviceCounts, Any] | None = None  # as given, and on the device with the covariates
+        self.graph: Any = None
+        self.graph_key: tuple[Any, ...] = ()
+        self.inputs: list[Tensor] = []
+        self.sums: Tensor | None = None
+        self.n_steps = 0
+
+    def train(self, counts: Any, rows: np.ndarray, noise: Any, kl_weight: float) -> Tensor:
+        """Update the module; sums over cells of reconstruction, KL(z) and KL(library), in nats, shape (3,)."""
+        if self.counts is None:
+            self.counts = (counts, DeviceCounts.of(counts.x, self.device), counts.covariates.to(self.device))
+            self.make_capturable()
+        if counts is not self.counts[0]:  # a block of counts that stay on disk
+            return self.plain.train(counts, rows, noise, kl_weight)
+        weight = torch.tensor(kl_weight)
+        fresh = [torch.from_numpy(rows), weight, noise.z, noise.library, *noise.z_masks, *noise.l_masks]
+        key = (len(rows), len(noise.z_masks), len(noise.l_masks), self.optimizer.param_groups[0]["lr"])
+        self.n_steps += 1
+        if self.device.type != "cuda" or self.n_steps <= WARM_UP:
+            return self.update([values.to(self.device) for values in fresh], noise)
+        if key != self.graph_key:
+            if self.graph_key and key[0] != self.graph_key[0]:  # the last minibatch of an epoch
+                return self.update([values.to(self.device) for values in fresh], noise)
+            self.capture(fresh, noise)
+            self.graph_key = key
+        for static, values in zip(self.inputs, fresh, strict=True):
+            static.copy_(values, non_blocking=True)
+        self.graph.replay()
+        assert self.sums is not None
+        return self.sums.clone()
+
+    def evaluate(self, counts: Any, rows: np.ndarray, noise: Any) -> Tensor:
+        """The same sums without an update."""
+        return self.plain.evaluate(counts, rows, noise)
+
+    def update(self, inputs: list[Tensor], noise: Any) -> Tensor:
+        """One step from tensors on the device; `noise` gives the form of the masks."""
+        module = self.module
+        assert self.counts is not None
+        rows, weight, z_noise, l_noise, *masks = inputs
+        n_masks = len(noise.z_masks)
+        noise = noise._replace(
+            z=z_noise, library=l_noise, z_masks=tuple(masks[:n_masks]), l_masks=tuple(masks[n_masks:])
+        )
+        x, covariates = self.counts[1].minibatch(rows), self.counts[2].rows(rows)
+        q = module.encode(x, noise)
+        kl_z = 0.5 * (q.z_var + q.z_mean**2 - 1 - q.z_var.log()).sum(dim=-1)
+        if q.l_mean is None:
+            library, kl_library = covariates.library, torch.zeros_like(kl_z)
+        else:
+            library = q.l_mean + q.l_var.sqrt() * noise.library
+            kl_library = module.library_kl(q.l_mean, q.l_var, covariates.batch_index)
+        u = module.decoder_input(module.latent(q.z_mean + q.z_var.sqrt() * noise.z), covariates)
+        theta = module.dispersion(u, covariates)
+        log_theta = None if theta is None else torch.atleast_2d(theta.log())
+        zi = None if module.zi_decoder is None else module.zi_decoder(u)
+        reconstruction = -log_prob(module.config.gene_likelihood, x, module.decoder(u), library, log_theta, zi)
+        self.optimizer.zero_grad(set_to_none=True)
+        (reconstruction + weight * kl_z + kl_library).mean().backward()
+        self.optimizer.step()
+        return torch.stack([term.detach().sum() for term in (reconstruction, kl_z, kl_library)])
+
+    def make_capturable(self) -> None:
+        """Let Adam keep its step count on the device."""
+        for group in self.optimizer.param_groups:
+            group["capturable"] = self.device.type == "cuda"
+        for state in self.optimizer.state.values():  # of a training that was resumed
+            state["step"] = state["step"].to(self.device)
+
+    def capture(self, inputs: list[Tensor], noise: Any) -> None:
+        """Record one step, which is not run, on memory of its own for the inputs."""
+        self.inputs = [values.to(self.device) for values in inputs]
+        self.graph = torch.cuda.CUDAGraph()
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.cuda.graph(self.graph):
+            self.sums = self.update(self.inputs, noise)
