@@ -1,0 +1,255 @@
+"""The wiring of the workflow: what it makes, what it makes again, and what it refuses; steps are stubs."""
+
+import functools
+import http.server
+import os
+import subprocess
+import sys
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT, Workplace
+
+AFTER_TRAINING = ("select", "programs", "annotate", "report")
+
+
+def only(pending: Counter[str]) -> set[str]:
+    return {name for name in pending if ":" not in name}
+
+
+def layout(dataset: str, runs: list[str], contrasts: bool) -> set[str]:
+    """Files of the results of one dataset that stand in the documentation."""
+    files = {"runs.tsv", "resolved.json", "report.html", "report.json", "annotated.h5ad"}
+    files |= {f"qc/{name}" for name in ("filtered.h5ad", "cells.tsv.gz", "summary.json", "violins.png", "scatter.png")}
+    files |= {f"setup/{name}" for name in ("counts.h5ad", "genes.tsv", "summary.json")}
+    files |= {
+        f"runs/{run}/{name}" for run in runs for name in ("history.csv", "metrics.json", "factors.npz", "fit.tsv")
+    }
+    names = ("runs.tsv", "settings.tsv", "correlations.tsv", "best.json", "error.svg", "correlations.svg")
+    files |= {f"select/{name}" for name in names}
+    tables = ("loadings", "weighted", "consensus", "top_genes", "programs", "stability", "associations", "enrichment")
+    files |= {f"programs/{name}.tsv" for name in (*tables, "starcat")}
+    files |= {f"programs/{name}" for name in ("scores.tsv.gz", "programs.gmt", "model.npz", "summary.json")}
+    files |= {"de/contrasts.tsv"} if contrasts else set()
+    return {f"results/{dataset}/{name}" for name in files}
+
+
+# ---------------------------------------------------------------- what is made
+
+
+def test_every_file_of_the_results_layout_is_made(finished):
+    files = finished.files()
+    runs = sorted({Path(name).parts[3] for name in files if name.startswith("results/a/runs/")})
+    assert len(runs) == 2
+    expected = layout("a", runs, contrasts=True) | layout("b", runs, contrasts=False) | {"results/index.html"}
+    assert expected - files == set()
+    steps = {Path(name).parts[1] for name in files if name.startswith("logs/")}
+    assert {"qc", "setup", "train", "select", "programs", "annotate", "de", "report", "index"} <= steps
+    assert f"benchmarks/train/a/{runs[0]}.tsv" in files
+    assert {Path(name).parts[0] for name in files} == {"config.yaml", "results", "logs", "benchmarks"}
+
+
+def test_the_run_table_is_that_of_the_config(finished):
+    lines = (finished.folder / "results/a/runs.tsv").read_text().splitlines()
+    assert [line.split("\t")[2] for line in lines] == ["seed", "0", "1"]
+
+
+# ---------------------------------------------------------------- what is made again
+
+
+def test_a_second_call_does_nothing(again):
+    assert again.pending() == Counter()
+
+
+def test_a_comment_or_another_order_of_keys_reruns_nothing(again):
+    reordered = {key: again.config[key] for key in reversed(again.config)}
+    again.write("# a comment\n" + yaml.safe_dump(reordered, sort_keys=False))
+    assert again.pending() == Counter()
+
+
+def test_a_value_that_is_the_default_reruns_nothing(again):
+    again.config["train"] = {"lr": 0.01}
+    again.write()
+    assert again.pending() == Counter()
+
+
+def test_a_changed_de_value_reruns_de_and_the_report(again):
+    again.config["de"] = {"delta": 0.5}
+    again.write()
+    pending = again.pending()
+    assert only(pending) == {"plan", "de", "report", "index"}
+    assert pending["de"] == pending["de:a"] == 1
+
+
+def test_a_new_seed_trains_that_run_alone_and_what_depends_on_it(again):
+    again.config["sweep"]["seeds"] = [0, 1, 2]
+    again.write()
+    pending = again.pending()
+    assert pending["train:a"] == pending["train:b"] == 1
+    assert all(pending[f"{rule}:{dataset}"] == 1 for rule in AFTER_TRAINING for dataset in "ab")
+    assert only(pending) == {"plan", "train", *AFTER_TRAINING, "de", "index"}
+
+
+def test_a_new_value_of_a_grid_trains_the_new_runs_alone(again):
+    again.config["datasets"]["a"]["sweep"] = {"grid": {"n_latent": [10, 12]}}
+    again.write()
+    pending = again.pending()
+    assert pending["train:a"] == 2  # two seeds
+    assert pending["train:b"] == pending["qc"] == pending["setup"] == 0
+
+
+def test_a_qc_threshold_of_one_dataset_leaves_the_other_alone(again):
+    again.config["datasets"]["a"]["qc"] = {"min_genes": 5}
+    again.write()
+    pending = again.pending()
+    assert {name for name in pending if name.endswith(":b")} == set()
+    assert pending["qc:a"] == pending["setup:a"] == 1
+    assert pending["train:a"] == 2
+
+
+def test_changed_counts_rerun_their_dataset_and_touched_ones_do_not(again):
+    filtered = again.folder / "results/a/qc/filtered.h5ad"
+    os.utime(filtered)
+    assert again.pending() == Counter()
+    with filtered.open("ab") as file:
+        file.write(b"changed")
+    pending = again.pending()
+    assert pending["setup:a"] == 1
+    assert {name for name in pending if name.endswith(":b")} == set()
+
+
+def test_compute_options_retrain_nothing(again):
+    again.config["compute"] = {"max_mem_mb": 100_000, "max_runtime": 100}
+    again.write()
+    assert only(again.pending()) == {"plan", "report", "index"}  # the report shows all options
+
+
+# ---------------------------------------------------------------- resources
+
+
+def test_training_alone_asks_for_a_gpu_unless_told_to_use_the_cpu(tmp_path, config, stubs):
+    said = Workplace(tmp_path, config, stubs).snakemake("-n")
+    blocks = said.split("\nrule ")
+    gpus = {block.split(":")[0]: block for block in blocks if "gpu=1" in block}
+    assert set(gpus) == {"train"}
+    assert {block.split("dataset=")[1][0] for block in blocks if "gpu=1" in block} == {"b"}
+
+
+@pytest.mark.parametrize("profile", ["slurm", "workstation"])
+def test_the_profiles_are_found_from_a_clone(profile):
+    command = [sys.executable, "-m", "snakemake", "-n", "--quiet", "--profile", profile]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+def test_all_mistakes_are_told_before_the_first_job(tmp_path, config, stubs):
+    config = yaml.safe_load(yaml.safe_dump(config))
+    config["datasets"]["a"]["setup"] = {"batch_key": "doner"}
+    config["datasets"]["c"] = {"input": "gone.h5ad"}
+    place = Workplace(tmp_path, config, stubs)
+    said = place.snakemake(check=False)
+    assert "no obs column 'doner'. Did you mean 'donor'" in said
+    assert "gone.h5ad is not there" in said
+    assert "Traceback" not in said
+    config["trian"] = {"lr": 1}
+    place.write()
+    assert "trian: there is no such key. Did you mean 'train'" in place.snakemake(check=False)
+    assert place.files() == {"config.yaml"}
+
+
+# ---------------------------------------------------------------- where it runs
+
+
+def test_two_runs_at_once_into_two_output_folders(tmp_path, config, stubs):
+    places = []
+    for name in ("one", "two"):
+        place = Workplace(
+            tmp_path, {**config, "outdir": f"{name}/out", "datasets": {"a": config["datasets"]["a"]}}, stubs
+        )
+        (tmp_path / "config.yaml").rename(tmp_path / f"{name}.yaml")
+        places.append((place, name))
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda item: item[0].snakemake("--configfile", f"{item[1]}.yaml"), places))
+    for name in ("one", "two"):
+        assert (tmp_path / name / "out" / "results" / "index.html").exists()
+        assert (tmp_path / name / "out" / "logs" / "train").is_dir()
+
+
+def test_as_a_module_of_another_workflow_with_an_output_folder_of_its_own(tmp_path, counts, stubs):
+    (tmp_path / "Snakefile").write_text(
+        f"""
+rule all:
+    input:
+        "summary.txt",
+
+rule prepare:
+    output:
+        "prepared/counts.h5ad",
+    shell:
+        "cp '{counts}' {{output}}"
+
+module programs:
+    snakefile:
+        "{ROOT}/workflow/Snakefile"
+    config:
+        {{"outdir": "programs", "datasets": {{"mine": "prepared/counts.h5ad"}}, "sweep": {{"seeds": [0]}}}}
+
+use rule * from programs as programs_*
+
+rule summary:
+    input:
+        "programs/results/mine/programs/programs.tsv",
+        "programs/results/index.html",
+    output:
+        "summary.txt",
+    shell:
+        "wc -l {{input}} >{{output}}"
+"""
+    )
+    place = Workplace(tmp_path, {}, stubs)
+    place.snakefile = tmp_path / "Snakefile"
+    place.snakemake()
+    assert {Path(name).parts[0] for name in place.files()} == {
+        "Snakefile", "config.yaml", "summary.txt", "prepared", "programs",
+    }  # fmt: skip
+    assert place.pending() == Counter()
+
+
+def test_counts_come_from_a_url(tmp_path, counts, stubs):
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(counts.parent))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/{counts.name.replace(' ', '%20')}"
+        place = Workplace(tmp_path, {"datasets": {"web": url}, "sweep": {"seeds": [0]}}, stubs)
+        place.snakemake("results/web/qc/filtered.h5ad")
+        server.shutdown()
+    assert (tmp_path / "results/web/qc/filtered.h5ad").exists()
+
+
+# ---------------------------------------------------------------- form
+
+
+def test_snakemake_lints_the_workflow_without_a_complaint(stubs):
+    command = [sys.executable, "-m", "snakemake", "--lint"]
+    done = subprocess.run(command, cwd=ROOT, env=stubs, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_workflow_is_formatted():
+    tools = Path(sys.executable).parent
+    command = [tools / "snakefmt", "--check", "--line-length", "120", "Snakefile", "workflow"]
+    environment = {**os.environ, "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_snakemakes_own_report_is_written(again):
+    again.snakemake("--report", "report.html")
+    assert "violins.png" in (again.folder / "report.html").read_text()
