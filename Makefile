@@ -28,8 +28,8 @@ bench: install  ## the measurements behind the README (tables on stdout)
 test-cluster: install  ## on a real Slurm of this machine (root on Debian; see docs/cluster.md)
 	timeout 5400 pytest -q tests/cluster -m "cluster or not cluster" $(TESTS)
 
-test-nextflow: install  ## under a real Nextflow (Java 17; see docs/nextflow.md)
-	timeout 5400 pytest -q tests/nextflow -m nextflow
+test-nextflow: install  ## under a real Nextflow (Java 17 and Maven; root on Debian for its Slurm; see docs/nextflow.md)
+	timeout 5400 pytest -q tests/nextflow -m nextflow $(TESTS)
 
 schema: install  ## write workflow/schemas/config.schema.yaml anew from ldvae/config.py
 	ldvae schema > workflow/schemas/config.schema.yaml

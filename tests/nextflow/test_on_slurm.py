@@ -1,0 +1,144 @@
+"""`nextflow run . -profile slurm` on a real Slurm: the demo, and what clusters do to jobs."""
+
+import os
+import re
+import shutil
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from conftest import BIN, ROOT, Pipeline
+
+pytestmark = [pytest.mark.nextflow, pytest.mark.cluster, pytest.mark.usefixtures("slurm")]
+
+SITE = """
+process.queue = 'cpu'
+executor.pollInterval = '2 sec'
+executor.queueStatInterval = '4 sec'
+executor.exitReadTimeout = '30 sec'
+"""  # what a user of this cluster writes, and less patience
+ALONE = """
+include { TRAIN } from '%s/workflow/processes/train'
+
+workflow {
+    TRAIN(channel.of([[id: 'tiny', run: 'mine'], file("${projectDir}/counts.h5ad"), [checkpoint_minutes: 0.02], '%s']))
+}
+"""
+LONG = "--seed 1 --max-epochs 4000 --batch-size 16 --no-early-stopping"  # a minute on an idle CPU
+SURVIVES = """
+process {
+    executor = 'slurm'
+    errorStrategy = { task.exitStatus in 130..145 && task.attempt <= 2 ? 'retry' : 'finish' }
+    maxRetries = 2
+}
+"""
+
+
+@pytest.fixture(scope="session")
+def slurm():
+    """A Slurm that runs; what was not running before is ended afterwards."""
+    if os.geteuid() != 0 or not (shutil.which("sbatch") or shutil.which("apt-get")):
+        pytest.skip("needs root, and Slurm or apt-get")
+    tools = ROOT / "tests" / "cluster"
+    up = subprocess.run([tools / "slurm-up"], timeout=600, capture_output=True, text=True, check=True)
+    yield
+    if "already up" not in up.stdout:
+        subprocess.run([tools / "slurm-down"], check=True, timeout=120)
+
+
+@pytest.fixture
+def training(pipeline) -> Pipeline:
+    """A pipeline that trains one model on small counts, and nothing else."""
+    simulated, folder = pipeline.folder / "simulated.h5ad", pipeline.folder
+    simulate = ["simulate", "--output", simulated, "--n-obs", "300", "--n-vars", "120"]
+    outputs = ["--counts", folder / "counts.h5ad", "--gene-table", folder / "genes.tsv", "--summary", folder / "s.json"]
+    for command in (simulate, ["setup", "--filtered", simulated, *outputs, "--genes", "all"]):
+        subprocess.run([BIN / "ldvae", *command], check=True)
+    return pipeline
+
+
+def job(number: str) -> dict[str, str]:
+    """Slurm's record of a job."""
+    text = subprocess.run(["scontrol", "-o", "show", "job", number], capture_output=True, text=True, check=True).stdout
+    return dict(re.findall(r"(\w+)=(\S*)", text))
+
+
+def test_the_demo_reaches_its_report_and_training_alone_gets_a_gpu(pipeline):
+    pipeline.site = SITE
+    done = pipeline.run("-profile", "slurm,test")
+    assert done.code == 0, done.text
+    assert (pipeline.folder / "results" / "pbmc68k" / "report.html").stat().st_size > 100_000
+    jobs = {row["process"].removeprefix("LDVAE:") + row["tag"]: row for row in done.trace}
+    records = {name: job(row["native_id"]) for name, row in jobs.items() if not name.startswith(("PLAN", "INDEX"))}
+    assert len(records) == 10
+    asked = {name: (record["Partition"], record.get("TresPerNode", "")) for name, record in records.items()}
+    training = {name for name in asked if name.startswith("TRAIN")}
+    assert len(training) == 3
+    assert {asked[name] for name in training} == {("gpu", "gres:gpu:1")}
+    assert {asked[name] for name in asked.keys() - training} == {("cpu", "")}
+    logs = [(Path(jobs[name]["workdir"]) / ".command.err").read_text() for name in training]
+    assert all("CUDA_VISIBLE_DEVICES" in log for log in logs)  # granted; these GPUs are not real
+
+
+def test_a_cancelled_and_then_preempted_training_ends_in_the_same_bits(training):
+    folder = training.folder
+    alone = folder / "alone"
+    outputs = [text for name, file in OUTPUTS.items() for text in (f"--{name}", alone / file)]
+    subprocess.run([BIN / "ldvae", "train", "--counts", folder / "counts.h5ad", *outputs, *LONG.split()], check=True)
+
+    (folder / "main.nf").write_text(ALONE % (ROOT, LONG))
+    training.site = SITE + SURVIVES
+    finished = []
+    thread = threading.Thread(target=lambda: finished.append(training.run(script=folder / "main.nf")))
+    thread.start()
+    subprocess.run(["scancel", at_work(folder, attempt=1)], check=True)
+    at_work(folder, attempt=2)
+    urgent = ["sbatch", "-p", "urgent", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 3"]
+    subprocess.run(urgent, check=True, cwd="/", capture_output=True)
+    thread.join()
+    done = finished[0]
+    assert done.code == 0, done.text
+    assert [(row["attempt"], row["status"], row["exit"]) for row in done.trace] == [
+        ("1", "FAILED", "143"), ("2", "FAILED", "143"), ("3", "COMPLETED", "0")
+    ]  # fmt: skip
+    last = Path(done.trace[-1]["workdir"])
+    assert len({row["workdir"] for row in done.trace}) == 3
+    assert "Resumed from epoch" in (last / ".command.err").read_text()
+    model = "model/model.safetensors"
+    assert (last / "tiny/runs/mine" / model).read_bytes() == (alone / model).read_bytes()
+    assert not list((folder / "work" / "checkpoints").glob("*/*/*"))
+
+
+OUTPUTS = {
+    "model": "model",
+    "history": "history.csv",
+    "metrics": "metrics.json",
+    "factors": "factors.npz",
+    "fit": "fit.tsv",
+}
+
+
+def at_work(folder: Path, attempt: int, seconds: float = 600) -> str:
+    """Wait until an attempt of the training is beyond its first epochs; the id of its job."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        logs = sorted(folder.glob("work/??/*/.command.err"), key=lambda path: path.stat().st_ctime)
+        if len(logs) == attempt and logs[-1].read_text().count(" epoch ") > 1:
+            queue = ["squeue", "-h", "-o", "%i %Z", "-t", "running"]
+            lines = subprocess.run(queue, capture_output=True, text=True, check=True).stdout.splitlines()
+            for number, where in (line.split(" ", 1) for line in lines):
+                if Path(where) == logs[-1].parent:
+                    return number
+        time.sleep(0.2)
+    raise AssertionError("waited in vain")
+
+
+def test_a_job_out_of_memory_succeeds_with_more(training):
+    (training.folder / "main.nf").write_text(ALONE % (ROOT, "--max-epochs 200 --no-early-stopping"))
+    training.site = SITE + SURVIVES + "process { withName: TRAIN { memory = { 300.MB * 4 ** (task.attempt - 1) } } }"
+    done = training.run(script=training.folder / "main.nf")
+    assert done.code == 0, done.text
+    assert [(row["attempt"], row["status"]) for row in done.trace] == [("1", "FAILED"), ("2", "COMPLETED")]
+    assert [job(row["native_id"])["MinMemoryNode"] for row in done.trace] == ["300M", "1200M"]
