@@ -110,7 +110,7 @@ class TrainConfig:
     """How a model is trained; the defaults are the workflow's (`LinearSCVI.train` has the reference's)."""
 
     max_epochs: int | None = option(
-        None, "Passes over the training cells; none: 160, fewer above 20,000 cells.", minimum=1
+        None, "Passes over the training cells; none: 160, more below 1,600 cells, fewer above 20,000.", minimum=1
     )
     batch_size: int = option(128, "Cells in a minibatch.", minimum=1)
     lr: float = option(1e-2, "Learning rate of Adam at the start.", exclusiveMinimum=0)
@@ -128,7 +128,9 @@ class TrainConfig:
 
     def fit_config(self, n_obs: int) -> FitConfig:
         """What to do for `n_obs` cells: the number of epochs settled, the KL warm-up in epochs."""
-        max_epochs = self.max_epochs or default_max_epochs(n_obs, epochs_cap=160)
+        # Few cells make few steps in an epoch: the running moments of the batch norms (momentum 0.01) need some 2,000.
+        least = min(400, math.ceil(2000 / math.ceil(n_obs / self.batch_size)))
+        max_epochs = self.max_epochs or max(default_max_epochs(n_obs, epochs_cap=160), least)
         warmup = round(self.kl_warmup * max_epochs)
         return FitConfig(
             max_epochs=max_epochs,

@@ -234,3 +234,4 @@ def test_default_number_of_epochs_is_the_references(n_obs, epochs):
 def test_workflow_options_become_a_schedule_that_fits_the_number_of_epochs():
     config = TrainConfig(kl_warmup=0.25).fit_config(40_000)
     assert (config.max_epochs, config.n_epochs_kl_warmup, config.early_stopping_warmup_epochs) == (80, 20, 20)
+    assert [TrainConfig().fit_config(n_obs).max_epochs for n_obs in (100, 600, 1600, 20_000)] == [400, 400, 160, 160]
