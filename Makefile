@@ -6,7 +6,7 @@ BIN    := $(CURDIR)/$(VENV)/bin
 STAMP  := $(VENV)/installed.txt
 export PATH := $(BIN):$(PATH)
 
-.PHONY: demo test lint bench test-cluster test-nextflow install schema clean
+.PHONY: demo test test-slow lint bench test-cluster test-nextflow install schema clean
 
 demo: install  ## install, then the whole workflow on the embedded demo data
 	snakemake --cores $(CORES) --rerun-incomplete
@@ -14,6 +14,9 @@ demo: install  ## install, then the whole workflow on the embedded demo data
 
 test: install  ## install, then all tests that need neither a cluster nor Nextflow
 	pytest -q
+
+test-slow: install  ## those that compute for minutes, on real data beside the clone
+	pytest -q -m slow
 
 lint: install  ## what must pass before a change is merged, besides the tests
 	ruff check .
