@@ -79,14 +79,14 @@ def test_killed_a_hundred_times_it_ends_in_the_same_bits(tmp_path):
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_writes_the_checkpoint_within_ten_seconds_and_asks_to_be_run_again(counts, tmp_path, how):
-    process = start(counts, tmp_path, "--max-epochs", "100000", "--no-early-stopping", "--checkpoint-minutes", "60")
-    for line in process.stderr:
-        if " epoch " in line:
-            break
-    sent = time.monotonic()
-    process.send_signal(how)
-    assert any("Checkpoint at epoch" in line for line in process.stderr)
-    assert time.monotonic() - sent < 10
+    long = ["--max-epochs", "100000", "--no-early-stopping", "--checkpoint-minutes", "60"]
+    with start(counts, tmp_path, *long) as process:
+        assert any(" epoch " in line for line in process.stderr)
+        sent = time.monotonic()
+        process.send_signal(how)
+        assert any("Checkpoint at epoch" in line for line in process.stderr)
+        assert time.monotonic() - sent < 10
+        process.stderr.read()
     assert process.wait() == 128 + how
     assert (tmp_path / "checkpoint" / "checkpoint").exists()
     assert not (tmp_path / "metrics.json").exists()
