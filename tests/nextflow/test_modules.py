@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import ROOT
+from pipelines import ROOT
 
 pytestmark = pytest.mark.nextflow
 

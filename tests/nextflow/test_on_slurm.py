@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import BIN, ROOT, Pipeline
+from pipelines import BIN, ROOT, Pipeline
 
 pytestmark = [pytest.mark.nextflow, pytest.mark.cluster, pytest.mark.usefixtures("slurm")]
 

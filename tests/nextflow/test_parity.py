@@ -10,7 +10,7 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import BIN, ROOT, Pipeline
+from pipelines import BIN, ROOT, Pipeline
 
 pytestmark = pytest.mark.nextflow
 

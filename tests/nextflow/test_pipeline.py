@@ -10,7 +10,7 @@ import subprocess
 
 import pytest
 import yaml
-from conftest import BIN, ROOT, SMALL
+from pipelines import BIN, ROOT, SMALL
 
 from ldvae.config import ComputeConfig
 
@@ -206,7 +206,7 @@ def test_paths_may_have_spaces_and_start_at_the_folder_of_the_launch(pipeline, t
         "qc: input1/my counts.h5ad",
         "qc: input2/other.h5ad",
         "setup: gene list.txt",
-        "programs: gene sets.gmt",
+        "programs: sets1/gene sets.gmt",
     ):
         assert f"{file} is there\n" in found
     assert (outside / "two" / "report.html").exists()

@@ -9,7 +9,7 @@ process PROGRAMS {
     conda "${moduleDir}/../../envs/ldvae.yaml"
 
     input:
-    tuple val(meta), path(best), path(runs, stageAs: 'runs/*'), path(counts), path(gene_sets), val(flags)
+    tuple val(meta), path(best), path(runs, stageAs: 'runs/*'), path(counts), path(gene_sets, stageAs: 'sets?/*'), val(flags)
 
     output:
     tuple val(meta), path("${meta.id}/programs"), emit: programs
