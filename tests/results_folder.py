@@ -132,8 +132,10 @@ def _write_setup(folder: Path, world: World) -> dict[str, object]:
         "method": "seurat_v3",
         "warnings": [],
         "settings": {"n_top_genes": world.n_vars, "method": "seurat_v3"},
-        "batch_key": "batch" if world.batches else "",
-        "labels_key": "cell_type" if world.labels else "",
+        "fields": {
+            "batch_key": "batch" if world.batches else "",
+            "labels_key": "cell_type" if world.labels else "",
+        },
     }
     path = folder / "setup" / "summary.json"
     _json(path, summary)

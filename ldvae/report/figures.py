@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -106,11 +106,13 @@ def _logged(values: Any, log: bool) -> Any:
 
 
 def _decades(low: float, high: float) -> tuple[list[float], list[str]]:
-    """Ticks at 1, 2 and 5 times powers of ten between two decimal logarithms; fewer over a wide range."""
-    factors = (1,) if high - low > 3.5 else (1, 3) if high - low > 1.6 else (1, 2, 5)
-    values = [factor * 10**power for power in range(0, 9) for factor in factors]
-    values = [value for value in values if low <= np.log10(value) <= high]
-    return [float(np.log10(value)) for value in values], [f"{value:,}" for value in values]
+    """Round ticks between two decimal logarithms, as few as tell the range."""
+    for factors in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7)):
+        values = [factor * 10**power for power in range(9) for factor in factors]
+        values = [value for value in values if low <= np.log10(value) <= high]
+        if len(values) >= 3:
+            break
+    return [float(np.log10(value)) for value in values], [f"{value:,.10g}" for value in values]
 
 
 # ---------------------------------------------------------------------------------------------- training
@@ -138,7 +140,7 @@ def training_curve(quantity: str, title: str, histories: dict[str, pd.DataFrame]
             hover.append(shown)
     ax.axvline(history["epoch"].iloc[-1], color=INK, linewidth=0.8, linestyle=":")
     # The first epochs would flatten everything that follows.
-    later = block.drop(columns="epoch").iloc[max(1, len(block) // 20) :].to_numpy()
+    later = block.drop(columns="epoch").iloc[len(block) // 5 :].to_numpy()
     if np.isfinite(later).any():
         low, high = np.nanmin(later), np.nanmax(later)
         ax.set_ylim(low - 0.05 * (high - low) - 1e-6, high + 0.08 * (high - low) + 1e-6)
@@ -202,8 +204,8 @@ def choice_curve(settings: pd.DataFrame, runs: pd.DataFrame, quantity: str) -> D
     title, ylabel = titles[quantity]
     column = {"elbo_test": "elbo_test_mean", "stability": "stability_mean"}.get(quantity, quantity)
     settings = settings[settings[column].notna()].sort_values("n_latent", kind="stable")
-    if settings.empty:
-        return None
+    if len(settings) < 2:
+        return None  # one point is no curve; the table has its numbers
     # Settings that differ in something other than the number of factors stand side by side.
     by_factors = settings["n_latent"].is_unique
     settings = settings.assign(position=settings["n_latent"] if by_factors else range(len(settings)))
@@ -283,7 +285,7 @@ def choice_curve(settings: pd.DataFrame, runs: pd.DataFrame, quantity: str) -> D
 
 
 @styled
-def rank_correlations(correlations: pd.DataFrame, setting: str, rank: float | None) -> Drawing | None:
+def rank_correlations(correlations: pd.DataFrame, setting: str, rank: float | None, threshold: float) -> Drawing | None:
     """Canonical correlations between two halves of the seeds, rank by rank."""
     chosen = correlations[correlations["setting"] == setting]
     if chosen.empty:
@@ -295,12 +297,14 @@ def rank_correlations(correlations: pd.DataFrame, setting: str, rank: float | No
             ax.plot(other["rank"], other["correlation"], color=MUTED, linewidth=0.7, alpha=0.6)
     ax.fill_between(chosen["rank"], chosen["lower"], chosen["upper"], color=BLUE, alpha=0.2, linewidth=0)
     ax.plot(chosen["rank"], chosen["correlation"], color=BLUE, marker="o", markersize=4, linewidth=1.2)
-    ax.axhline(0.9, color=INK, linewidth=0.8, linestyle=":")
+    ax.axhline(threshold, color=INK, linewidth=0.8, linestyle=":")
     if rank is not None and np.isfinite(rank):
         ax.axvline(rank + 0.5, color=RED, linewidth=1)
     ax.set(xlabel="Rank", ylabel="Canonical correlation", ylim=(0, 1.03))
     ax.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
-    caption = f"Two halves of the seeds of {setting}, compared over random splits (band). The dotted line is 0.9; "
+    caption = (
+        f"Two halves of the seeds of {setting}, compared over random splits (band). The dotted line is {threshold:g}; "
+    )
     caption += "what lies left of the red line reproduces."
     if correlations["setting"].nunique() > 1:
         caption += " Grey: the other settings."
@@ -531,13 +535,12 @@ def cells_map(umap: np.ndarray, groups: pd.Series, colours: Sequence[str], note:
         umap[order, 0], umap[order, 1], c=colour[order], s=_point_size(len(umap)) * 2, linewidth=0, rasterized=True
     )
     _plain_map(ax)
-    halo = [withStroke(linewidth=2.5, foreground=PAPER)]
-    for code, level in enumerate(levels):
-        if (codes == code).any() and len(levels) <= 60:
+    figure.draw_without_rendering()
+    placed = _Names(ax, 9)
+    for code in np.argsort(-np.bincount(codes[codes >= 0], minlength=len(levels)), kind="stable"):
+        if (codes == code).any():
             x, y = np.median(umap[codes == code], axis=0)
-            ax.text(
-                x, y, _short(str(level)), ha="center", va="center", fontsize=9, fontweight="bold", path_effects=halo
-            )
+            placed.write(str(levels[code]), x, y, "center", fontweight="bold")
     caption = f"Each point a cell, coloured by {groups.name}.{note}"
     return Drawing(name="umap", figure=figure, title="UMAP of the cells", caption=caption)
 
@@ -632,7 +635,11 @@ def volcano(contrast: str, table: pd.DataFrame, significant: pd.Series, fdr: flo
     figure.draw_without_rendering()  # names are placed by pixels, so the axes must have their size
     strongest = table[significant & np.isfinite(table["bayes_factor"])]
     strongest = strongest.assign(strength=strongest["bayes_factor"].rank() + strongest["lfc_mean"].abs().rank())
-    _label_points(ax, strongest.nlargest(24, "strength"), "lfc_mean", "bayes_factor", 10)
+    names = _Names(ax, 7)
+    for row in strongest.nlargest(12, "strength").itertuples():
+        names.write(
+            str(row.gene), row.lfc_mean, row.bayes_factor, "left" if row.lfc_mean >= 0 else "right", style="italic"
+        )
     show = {"lfc_mean": "log2 fold change", "bayes_factor": "log Bayes factor", "proba_de": "P(DE)"}
     return Drawing(
         name=f"de_{_slug(contrast)}_volcano",
@@ -671,28 +678,35 @@ def model_against_pseudobulk(contrast: str, table: pd.DataFrame, block: str) -> 
     )
 
 
-def _label_points(ax: Axes, points: pd.DataFrame, x: str, y: str, n: int) -> None:
-    """Name up to `n` points, skipping names that would lie on one already written."""
-    to_pixels: Callable[[tuple[float, float]], Any] = ax.transData.transform
-    taken: list[tuple[float, float, float, float]] = []
-    for _, point in points.iterrows():
-        label = _short(str(point["gene"]))
-        right = point[x] >= 0
-        px, py = to_pixels((point[x], point[y]))
-        width, height = 7 * len(label) * 0.62 * ax.figure.dpi / 72 + 8, 8 * ax.figure.dpi / 72
-        box = (px if right else px - width, py, px + width if right else px, py + height)
-        if all(box[2] < b[0] or b[2] < box[0] or box[3] < b[1] or b[3] < box[1] for b in taken) and len(taken) < n:
-            taken.append(box)
-            ax.annotate(
-                label,
-                (point[x], point[y]),
-                (3 if right else -3, 2),
-                textcoords="offset points",
-                ha="left" if right else "right",
-                fontsize=7,
-                style="italic",
-                path_effects=[withStroke(linewidth=2, foreground=PAPER)],
-            )
+class _Names:
+    """Writes names at points, skipping those that would lie on one already written; the axes must have their size."""
+
+    def __init__(self, ax: Axes, size: float) -> None:
+        self.ax, self.size = ax, size
+        self.taken: list[tuple[float, float, float, float]] = []
+
+    def write(self, name: str, x: float, y: float, ha: Literal["left", "right", "center"], **style: Any) -> None:
+        """Write `name` at (x, y) in units of the data, beside it or over it."""
+        name = _short(name)
+        point = self.ax.figure.dpi / 72
+        width, height = 0.62 * self.size * len(name) * point + 8, 1.15 * self.size * point
+        px, py = self.ax.transData.transform((x, y))
+        left = px - width * {"left": 0, "center": 0.5, "right": 1}[ha]
+        box = (left, py, left + width, py + height)
+        if any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in self.taken):
+            return
+        self.taken.append(box)
+        self.ax.annotate(
+            name,
+            (x, y),
+            ({"left": 3, "center": 0, "right": -3}[ha], 0 if ha == "center" else 2),
+            textcoords="offset points",
+            ha=ha,
+            va="center" if ha == "center" else "baseline",
+            fontsize=self.size,
+            path_effects=[withStroke(linewidth=2.2, foreground=PAPER)],
+            **style,
+        )
 
 
 def _short(text: str, length: int = 24) -> str:

@@ -257,7 +257,7 @@ def _column(column: pd.Series) -> list[Any]:
 
 def _qc(page: Page, results: Results) -> dict[str, Any]:
     cells, qc = results.qc_cells, results.qc
-    metrics = [name for name in figures.METRIC_TITLES if name in cells and cells[name].notna().any()]
+    metrics = [name for name in figures.METRIC_TITLES if name in cells and cells[name].nunique() > 1]
     drawn = [
         page.draw(figures.qc_distribution(name, cells, qc.get("thresholds", {}).get(name, {}))) for name in metrics
     ]
@@ -353,7 +353,9 @@ def _runs_table(runs: pd.DataFrame, name: str, *, with_dataset: bool = False) ->
 def _choice(page: Page, results: Results) -> dict[str, Any]:
     settings, runs, best = results.settings, results.runs, results.best
     drawn = [figures.choice_curve(settings, runs, name) for name in ("elbo_test", "stability", "reproducible_rank")]
-    drawn.append(figures.rank_correlations(results.correlations, best["setting"], best.get("reproducible_rank")))
+    threshold = results.resolved.get("select", {}).get("threshold", 0.9)
+    rank = best.get("reproducible_rank")
+    drawn.append(figures.rank_correlations(results.correlations, best["setting"], rank, threshold))
     columns = [
         Column(key="setting", title="Setting", kind="id"),
         Column(key="chosen", title="Chosen"),
@@ -393,17 +395,18 @@ def _sample(n: int, most: int) -> np.ndarray:
 def _groups(results: Results, config: ReportConfig) -> dict[str, pd.Series]:
     """The categorical columns by which programs are shown: those of the config, else those that are in the results.
 
-    The first is the one that names the cells: the label field if there is one.
+    The first is the one that names the cells: the label field if there is one. Of the technical ones, batch is shown.
     """
     wanted = list(config.groupby)
     if not wanted:
-        wanted = [str(results.setup.get("labels_key") or "")]
+        wanted = [str(results.fields.get("labels_key") or "")]
         if not results.associations.empty:
-            categorical = results.associations[results.associations["kind"] == "categorical"]
-            wanted += list(categorical.sort_values("technical", kind="stable")["variable"])
+            kinds = results.associations[["kind", "technical"]]
+            tested = (kinds["kind"] == "categorical") & ~kinds["technical"].astype(bool)
+            wanted += list(results.associations.loc[tested, "variable"])
         if "column" in results.contrasts:
             wanted += list(results.contrasts["column"].astype(str))
-        wanted += ["leiden", str(results.qc.get("batch_key") or "")]
+        wanted += ["leiden", str(results.fields.get("batch_key") or "")]
     found = {}
     for name in dict.fromkeys(wanted):
         if name in results.obs and results.obs[name].notna().any():

@@ -126,9 +126,11 @@ def listed(items: Iterable[Any], most: int = 8) -> str:
 
 
 def sentence(text: str) -> str:
-    """Text with a capital first letter and a full stop."""
+    """Text with a capital first letter, unless it starts with the name of something, and a full stop."""
     text = text.strip()
-    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
+    if text.split(" ", 1)[0].isalpha():
+        text = text[:1].upper() + text[1:]
+    return text + ("" if text.endswith((".", "!", "?")) else ".")
 
 
 REFERENCES = {
@@ -206,6 +208,8 @@ def _methods_data(results: Results, cite: _Citations) -> Iterator[str]:
     limits = _thresholds(qc.get("thresholds", {}))
     kept = f"{qc['n_obs_after']:,} cells and {qc['n_vars_after']:,} genes"
     yield f"Cells were kept with {listed(limits, 12)}; {kept} passed." if limits else f"{kept} passed quality control."
+    if n_mads := qc.get("settings", {}).get("n_mads"):
+        yield f"Limits for outliers lie {n_mads:g} median absolute deviations from the median, batch by batch."
     doublets = qc.get("doublets") or {}
     if doublets.get("mode") in ("annotate", "filter"):
         where = " in each batch" if len(qc.get("per_batch", {})) > 1 else ""
@@ -246,9 +250,8 @@ def _thresholds(thresholds: dict[str, dict[str, dict[str, float | None]]]) -> li
             # One count at least is no choice: a cell without counts cannot be modelled.
             if not values or (metric == "total_counts" and values[-1] <= 1):
                 continue
-            span = f"{values[0]:,.4g}"
-            if len(values) > 1:
-                span += f" to {values[-1]:,.4g} (by batch)"
+            ends = [f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in (values[0], values[-1])]
+            span = ends[0] if len(values) == 1 else f"{ends[0]} to {ends[1]} (by batch)"
             found.append(f"{word} {span} {METRICS.get(metric, metric)}")
     return found
 
@@ -266,7 +269,7 @@ def _methods_model(results: Results, cite: _Citations) -> Iterator[str]:
     if options.get("n_hidden") and options.get("n_layers"):
         layers = "one hidden layer" if options["n_layers"] == 1 else f"{options['n_layers']} hidden layers"
         text += f" (encoder: {layers} of {options['n_hidden']} units)"
-    batch = results.setup.get("batch_key") or results.qc.get("batch_key")
+    batch = results.fields.get("batch_key")
     text += f" and {batch} as the batch covariate" if batch else ""
     torch = metrics.get("versions", {}).get("torch")
     yield f"{text} was fitted with Adam {cite('adam')}{f' in PyTorch {torch}' if torch else ''}{_training(options)}."
@@ -304,7 +307,7 @@ def _methods_programs(results: Results, cite: _Citations) -> Iterator[str]:
         "Loadings were centred under the mean expression and weighted by the root of their Fisher information; their "
         "products with the centred scores, which no rotation of the factors changes, were "
         f"{averaged}cut to rank {summary.get('rank', n)} and rotated to simple structure by varimax {cite('varimax')}, "
-        f"which gave {n} programs{', an intercept included' if summary.get('intercept') else ''}."
+        f"which gave {n} program{'s' if n != 1 else ''}{', an intercept included' if summary.get('intercept') else ''}."
     )
     yield (
         "A score has unit variance; a loading is the log fold change per standard deviation of the score. Genes are "

@@ -53,6 +53,11 @@ class Results:
     seconds: dict[str, list[float]]
 
     @property
+    def fields(self) -> dict[str, Any]:
+        """The obs columns that the model knows: batch_key, labels_key and so on; "" for none."""
+        return self.setup.get("fields", {})
+
+    @property
     def chosen_runs(self) -> list[str]:
         """The runs that the programs were made from."""
         return [run for run in self.best["runs"] if run in self.metrics]

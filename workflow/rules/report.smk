@@ -42,6 +42,7 @@ rule report:
         runtime=minutes("report"),
     params:
         contrasts=lambda wildcards, input: ["--contrasts", f"{input.de}/contrasts.tsv"] if input.de else [],
+        benchmarks=plan.path("benchmarks"),
         flags=options("report"),
     shell:
         r"""
@@ -54,6 +55,7 @@ rule report:
             --stability {input.stability:q} --associations {input.associations:q} \
             --enrichment {input.enrichment:q} --programs-summary {input.programs_summary:q} \
             --annotated {input.annotated:q} {params.contrasts:q} --resolved {input.resolved:q} \
+            --benchmarks {params.benchmarks:q} \
             --output {output.page:q} --summary {output.summary:q} --figures {output.figures:q} \
             {params.flags:q} 2>{log:q}
         """

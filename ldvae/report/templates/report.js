@@ -258,13 +258,19 @@
       context.strokeStyle = style.getPropertyValue("--paper");
       context.fillStyle = style.getPropertyValue("--ink");
       const middle = (list) => list.sort((a, b) => a - b)[list.length >> 1];
-      variable.levels.forEach((level, code) => {
-        if (alone !== null && alone !== code) return;
-        const members = [];
-        for (let i = 0; i < n; i++) if (values[i] === code) members.push(i);
-        if (!members.length) return;
-        const name = level.length > 24 ? `${level.slice(0, 23)}…` : level;
-        const x = at.dx + at.scale * middle(members.map((i) => xs[i])), y = at.dy - at.scale * middle(members.map((i) => ys[i]));
+      const members = variable.levels.map(() => []);
+      for (let i = 0; i < n; i++) members[values[i]]?.push(i);
+      const taken = [];
+      [...members.keys()].sort((a, b) => members[b].length - members[a].length).forEach((code) => {
+        if ((alone !== null && alone !== code) || !members[code].length) return;
+        const level = variable.levels[code], name = level.length > 24 ? `${level.slice(0, 23)}…` : level;
+        const half = context.measureText(name).width / 2 + 2;
+        const centre = at.dx + at.scale * middle(members[code].map((i) => xs[i]));
+        const x = Math.max(half, Math.min(canvas.clientWidth - half, centre));
+        const y = at.dy - at.scale * middle(members[code].map((i) => ys[i]));
+        // A name that would lie on a larger group's name is left to the legend.
+        if (taken.some(([tx, ty, other]) => Math.abs(tx - x) < half + other && Math.abs(ty - y) < 14)) return;
+        taken.push([x, y, half]);
         context.strokeText(name, x, y);
         context.fillText(name, x, y);
       });
