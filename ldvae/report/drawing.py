@@ -198,10 +198,10 @@ def _themed(style: str) -> str:
 
 
 def _smaller(image: str) -> str:
-    """A PNG as a data URI, with at most 128 colours: points on a map need no more, and a page has many maps."""
+    """A PNG as a data URI, with at most 256 colours: points on a map need no more, and a page has many maps."""
     head, data = image.split(",", 1)
     buffer = io.BytesIO()
     picture = Image.open(io.BytesIO(base64.b64decode(data))).convert("RGBA")
-    picture.quantize(128, method=Image.Quantize.FASTOCTREE).save(buffer, format="PNG", optimize=True)
+    picture.quantize(256, method=Image.Quantize.FASTOCTREE).save(buffer, format="PNG", optimize=True)
     smaller = base64.b64encode(buffer.getvalue()).decode("ascii")
     return f"{head},{smaller}" if len(smaller) < len(data) else image
