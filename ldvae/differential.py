@@ -12,7 +12,6 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from scipy import sparse
 
 from ldvae.errors import InputError
 from ldvae.module import LDVAE
@@ -20,15 +19,15 @@ from ldvae.posterior import (
     BATCH_SIZE,
     Cells,
     Source,
+    device_of,
     importance_weights,
-    normalized_expression,
     numpy_generator,
     sample_cells,
     settle,
 )
 
 EPS = 1e-8  # keeps the log odds finite, as in the reference
-GENE_BLOCK = 64  # genes whose samples are compared together; 5,000 samples of them stay in the cache
+GENE_BLOCK = 16  # genes whose samples are compared together; 5,000 samples of them stay in the cache
 Rows = str | Sequence[int] | Sequence[bool] | np.ndarray
 
 
@@ -277,8 +276,9 @@ def differential_expression(
             for rows, drawn in zip((rows1, rows2), draws, strict=True)
         ]
         index1, index2 = pairs(draws[0].batch, draws[1].batch, test, numpy_generator(generator))
-        columns = compare(draws[0].scale[index1], draws[1].scale[index2], test, *silent)
-        columns["scale1"], columns["scale2"] = (mean_scale(drawn.scale) for drawn in draws)
+        columns = compare(draws[0].scale[:, index1], draws[1].scale[:, index2], test, *silent)
+        if test.use_permutation:  # the means are those of all samples, not of the pairs that were drawn from them
+            columns["scale1"], columns["scale2"] = (mean_scale(drawn.scale) for drawn in draws)
         if test.all_stats:
             columns |= statistics.columns(pair)
         table = pd.DataFrame(columns, index=var_names)
@@ -303,7 +303,7 @@ def expected_fdr(proba_de: np.ndarray) -> np.ndarray:
 class Scales(NamedTuple):
     """Posterior samples of a group."""
 
-    scale: np.ndarray  # expected proportions, float32, (n_samples, n_vars)
+    scale: np.ndarray  # expected proportions, float32, (n_vars, n_samples)
     batch: np.ndarray  # code of the batch that each was decoded for; -1: the cell's own
 
 
@@ -360,9 +360,18 @@ def sample_scales(
             kept = candidates.take(torch.multinomial(weight, n, replacement=True, generator=generator))
         else:
             kept = sample_cells(group.in_batch(batch), n, generator)
-        drawn.append(normalized_expression(module, kept, generator, n_samples=0, batch_size=batch_size))
+        drawn.append(decode(module, kept))
     codes = [-1 if batch is None else batch for batch in batches]
-    return Scales(np.concatenate(drawn), np.repeat(codes, sizes))
+    return Scales(drawn[0] if len(drawn) == 1 else np.concatenate(drawn, axis=1), np.repeat(codes, sizes))
+
+
+@torch.inference_mode()
+def decode(module: LDVAE, cells: Cells) -> np.ndarray:
+    """Expected proportions at the posterior means of cells, gene by gene: float32, shape (n_vars, n_obs)."""
+    settled = cells.to(device_of(module))
+    u = module.decoder_input(module.latent(settled.q.z_mean), settled.covariates)
+    weight, shift = module.decoder.folded()
+    return torch.addmm(shift[:, None], weight, u.T).softmax(dim=0).cpu().numpy()
 
 
 def pairs(
@@ -406,7 +415,7 @@ def compare(
     Parameters
     ----------
     scale1, scale2
-        Expected proportions, shape (n_samples, n_vars); row i is compared with row i.
+        Expected proportions, shape (n_vars, n_samples); sample i is compared with sample i.
     test
         How to compare.
     silent1, silent2
@@ -419,7 +428,7 @@ def compare(
     """
     means = {"scale1": mean_scale(scale1), "scale2": mean_scale(scale2)}
     if test.mode == "vanilla":
-        proba_m1 = np.mean(scale1 > scale2, axis=0)
+        proba_m1 = np.mean(scale1 > scale2, axis=1)
         proba_m2 = 1.0 - proba_m1
         odds = np.log(proba_m1 + EPS) - np.log(proba_m2 + EPS)
         return {"proba_m1": proba_m1, "proba_m2": proba_m2, "bayes_factor": odds, **means}
@@ -429,11 +438,11 @@ def compare(
     delta = test.delta
     if callable(test.change_fn) or test.m1_domain_fn is not None or delta is None:
         change_fn = test.change_fn if callable(test.change_fn) else log_fold_change
-        change = change_fn(scale1, scale2, pseudocounts)
+        change = change_fn(scale1.T, scale2.T, pseudocounts)
         delta = estimate_delta(change.mean(axis=0)) if delta is None else delta
         up, down = counting_samples(change, delta, test.m1_domain_fn)
         proba_up, proba_down = up.mean(axis=0), down.mean(axis=0)
-        described = describe(change_fn(scale1, scale2, 1e-3 * pseudocounts).T, test.cred_interval_lvls)
+        described = describe(change_fn(scale1.T, scale2.T, 1e-3 * pseudocounts).T, test.cred_interval_lvls)
     else:
         proba_up, proba_down, described = log_fold_changes(scale1, scale2, pseudocounts, delta, test.cred_interval_lvls)
     proba_de = proba_up + proba_down if test.test_mode == "two" else np.maximum(proba_up, proba_down)
@@ -450,7 +459,7 @@ def compare(
 
 def mean_scale(scale: np.ndarray) -> np.ndarray:
     """Mean over samples, summed in double precision, float32, shape (n_vars,)."""
-    return scale.mean(axis=0, dtype=np.float64).astype(np.float32)
+    return scale.mean(axis=1, dtype=np.float64).astype(np.float32)
 
 
 def log_fold_change(scale1: np.ndarray, scale2: np.ndarray, pseudocounts: float) -> np.ndarray:
@@ -477,18 +486,28 @@ def log_fold_changes(
     counts as a change is decided on the ratio, not on its logarithm.
     """
     up_from, down_from = 2.0**delta, 2.0**-delta
+    n_vars, n_samples = scale1.shape
 
-    def block(start: int) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-        one, two = (scale[:, start : start + GENE_BLOCK].T.astype(np.float64, order="C") for scale in (scale1, scale2))
-        ratio = (one + pseudocounts) / (two + pseudocounts)
-        up, down = np.mean(ratio >= up_from, axis=1), np.mean(ratio < down_from, axis=1)
-        one += 1e-3 * pseudocounts
-        two += 1e-3 * pseudocounts
-        np.divide(one, two, out=one)
-        return up, down, describe(np.log2(one, out=one), levels)
+    def compare_genes(genes: range) -> list[tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]]:
+        memory = np.empty((4, GENE_BLOCK, n_samples))  # stays in the cache from block to block
+        parts = []
+        for start in genes:
+            rows = slice(start, min(start + GENE_BLOCK, n_vars))
+            one, two, ratio, other = memory[:, : rows.stop - start]
+            one[:], two[:] = scale1[rows], scale2[rows]
+            np.divide(np.add(one, pseudocounts, out=ratio), np.add(two, pseudocounts, out=other), out=ratio)
+            up, down = (np.count_nonzero(mask, axis=1) / n_samples for mask in (ratio >= up_from, ratio < down_from))
+            one += 1e-3 * pseudocounts
+            two += 1e-3 * pseudocounts
+            np.divide(one, two, out=ratio)
+            parts.append((up, down, describe(np.log2(ratio, out=ratio), levels)))
+        return parts
 
-    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-        parts = list(threads.map(block, range(0, scale1.shape[1], GENE_BLOCK)))
+    n_threads = torch.get_num_threads()
+    shares = [range(i * GENE_BLOCK, n_vars, n_threads * GENE_BLOCK) for i in range(n_threads)]
+    with ThreadPoolExecutor(n_threads) as threads:
+        done = list(threads.map(compare_genes, shares))
+    parts = [done[i % n_threads][i // n_threads] for i in range(-(-n_vars // GENE_BLOCK))]
     described = {name: np.concatenate([part[2][name] for part in parts]) for name in parts[0][2]}
     return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts]), described
 
@@ -497,7 +516,7 @@ def describe(samples: np.ndarray, levels: Sequence[float] | None) -> dict[str, n
     """Mean, median, standard deviation, extremes and credible intervals of samples, shape (n_vars, n_samples)."""
     described = {
         "mean": samples.mean(axis=1),
-        "median": np.median(samples, axis=1),
+        "median": median(samples),
         "std": samples.std(axis=1),
         "min": samples.min(axis=1),
         "max": samples.max(axis=1),
@@ -510,6 +529,15 @@ def describe(samples: np.ndarray, levels: Sequence[float] | None) -> dict[str, n
         name = str(level)[:5]
         described |= {f"confidence_interval_{name}_min": low, f"confidence_interval_{name}_max": high}
     return described
+
+
+def median(samples: np.ndarray) -> np.ndarray:
+    """Median of each row; numpy's own selects twice for an even number of samples."""
+    half = samples.shape[1] // 2
+    ordered = np.partition(samples, half, axis=1)
+    if samples.shape[1] % 2:
+        return ordered[:, half]
+    return (ordered[:, :half].max(axis=1) + ordered[:, half]) / 2
 
 
 def credible_interval(ordered: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
@@ -534,8 +562,8 @@ def estimate_pseudocounts(
     largest = [1e-10]
     for scale, silent in ((scale1, silent1), (scale2, silent2)):
         if silent is not None and silent.any():
-            largest.append(float(np.quantile(scale[:, silent].max(axis=0), q=0.9)))
-    return max(1e-10, max(largest) / scale1.shape[1])
+            largest.append(float(np.quantile(scale[silent].max(axis=1), q=0.9)))
+    return max(1e-10, max(largest) / len(scale1))
 
 
 def estimate_delta(lfc_means: np.ndarray) -> float:
@@ -556,7 +584,7 @@ def silent_genes(
     """Genes whose mean count in the group is below the threshold; without counts, their expected mean."""
     if statistics.known:
         return statistics.mean(rows) < threshold
-    return drawn.scale.mean(axis=0) * float(cells.covariates.library[rows].exp().mean()) < threshold
+    return drawn.scale.mean(axis=1) * float(cells.covariates.library[rows].exp().mean()) < threshold
 
 
 class CountStatistics:
@@ -579,20 +607,35 @@ class CountStatistics:
         self.n = {key: len(rows) for key, rows in distinct.items()}
         # Of a large group the few others are summed: one against the rest costs no more than the groups themselves.
         large = {key for key, n in self.n.items() if 2 * n > n_obs}
-        summed = [np.setdiff1d(np.arange(n_obs), rows) if key in large else rows for key, rows in distinct.items()]
-        starts = np.cumsum([0, *map(len, summed)])
-        entries = (np.ones(starts[-1]), np.concatenate(summed), starts)
-        members = sparse.csr_matrix(entries, shape=(len(summed), n_obs)).tocsc()
-        sums = np.zeros((3, len(summed) + 1, source.n_vars))
+        # Groups without a common cell share a layer: the number, within it, of each cell's group; 0 for none.
+        layers: list[tuple[np.ndarray, list[int]]] = []
+        for key, rows in distinct.items():
+            summed = np.setdiff1d(np.arange(n_obs), rows) if key in large else rows
+            layer = next((layer for layer in layers if not layer[0][summed].any()), None)
+            if layer is None:
+                layer = np.zeros(n_obs, dtype=np.int64), []
+                layers.append(layer)
+            number, keys = layer
+            keys.append(key)
+            number[summed] = len(keys)
+        sums = [np.zeros((3, len(keys) + 1, source.n_vars)) for _, keys in layers]
         start = 0
         for counts, chosen in source.minibatches(np.arange(n_obs), 4096):
-            x = counts.x[chosen].astype(np.float64)
-            of_block = sparse.vstack([members[:, start : start + len(chosen)], np.ones((1, len(chosen)))], format="csr")
+            x = counts.x[chosen]
+            entries = np.diff(x.indptr)
+            weight = np.repeat(1e4 / np.maximum(np.asarray(x.sum(axis=1)).ravel(), 1), entries) * x.data
+            for (number, keys), of_layer in zip(layers, sums, strict=True):
+                bins = np.repeat(number[start : start + len(chosen)] * source.n_vars, entries) + x.indices
+                size = (len(keys) + 1) * source.n_vars
+                for i, weights in enumerate((x.data, x.data != 0, weight)):
+                    of_layer[i] += np.bincount(bins, weights, size).reshape(-1, source.n_vars)
             start += len(chosen)
-            totals = np.asarray(x.sum(axis=1)).ravel()
-            for i, values in enumerate((x, x != 0, sparse.diags(1e4 / np.maximum(totals, 1)) @ x)):
-                sums[i] += (of_block @ values).toarray()
-        self.sums = {key: sums[:, -1] - sums[:, i] if key in large else sums[:, i] for i, key in enumerate(distinct)}
+        everyone = sums[0].sum(axis=1)
+        self.sums = {
+            key: everyone - of_layer[:, i] if key in large else of_layer[:, i]
+            for (_, keys), of_layer in zip(layers, sums, strict=True)
+            for i, key in enumerate(keys, start=1)
+        }
 
     def mean(self, rows: np.ndarray) -> np.ndarray:
         """Mean count of each gene over the cells, shape (n_vars,)."""

@@ -277,7 +277,7 @@ def test_differential_expression_of_given_samples_is_the_references(
     table = tables[variant]
     options = DeOptions(n_samples_overall=240, **table["arguments"])
     model = LinearSCVI.load(reference / "nb", reference_adata)
-    monkeypatch.setattr("ldvae.differential.normalized_expression", given_samples(samples, options.batch_correction))
+    monkeypatch.setattr("ldvae.differential.decode", given_samples(samples, options.batch_correction))
     _, cells = model._cells(None, None, None)
     chosen = comparisons(reference_adata.obs, "label", "B cell", "T cell")
     genes = reference_adata.var_names
@@ -303,12 +303,12 @@ def given_samples(samples: dict[str, np.ndarray], by_batch: bool) -> Callable[..
     """In place of decoding: the frozen samples, in the order in which groups and batches are asked for."""
     groups = ("scale1", "scale2")
     parts = [f"{group}/{batch}" for group in groups for batch in BATCHES] if by_batch else list(groups)
-    queue = [samples[name] for name in parts]
+    queue = [np.ascontiguousarray(samples[name].T) for name in parts]
     return lambda *_, **__: queue.pop(0)
 
 
 def test_flagged_genes_are_those_whose_expected_false_discoveries_stay_below_the_target(samples):
-    columns = compare(samples["scale1"], samples["scale2"], DeOptions(mode="change", pseudocounts=1e-4))
+    columns = compare(samples["scale1"].T, samples["scale2"].T, DeOptions(mode="change", pseudocounts=1e-4))
     proba = np.sort(columns["proba_de"])[::-1]
     rate = expected_fdr(proba)
     expected = [(1 - proba[: i + 1]).mean() for i in range(len(proba))]
