@@ -1093,7 +1093,7 @@ def _simplest(scores: np.ndarray, loadings: np.ndarray, balance: float, n_starts
     best, best_value = np.eye(q), -np.inf
     for start in range(n_starts):
         rotation = np.eye(q) if start == 0 else np.linalg.qr(rng.normal(size=(q, q)))[0]
-        for _ in range(5000):
+        for _ in range(2000):  # some 50 are needed where there is any structure
             squares = (rotation[:, None, :] * rotation[None, :, :]).reshape(q * q, q)
             pulled = moments @ squares
             u, _, vt = np.linalg.svd((pulled.reshape(q, q, q) * rotation[None, :, :]).sum(axis=1))
