@@ -106,7 +106,7 @@ def test_likelihood_and_its_gradients_match_the_plain_formula_in_double_precisio
     log_prob, mean_slope = (np.empty((len(tiles), n_obs), np.float32) for _ in range(2))
     scale = np.ones((len(tiles), n_obs), np.float32)
     cpu.likelihood(
-        cpu.KINDS[kind], genes, row, theta, tiles, scale, zi_tiles,
+        0, len(tiles), cpu.KINDS[kind], genes, row, theta, tiles, scale, zi_tiles,
         slopes, zi_slopes, theta_slopes, log_prob, mean_slope,
     )  # fmt: skip
 

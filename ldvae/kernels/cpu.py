@@ -20,21 +20,17 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numba
 import numpy as np
 import torch
 from llvmlite import ir
-from numba import prange, types
+from numba import types
 from numba.extending import intrinsic
 from torch import Tensor
-
-# Two trainings on one machine, or numba beside torch: threads that wait by spinning (OpenMP's) would slow each other.
-if "NUMBA_THREADING_LAYER" not in os.environ:
-    numba.config.THREADING_LAYER = "workqueue"
 
 f32 = np.float32
 
@@ -52,9 +48,9 @@ FAST_MATH = {"reassoc", "contract", "arcp", "nsz", "afn"}
 EXACT_MATH = {"contract"}
 
 
-def compiled(fastmath: set[str] | frozenset[str] = frozenset(FAST_MATH), parallel: bool = False) -> Callable[..., Any]:
+def compiled(fastmath: set[str] | frozenset[str] = frozenset(FAST_MATH)) -> Callable[..., Any]:
     """`numba.njit` as every kernel here uses it; cached on disk where a folder for it can be written."""
-    options = {"fastmath": set(fastmath), "parallel": parallel, "error_model": "numpy"}
+    options = {"fastmath": set(fastmath), "nogil": True, "error_model": "numpy"}
 
     def decorate(function: Callable[..., Any]) -> Any:
         try:
@@ -234,10 +230,10 @@ class Adam(NamedTuple):
     weight_decay: np.float32
 
 
-@compiled(parallel=True)
-def count_by_gene(batch, place):  # type: ignore[no-untyped-def]
+@compiled()
+def count_by_gene(begin, end, batch, place):  # type: ignore[no-untyped-def]
     """How many entries each gene has in each of several ranges of cells, added to `place`, (n_ranges, n_vars)."""
-    for i in prange(len(place)):
+    for i in range(begin, end):
         _count_range(batch, place, i)
 
 
@@ -262,10 +258,10 @@ def running_total(place, first):  # type: ignore[no-untyped-def]
     first[place.shape[1]] = total
 
 
-@compiled(parallel=True)
-def fill_by_gene(batch, place, genes):  # type: ignore[no-untyped-def]
+@compiled()
+def fill_by_gene(begin, end, batch, place, genes):  # type: ignore[no-untyped-def]
     """Put the entries of a minibatch into `genes` (a `ByGene`), from the places on that `running_total` gave."""
-    for i in prange(len(place)):
+    for i in range(begin, end):
         _fill_range(batch, place, genes, i)
 
 
@@ -280,6 +276,28 @@ def _fill_range(batch, place, genes, i):  # type: ignore[no-untyped-def]
             genes.cell[to] = b
             genes.x[to] = batch.x[k]
             genes.inputs[to] = batch.inputs[k]
+
+
+# -- threads -----------------------------------------------------------------------------------------------------------
+
+_pools: dict[int, ThreadPoolExecutor] = {}
+os.register_at_fork(after_in_child=_pools.clear)  # a child process has the pool, but not its threads
+
+
+def spread(function: Any, n: int, *args: Any) -> None:
+    """Call function(begin, end, *args) on ranges that make up 0 to n, side by side on as many threads as torch uses.
+
+    Plain threads, as the kernels hold no lock of the interpreter: numba's own would spin while they wait (OpenMP), or
+    stop the process when two trainings share it (workqueue); and they take twice as long to compile.
+    """
+    n_threads = min(torch.get_num_threads(), n)
+    if n_threads > 1 and n_threads not in _pools:
+        _pools[n_threads] = ThreadPoolExecutor(n_threads - 1, thread_name_prefix="ldvae")
+    bounds = [i * n // n_threads for i in range(n_threads + 1)]
+    others = [_pools[n_threads].submit(function, *bounds[i : i + 2], *args) for i in range(1, n_threads)]
+    function(0, bounds[1], *args)
+    for other in others:
+        other.result()
 
 
 # -- encoders ----------------------------------------------------------------------------------------------------------
@@ -302,27 +320,20 @@ def _add_rows(out, row, weight, indices, values, start, stop):  # type: ignore[n
         k += 1
 
 
-@compiled(parallel=True)
-def first_layers(batch, z_weight, z_bias, l_weight, l_bias, chunks, z_out, l_out):  # type: ignore[no-untyped-def]
-    """First linear layer of both encoders, shape (n_obs, n_hidden) each.
-
-    Each of `chunks` ranges of cells goes through the genes block by block, so that a block's weights are read from
-    memory once: indices are sorted within a cell.
-    """
-    for chunk in prange(chunks):
-        _first_layers_range(chunk, batch, z_weight, z_bias, l_weight, l_bias, chunks, z_out, l_out)
-
-
 @compiled()
-def _first_layers_range(chunk, batch, z_weight, z_bias, l_weight, l_bias, chunks, z_out, l_out):  # type: ignore[no-untyped-def]
-    n_obs = len(batch.starts)
-    n_vars = len(z_weight)
-    begin, end = chunk * n_obs // chunks, (chunk + 1) * n_obs // chunks
+def first_layers(begin, end, batch, z_weight, z_bias, l_weight, l_bias, z_out, l_out):  # type: ignore[no-untyped-def]
+    """First linear layer of both encoders for the cells from `begin` to `end`, into arrays (n_obs, n_hidden).
+
+    The cells go through the genes together, block by block, so that a block's weights are read from memory once:
+    indices ascend within a cell.
+    """
     place = batch.starts[begin:end].copy()
     for b in range(begin, end):
-        z_out[b] = z_bias
-        l_out[b] = l_bias
-    for limit in range(ENCODER_BLOCK, n_vars + ENCODER_BLOCK, ENCODER_BLOCK):
+        for h in range(len(z_bias)):
+            z_out[b, h] = z_bias[h]
+        for h in range(len(l_bias)):
+            l_out[b, h] = l_bias[h]
+    for limit in range(ENCODER_BLOCK, len(z_weight) + ENCODER_BLOCK, ENCODER_BLOCK):
         for b in range(begin, end):
             start = place[b - begin]
             stop = start
@@ -478,10 +489,10 @@ def _weigh_cells(gradient, cell, value, start, stop, slope):  # type: ignore[no-
         k += 1
 
 
-@compiled(parallel=True)
-def first_layers_step(genes, z_slope, z, z_first, z_second, l_slope, l_weight, l_first, l_second, adam):  # type: ignore[no-untyped-def]
+@compiled()
+def first_layers_step(begin, end, genes, z_slope, z, z_first, z_second, l_slope, l_weight, l_first, l_second, adam):  # type: ignore[no-untyped-def]
     """Gradient of both encoders' first weights and their step of Adam, gene by gene, in one pass over the memory."""
-    for block in prange((len(z) + BLOCK - 1) // BLOCK):
+    for block in range(begin, end):
         _first_layers_block(block, genes, z_slope, z, z_first, z_second, l_slope, l_weight, l_first, l_second, adam)
 
 
@@ -517,12 +528,12 @@ def adam_step(parameters, gradients, firsts, seconds, adam):  # type: ignore[no-
 
 @compiled()
 def _fold(decoder, moments, centre, covariance, unbiased, start, folded, offset, inv_std):  # type: ignore[no-untyped-def]
-    """Weight (n_inputs, n) and offset (n,) of the genes from `start` on, with the batch norm folded in.
+    """Weight (n_inputs, n of BLOCK) and offset (n,) of the genes from `start` on, with the batch norm folded in.
 
     With `unbiased` > 0 the moments are those of u in the minibatch, and the running moments move (their variance times
     `unbiased`); else the running ones.
     """
-    n_inputs, n = folded.shape
+    n_inputs, n = len(folded), len(offset)
     for p in range(n_inputs):
         for j in range(n):
             folded[p, j] = decoder.weight[start + j, p]
@@ -557,7 +568,7 @@ def _fold(decoder, moments, centre, covariance, unbiased, start, folded, offset,
 @compiled()
 def _scores(u, b, folded, offset, out):  # type: ignore[no-untyped-def]
     """out = offset + u[b] @ folded; five inputs at a time, for fewer stores."""
-    n_inputs, n = folded.shape
+    n_inputs, n = len(folded), len(offset)
     for j in range(n):
         out[b, j] = offset[j]
     p = 0
@@ -587,8 +598,8 @@ def _row_max(row, b, n):  # type: ignore[no-untyped-def]
     return highest
 
 
-@compiled(parallel=True)
-def decode(u, decoder, moments, centre, covariance, unbiased, folded, inv_std, tiles, highest, total):  # type: ignore[no-untyped-def]
+@compiled()
+def decode(begin, end, u, decoder, moments, centre, covariance, unbiased, folded, inv_std, tiles, highest, total):  # type: ignore[no-untyped-def]
     """Gene scores of each cell, tile by tile; exponentiated for a softmax unless `highest` has size 0.
 
     Parameters
@@ -604,7 +615,7 @@ def decode(u, decoder, moments, centre, covariance, unbiased, folded, inv_std, t
     highest, total
         Out: largest score of a cell in a block, sum of the exponentials, (n_blocks, n_obs).
     """
-    for block in prange(len(tiles)):
+    for block in range(begin, end):
         _decode_block(block, u, decoder, moments, centre, covariance, unbiased, folded, inv_std, tiles, highest, total)
 
 
@@ -614,9 +625,8 @@ def _decode_block(block, u, decoder, moments, centre, covariance, unbiased, fold
     start = block * BLOCK
     n = min(BLOCK, n_vars - start)
     offset = np.empty(n, f32)
-    weight = np.empty((u.shape[1], n), f32)
+    weight = folded[block]
     _fold(decoder, moments, centre, covariance, unbiased, start, weight, offset, inv_std)
-    folded[block, :, :n] = weight
     tile = tiles[block]
     for b in range(len(u)):
         _scores(u, b, weight, offset, tile)
@@ -645,13 +655,6 @@ def softmax_scales(highest, total, library, scale):  # type: ignore[no-untyped-d
         factor = exp(library[b]) / mass
         for block in range(n_blocks):
             scale[block, b] *= factor
-
-
-@compiled()
-def _centred_u(u, centre, out):  # type: ignore[no-untyped-def]
-    for b in range(len(u)):
-        for p in range(u.shape[1]):
-            out[b, p] = u[b, p] - centre[p]
 
 
 @compiled()
@@ -717,9 +720,23 @@ def _weight_slopes(slopes, u, n, out):  # type: ignore[no-untyped-def]
         b += 1
 
 
-@compiled(parallel=True)
+@compiled()
 def decoder_gradient(
-    tiles, pull, slopes, weight, u, covariance, folded, inv_std, decoder, n_latent, gradient, u_slopes, cov_slopes
+    begin,
+    end,
+    tiles,
+    pull,
+    slopes,
+    weight,
+    u,
+    covariance,
+    folded,
+    inv_std,
+    decoder,
+    n_latent,
+    gradient,
+    u_slopes,
+    cov_slopes,
 ):  # type: ignore[no-untyped-def]
     """Gradient of a decoder's parameters, and by its input, from that by the log means.
 
@@ -740,7 +757,7 @@ def decoder_gradient(
     cov_slopes
         Out: gradient by the covariance of u, (n_blocks, n_inputs, n_inputs).
     """
-    for block in prange(len(slopes)):
+    for block in range(begin, end):
         _decoder_gradient_block(
             block,
             tiles,
@@ -843,13 +860,16 @@ def input_gradient(u_slopes, cov_slopes, centred, has_norm, out):  # type: ignor
         for b in range(n_obs):
             for p in range(n_latent):
                 mean[p] += direct[b, p] / f32(n_obs)
-        by_cov = np.zeros(cov_slopes.shape[1:], f32)
+        n_inputs = centred.shape[1]
+        by_cov = np.zeros((n_inputs, n_inputs), f32)
         for block in range(n_blocks):
-            by_cov += cov_slopes[block]
+            for p in range(n_inputs):
+                for q in range(n_inputs):
+                    by_cov[p, q] += cov_slopes[block, p, q]
         for b in range(n_obs):
             for p in range(n_latent):
                 through = f32(0)
-                for q in range(centred.shape[1]):
+                for q in range(n_inputs):
                     through += by_cov[p, q] * centred[b, q]
                 direct[b, p] += f32(2) / f32(n_obs) * through - mean[p]
     for b in range(n_obs):
@@ -892,9 +912,22 @@ def _log_factorial(x):  # type: ignore[no-untyped-def]
     return LOG_FACTORIAL[SMALL] + log_gamma_ratio(SMALL + 1.0, x - SMALL)[0]
 
 
-@compiled(parallel=True)
+@compiled()
 def likelihood(
-    kind, genes, theta_row, log_theta, tiles, scale, zi, slopes, zi_slopes, theta_slopes, log_prob, mean_slope
+    begin,
+    end,
+    kind,
+    genes,
+    theta_row,
+    log_theta,
+    tiles,
+    scale,
+    zi,
+    slopes,
+    zi_slopes,
+    theta_slopes,
+    log_prob,
+    mean_slope,
 ):  # type: ignore[no-untyped-def]
     """Log-likelihood of each cell and its gradient by the log means, the log thetas and the zero-inflation logits.
 
@@ -919,7 +952,7 @@ def likelihood(
     log_prob, mean_slope
         Out: parts of each cell's log-likelihood and of the sum of its `slopes`, (n_blocks, n_obs).
     """
-    for block in prange(len(tiles)):
+    for block in range(begin, end):
         _likelihood_block(
             block,
             kind,
@@ -1247,16 +1280,17 @@ class DecoderPass:
         """Scores, tile by tile; exponentiated if there is a softmax to come."""
         n_obs = len(u.u)
         unbiased = n_obs / (n_obs - 1) if training else 0.0
-        decode(
-            u.u, self.weights, self.moments, u.centre, u.covariance, f32(unbiased),
+        spread(
+            decode, len(self.tiles), u.u, self.weights, self.moments, u.centre, u.covariance, f32(unbiased),
             self.folded, self.inv_std, self.tiles, self.highest, self.total,
         )  # fmt: skip
 
     def backward(self, u: InputMoments, weight: float, u_slope: np.ndarray) -> None:
         """Gradients from that by the scores, in `slopes`; that by z is added to `u_slope`."""
         has_norm = self.weights.scale.size > 0
-        decoder_gradient(
-            self.tiles, self.pull, self.slopes, f32(weight), u.centred if has_norm else u.u, u.covariance,
+        spread(
+            decoder_gradient, len(self.tiles), self.tiles, self.pull, self.slopes, f32(weight),
+            u.centred if has_norm else u.u, u.covariance,
             self.folded, self.inv_std, self.weights, u_slope.shape[1], self.gradient, self.u_slopes, self.cov_slopes,
         )  # fmt: skip
         input_gradient(self.u_slopes, self.cov_slopes, u.centred, has_norm, u_slope)
@@ -1351,7 +1385,8 @@ class AdamState:
             (e.hidden_slope, e.weights.weight, *m) for e, m in zip(work.encoders, self.first_layers, strict=True)
         ]
         encoders += [(_NONE2,) * 4] * (2 - len(encoders))
-        first_layers_step(work.genes, *encoders[0], *encoders[1], adam)
+        n_blocks = -(-len(encoders[0][1]) // BLOCK)
+        spread(first_layers_step, n_blocks, work.genes, *encoders[0], *encoders[1], adam)
         gradients = [values for e in work.encoders for values in e.gradient[1:]]
         gradients += [values for d in work.decoders for values in d.gradient if values.size]
         gradients += [work.theta_gradient] if work.theta_gradient.size else []
@@ -1383,10 +1418,9 @@ class FusedStep:
         if self.adam is None:
             self.adam = AdamState(self.module, self.optimizer)
         work = self.work(len(rows))
-        with threads():
-            terms = self.forward(work, counts, rows, noise, training=True)
-            self.backward(work, kl_weight)
-            self.adam.step(work)
+        terms = self.forward(work, counts, rows, noise, training=True)
+        self.backward(work, kl_weight)
+        self.adam.step(work)
         for encoder in (self.module.z_encoder, self.module.l_encoder):
             if encoder is not None:
                 encoder.norms[0].num_batches_tracked += 1
@@ -1402,17 +1436,15 @@ class FusedStep:
 
     def elbo_terms(self, counts: Any, rows: np.ndarray, noise: Any) -> list[Tensor]:
         """Reconstruction, KL(z) and KL(library) of each cell, in nats, shape (n_obs,)."""
-        with threads():
-            terms = self.forward(self.work(len(rows)), counts, rows, noise, training=False)
+        terms = self.forward(self.work(len(rows)), counts, rows, noise, training=False)
         return [torch.from_numpy(values.astype(f32)) for values in terms]
 
     def encode(self, counts: Any, rows: np.ndarray) -> list[Tensor | None]:
         """Mean and variance of the posterior of z, (n_obs, n_latent), and of the log library size, (n_obs, 1)."""
         work = self.work(len(rows))
-        with threads():
-            first_layer(work, minibatch(counts, rows, self.module.config.log_variational))
-            for encoder in work.encoders:
-                encoder.forward(None)
+        first_layer(work, minibatch(counts, rows, self.module.config.log_variational))
+        for encoder in work.encoders:
+            encoder.forward(None)
         moments = [torch.from_numpy(v.copy()) for encoder in work.encoders for v in (encoder.mean, encoder.var)]
         return moments + [None] * (4 - len(moments))
 
@@ -1454,8 +1486,8 @@ class FusedStep:
         work.total = library.reshape(-1)
         softmax_scales(px.highest, px.total, work.total, px.scale)
         theta_row = {"gene-batch": covariates.batch_index, "gene-label": covariates.label_index}.get(config.dispersion)
-        likelihood(
-            KINDS[config.gene_likelihood], work.genes,
+        spread(
+            likelihood, len(px.tiles), KINDS[config.gene_likelihood], work.genes,
             np.zeros(len(rows), np.int64) if theta_row is None else array(theta_row),
             work.log_theta, px.tiles, px.scale,
             _NONE3 if work.zi is None else work.zi.tiles,
@@ -1484,17 +1516,6 @@ class FusedStep:
             encoder.backward(eps, prior, weight / n_obs, mask)
 
 
-@contextmanager
-def threads() -> Iterator[None]:
-    """As many numba threads as torch may use; the caller's number comes back."""
-    before = numba.get_num_threads()
-    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
-    try:
-        yield
-    finally:
-        numba.set_num_threads(before)
-
-
 def minibatch(counts: Any, rows: np.ndarray, log_variational: bool) -> Minibatch:
     """Where the counts of some cells are."""
     x = counts.x
@@ -1506,7 +1527,7 @@ def first_layer(work: Pass, batch: Minibatch) -> None:
     """First linear layer of the encoders that there are."""
     first = [(e.weights.weight, e.weights.bias, e.hidden) for e in work.encoders] + [(_NONE2, _NONE1, _NONE2)]
     (z_weight, z_bias, z_out), (l_weight, l_bias, l_out) = first[:2]
-    first_layers(batch, z_weight, z_bias, l_weight, l_bias, numba.get_num_threads(), z_out, l_out)
+    spread(first_layers, len(batch.starts), batch, z_weight, z_bias, l_weight, l_bias, z_out, l_out)
 
 
 def no_entries(n_vars: int) -> ByGene:
@@ -1520,8 +1541,8 @@ def grouped(genes: ByGene, batch: Minibatch) -> ByGene:
     if size > len(genes.cell):
         size += size // 4
         genes = ByGene(genes.first, np.empty(size, np.int32), np.empty(size, f32), np.empty(size, f32))
-    place = np.zeros((numba.get_num_threads(), len(genes.first) - 1), np.int64)
-    count_by_gene(batch, place)
+    place = np.zeros((torch.get_num_threads(), len(genes.first) - 1), np.int64)
+    spread(count_by_gene, len(place), batch, place)
     running_total(place, genes.first)
-    fill_by_gene(batch, place, genes)
+    spread(fill_by_gene, len(place), batch, place, genes)
     return genes
