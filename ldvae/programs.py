@@ -704,7 +704,8 @@ def describe(
         if len(own):
             first = own.loc[own["strength"].idxmax()]
             best[program] = _phrase(first)
-            upper = own[own["auc"] > 0.9]
+            numbered = own["level"].astype(str).str.isnumeric()  # the number of a cluster names nothing
+            upper = own[(own["auc"] > 0.9) & ~numbered]
             if len(upper):
                 label = f"{upper.loc[upper['auc'].idxmax(), 'level']}: {label}"
         if enriched is not None and len(enriched):
