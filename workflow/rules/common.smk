@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -20,7 +21,8 @@ from ldvae.errors import InputError
 try:
     plan = expand_config(config)
     if workflow.is_main_process:
-        check_data(plan, made_elsewhere=workflow.modifier.is_module)
+        # As a module, files may come from rules of the workflow around it; Snakemake then says what is missing.
+        check_data(plan, made_elsewhere=len(workflow.modifier_stack) > 1)
 except InputError as error:
     raise WorkflowError(str(error))
 
@@ -28,7 +30,7 @@ RESOURCES = yaml.safe_load(Path(workflow.source_path("../resources.yaml")).read_
 
 
 wildcard_constraints:
-    dataset="|".join(plan.datasets),
+    dataset="|".join(map(re.escape, plan.datasets)),
     run=r"k\d+-s\d+-[0-9a-f]{6}",
 
 
@@ -110,3 +112,45 @@ def memory(step, **job):
 def minutes(step, **job):
     """Minutes that a job of a step asks for."""
     return asked(step, "minutes", lambda compute: compute.max_runtime, **job)
+
+
+def training(dataset, run):
+    """Flags of a training: what defines the run, and no more."""
+    run = plan.datasets[dataset].runs[run]
+    return ["--seed", str(run.seed), *flags(run.model), *flags(run.train)]
+
+
+def checkpoint_of(metrics):
+    """Folder of the checkpoint of the run with these metrics: outside of the outputs, which Snakemake removes."""
+    run = Path(metrics).parent
+    return str(run.parents[3] / "checkpoints" / run.parents[1].name / run.name)
+
+
+def packs(dataset):
+    """Runs of a dataset that share a job, by the name of the pack.
+
+    Those of one setting whose seeds are neighbours: a new value of a sweep joins no pack of other settings.
+    """
+    found = {}
+    for run in dataset.runs.values():
+        found.setdefault(f"{run.setting}-{run.seed // dataset.compute.runs_per_job}", []).append(run.id)
+    return found
+
+
+def pack_commands(dataset, runs):
+    """Commands that fit several runs in turn. One that fails does not stop the others; Slurm's signal stops them all."""
+
+    def commands(wildcards, input, output):
+        lines = ["failed=0", "trap 'exit 143' TERM"]
+        for i, run in enumerate(runs):
+            outputs = {name: output.get(name)[i] for name in ("model", "history", "metrics", "factors", "fit")}
+            paths = [text for name, path in outputs.items() for text in (f"--{name}", path)]
+            kept = ["--checkpoint", checkpoint_of(outputs["metrics"]), "--keep-checkpoint"]
+            command = ["ldvae", "train", "--counts", input.counts, *paths, *kept, *training(dataset, run)]
+            lines.append(f"{shlex.join(command)} $compute || failed=1")
+        return "\n".join([*lines, "exit $failed"])
+
+    return commands
+
+
+packed = {name: packs(dataset) for name, dataset in plan.datasets.items() if dataset.compute.runs_per_job > 1}
