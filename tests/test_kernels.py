@@ -15,11 +15,12 @@ from ldvae.module import LDVAE, Noise
 from ldvae.train import PlainStep
 
 cpu = pytest.importorskip("ldvae.kernels.cpu")
+loops = pytest.importorskip("ldvae.kernels.loops")
 KL_WEIGHT = 0.3
 few_examples = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 
 
-@cpu.compiled()
+@loops.compiled()
 def apply(function, x, out):
     for i in range(x.size):
         out[i] = function(x[i])
@@ -28,9 +29,9 @@ def apply(function, x, out):
 @pytest.mark.parametrize(
     ("function", "truth", "x", "error"),
     [
-        (cpu.exp, np.exp, np.linspace(-86, 87, 100_001), 2e-7),
-        (cpu.log, np.log, np.geomspace(1e-37, 1e37, 100_001), 2e-7),
-        (cpu.log1p, np.log1p, np.r_[0, np.geomspace(1e-30, 1e30, 100_001)], 3e-7),
+        (loops.exp, np.exp, np.linspace(-86, 87, 100_001), 2e-7),
+        (loops.log, np.log, np.geomspace(1e-37, 1e37, 100_001), 2e-7),
+        (loops.log1p, np.log1p, np.r_[0, np.geomspace(1e-30, 1e30, 100_001)], 3e-7),
     ],
 )
 def test_elementary_functions_are_exact_to_single_precision(function, truth, x, error):
@@ -43,17 +44,17 @@ def test_elementary_functions_are_exact_to_single_precision(function, truth, x, 
 @pytest.mark.parametrize("z", [16.0, 100.3, 1e8])
 @pytest.mark.parametrize("n", [1.0, 1e2, 1e6])
 def test_log_gamma_ratio_matches_scipy(z, n):
-    value, slope = cpu.log_gamma_ratio(z, n)
+    value, slope = loops.log_gamma_ratio(z, n)
     np.testing.assert_allclose(value, special.gammaln(z + n) - special.gammaln(z), rtol=1e-7)
     np.testing.assert_allclose(slope, special.digamma(z + n) - special.digamma(z), rtol=1e-6)
 
 
 def to_tiles(x):
     """(n_obs, n_vars) as the kernels hold it: (n_blocks, n_obs, BLOCK)."""
-    n_blocks = -(-x.shape[1] // cpu.BLOCK)
-    padded = np.zeros((len(x), n_blocks * cpu.BLOCK), np.float32)
+    n_blocks = -(-x.shape[1] // loops.BLOCK)
+    padded = np.zeros((len(x), n_blocks * loops.BLOCK), np.float32)
     padded[:, : x.shape[1]] = x
-    return np.ascontiguousarray(padded.reshape(len(x), n_blocks, cpu.BLOCK).transpose(1, 0, 2))
+    return np.ascontiguousarray(padded.reshape(len(x), n_blocks, loops.BLOCK).transpose(1, 0, 2))
 
 
 def from_tiles(tiles, n_vars):
@@ -97,7 +98,7 @@ def test_likelihood_and_its_gradients_match_the_plain_formula_in_double_precisio
     }[kind](torch.tensor(x, dtype=torch.float64), log_mu.exp())
     truth.sum().backward()
 
-    batch = cpu.Minibatch(
+    batch = loops.Minibatch(
         csr.indptr[:-1].astype(np.int64), csr.indptr[1:].astype(np.int64), csr.indices, csr.data, csr.data
     )
     genes = cpu.grouped(cpu.no_entries(n_vars), batch)
@@ -105,7 +106,7 @@ def test_likelihood_and_its_gradients_match_the_plain_formula_in_double_precisio
     slopes, zi_slopes, theta_slopes = np.empty_like(tiles), np.empty_like(tiles), np.zeros_like(theta)
     log_prob, mean_slope = (np.empty((len(tiles), n_obs), np.float32) for _ in range(2))
     scale = np.ones((len(tiles), n_obs), np.float32)
-    cpu.likelihood(
+    loops.likelihood(
         0, len(tiles), cpu.KINDS[kind], genes, row, theta, tiles, scale, zi_tiles,
         slopes, zi_slopes, theta_slopes, log_prob, mean_slope,
     )  # fmt: skip

@@ -4,6 +4,7 @@ The step reads and writes memory that stays where it is, so that it can be captu
 Everything but the capture also runs on a CPU, under Triton's interpreter (`TRITON_INTERPRET=1`), and is so tested.
 """
 
+# mypy: allow-untyped-defs
 from __future__ import annotations
 
 from typing import Any, NamedTuple
@@ -23,19 +24,19 @@ WARM_UP = 3  # steps before the capture, as CUDA graphs ask for
 
 
 @triton.jit
-def _log1p(x):  # type: ignore[no-untyped-def]
+def _log1p(x):
     """log(1 + x) for x >= 0, exact also where 1 + x rounds to 1 (the interpreter has no log1p)."""
     u = 1.0 + x
     return tl.where(u == 1.0, x, tl.log(u) * (x / tl.where(u == 1.0, 1.0, u - 1.0)))
 
 
 @triton.jit
-def _softplus(x):  # type: ignore[no-untyped-def]
+def _softplus(x):
     return tl.maximum(x, 0.0) + _log1p(tl.exp(-tl.abs(x)))
 
 
 @triton.jit
-def _log_gamma_ratio(theta, x):  # type: ignore[no-untyped-def]
+def _log_gamma_ratio(theta, x):
     """log Gamma(theta + x) - log Gamma(theta) and its derivative by theta: recurrence up by 8, then Stirling.
 
     The ratio is taken as a whole: a difference of two log Gammas has no digits left for large theta.
@@ -54,7 +55,7 @@ def _log_gamma_ratio(theta, x):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _likelihood(  # type: ignore[no-untyped-def]
+def _likelihood(
     x, score, library, log_theta, zi, log_prob, by_score, by_library, by_log_theta, by_zi,
     n_vars, theta_stride, KIND: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -175,7 +176,7 @@ def log_prob(
 
 
 @triton.jit
-def _gather(starts, stops, indices, values, out, n_vars, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _gather(starts, stops, indices, values, out, n_vars, BLOCK: tl.constexpr):
     """Counts of one cell a program, into a row of zeros."""
     cell = tl.program_id(0)
     begin, end = tl.load(starts + cell), tl.load(stops + cell)
@@ -196,8 +197,10 @@ class DeviceCounts(NamedTuple):
     @classmethod
     def of(cls, x: Any, device: torch.device) -> DeviceCounts:
         """A scipy CSR matrix, copied to the device."""
-        arrays = (x.indptr.astype(np.int64), x.indices, x.data)
-        return cls(*(torch.from_numpy(values).to(device) for values in arrays), x.shape[1])
+        indptr, indices, values = (
+            torch.from_numpy(v).to(device) for v in (x.indptr.astype(np.int64), x.indices, x.data)
+        )
+        return cls(indptr, indices, values, x.shape[1])
 
     def minibatch(self, rows: Tensor) -> Tensor:
         """Dense counts of some cells, (n_obs, n_vars)."""
