@@ -171,11 +171,23 @@ def test_a_rotation_keeps_the_contribution(mixed, intercept, power):
         np.testing.assert_allclose(changed - changed.mean(axis=0), 0, atol=1e-8 * np.abs(kept).max())
 
 
-def test_oriented_programs_have_unit_variance_a_heavy_positive_side_and_fall_in_size(mixed):
-    turned = gp.orient(gp.rotate(gp.consensus(mixed.scores, mixed.weighted), 8, intercept=False))
-    np.testing.assert_allclose(turned.scores.std(axis=0), 1, rtol=1e-6)
-    assert (np.square(turned.loadings.clip(0)).sum(axis=0) >= np.square(turned.loadings.clip(max=0)).sum(axis=0)).all()
-    assert (np.diff(np.linalg.norm(turned.loadings, axis=0)) <= 0).all()
+def test_oriented_programs_have_unit_variance_fall_in_size_and_do_not_depend_on_the_sign_given(mixed):
+    turned = gp.rotate(gp.consensus(mixed.scores, mixed.weighted), 8)
+    flip = np.where(np.arange(9) % 2, 1.0, -1.0)
+    one = gp.orient(turned)
+    other = gp.orient(gp.Rotation(turned.scores * flip, turned.loadings * flip, turned.transform * flip))
+    np.testing.assert_allclose(one.scores.std(axis=0), 1, rtol=1e-6)
+    assert (np.diff(np.linalg.norm(one.loadings, axis=0)) <= 0).all()
+    np.testing.assert_array_equal(one.loadings, other.loadings)
+    np.testing.assert_array_equal(one.scores, other.scores)
+
+
+def test_the_heavy_side_of_the_loadings_is_positive_where_the_scores_say_nothing():
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=(1000, 1))
+    loadings = np.r_[-np.ones(30), np.ones(10), np.zeros(60)][:, None]
+    turned = gp.orient(gp.rotate(gp.consensus([scores], [loadings]), 1))
+    assert (turned.loadings[:30] > 0).all()
 
 
 def test_stability_is_the_regression_of_each_fit_on_the_consensus_scores(mixed):
@@ -406,20 +418,23 @@ def test_associations_are_those_of_scipy(found):
     test = stats.spearmanr(scores["P2"][50:], obs["counts"][50:])
     np.testing.assert_allclose([row["effect"], row["p"]], test, rtol=1e-6)
     assert row["technical"]
+    np.testing.assert_allclose(row["explained"], test.statistic**2)
+    row = table[(table["program"] == "P1") & (table["level"] == "a")].iloc[0]
+    np.testing.assert_allclose(row["explained"], np.corrcoef(scores["P1"], inside)[0, 1] ** 2)
     np.testing.assert_allclose(table["padj"], stats.false_discovery_control(table["p"]))
 
 
 def test_programs_that_follow_the_experiment_are_flagged_unless_biology_explains_them_better():
     table = pd.DataFrame(
         [
-            ("P1", "total_counts", "continuous", "", 0.7, np.nan, 0, True),
-            ("P1", "cell_type", "categorical", "B", 1.0, 0.7, 0, False),
-            ("P2", "total_counts", "continuous", "", 0.7, np.nan, 0, True),
-            ("P2", "cell_type", "categorical", "B", 1.0, 0.05, 0, False),
-            ("P3", "batch", "categorical", "lane 1", 1.0, 0.65, 0, True),
-            ("P4", "batch", "categorical", "lane 1", 1.0, 0.65, 0, True),
+            ("P1", "total_counts", "continuous", "", 0.7, np.nan, True, 0.49),
+            ("P1", "cell_type", "categorical", "B", 1.0, 0.7, False, 0.2),
+            ("P2", "total_counts", "continuous", "", 0.7, np.nan, True, 0.49),
+            ("P2", "cell_type", "categorical", "B", 1.0, 0.7, False, 0.8),
+            ("P3", "batch", "categorical", "lane 1", 1.0, 0.65, True, 0.1),
+            ("P4", "batch", "categorical", "lane 1", 1.0, 0.65, True, 0.1),
         ],
-        columns=["program", "variable", "kind", "level", "effect", "auc", "padj", "technical"],
+        columns=["program", "variable", "kind", "level", "effect", "auc", "technical", "explained"],
     )
     flags = gp.technical_flags(table, pd.Series({"P1": 0.5, "P2": 0.3, "P3": 0.1, "P4": 0.01}))
     assert flags.tolist() == [

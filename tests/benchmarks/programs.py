@@ -1,0 +1,306 @@
+"""Tables behind docs/programs.md: against the truth, against other fits, against cNMF; time for a million cells.
+
+python tests/benchmarks/programs.py worlds --draws 5 --seeds 6 [--cnmf cnmf]
+python tests/benchmarks/programs.py kang ../shared/data/kang2018_stim_ctrl.h5ad --seeds 20
+python tests/benchmarks/programs.py scaling --cells 1000000
+python tests/benchmarks/programs.py figure docs/programs.svg
+
+Fits are kept in --cache and used again. --cnmf names the command of a cNMF installed elsewhere (pip install cnmf).
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData, read_h5ad
+from scipy.optimize import linear_sum_assignment
+
+from ldvae import programs as gp
+from ldvae.config import ModelConfig, SetupConfig, SweepConfig, TrainConfig
+from ldvae.model import LinearSCVI
+from ldvae.simulate import simulate
+from ldvae.sweep import sweep
+
+WORLDS = ("mixed", "gauss", "additive")
+INTERFERON = ("IFIT1", "TNFSF10", "ISG15", "RSAD2", "IFIT2", "CXCL10", "IFITM3")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "ldvae-benchmark")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    worlds = verbs.add_parser("worlds")
+    worlds.add_argument("--world", choices=WORLDS, nargs="*", default=WORLDS)
+    worlds.add_argument("--first", type=int, default=0)
+    worlds.add_argument("--draws", type=int, default=5)
+    worlds.add_argument("--seeds", type=int, default=6)
+    worlds.add_argument("--factors", type=int, default=12)
+    worlds.add_argument("--epochs", type=int)
+    worlds.add_argument("--cnmf")
+    kang = verbs.add_parser("kang")
+    kang.add_argument("counts", type=Path)
+    kang.add_argument("--seeds", type=int, default=20)
+    kang.add_argument("--factors", type=int, default=14)
+    kang.add_argument("--epochs", type=int)
+    scaling = verbs.add_parser("scaling")
+    scaling.add_argument("--cells", type=int, default=1_000_000)
+    verbs.add_parser("figure").add_argument("path", type=Path)
+    arguments = vars(parser.parse_args())
+    {"worlds": run_worlds, "kang": run_kang, "scaling": run_scaling, "figure": draw_figure}[arguments.pop("verb")](
+        **arguments
+    )
+
+
+class Fits:
+    """Fits of one dataset from several seeds, from the cache where it has them."""
+
+    def __init__(self, adata: AnnData, name: str, cache: Path, seeds: int, factors: int, epochs: int | None) -> None:
+        self.adata = adata
+        train = TrainConfig() if epochs is None else TrainConfig(max_epochs=epochs)
+        self.arrays = []
+        for seed in range(seeds):
+            path = cache / f"{name}-k{factors}-e{epochs or 'default'}-s{seed}.npz"
+            if not path.exists():
+                started = time.perf_counter()
+                fits = sweep(adata, SweepConfig(seeds=[seed]), model=ModelConfig(n_latent=factors), train=train)
+                model = next(iter(fits.models.values()))
+                theta = model.get_likelihood_parameters(indices=[0])["dispersions"]
+                path.parent.mkdir(parents=True, exist_ok=True)
+                np.savez(
+                    path,
+                    scores=model.get_latent_representation(),
+                    loadings=model.get_loadings(),
+                    theta=np.ravel(theta),
+                    elbo=fits.runs["elbo_validation"].iloc[0],
+                    elbo_test=fits.runs["elbo_test"].iloc[0],
+                    seconds=time.perf_counter() - started,
+                )
+            with np.load(path) as file:
+                self.arrays.append(dict(file))
+        self.mean = np.asarray(adata.X.mean(axis=0)).ravel()
+
+    def find(self, which: np.ndarray | None = None) -> gp.Programs:
+        """Programs of all fits, or of some, without the outliers."""
+        chosen = [self.arrays[i] for i in (which if which is not None else range(len(self.arrays)))]
+        bad = gp.outliers([fit["elbo"] for fit in chosen])
+        kept = [fit for fit, out in zip(chosen, bad, strict=True) if not out]
+        return gp.find_programs(
+            [fit["scores"] for fit in kept],
+            [fit["loadings"] for fit in kept],
+            mean=self.mean,
+            theta=np.stack([fit["theta"] for fit in kept]),
+            cells=list(self.adata.obs_names),
+            genes=list(self.adata.var_names),
+        )
+
+    def weighted(self, loadings: np.ndarray) -> np.ndarray:
+        """Any loadings in gauge, times the root of the information."""
+        theta = np.stack([fit["theta"] for fit in self.arrays])
+        return np.asarray(gp.gauge(loadings, self.mean)) * gp.information(self.mean, theta)[:, None]
+
+    @property
+    def seconds(self) -> float:
+        """Time of all trainings."""
+        return float(sum(fit["seconds"] for fit in self.arrays))
+
+
+def matched(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Cosines of columns after the best assignment, the columns of the second, and their signs."""
+    first, second = (np.asarray(table, float) / np.linalg.norm(table, axis=0) for table in (first, second))
+    products = first.T @ second
+    rows, columns = linear_sum_assignment(-np.abs(products))
+    return np.abs(products[rows, columns]), columns, np.sign(products[rows, columns])
+
+
+def run_worlds(
+    cache: Path,
+    world: list[str],
+    first: int,
+    draws: int,
+    seeds: int,
+    factors: int,
+    epochs: int | None,
+    cnmf: str | None,
+) -> None:
+    """Cosines of the loadings and correlations of the scores with the truth, for each world and draw."""
+    rows = []
+    for name in world:
+        for draw in range(first, first + draws):
+            made = simulate(name, seed=draw)
+            adata = made.to_anndata()
+            LinearSCVI.setup_anndata(adata, batch_key="batch")
+            fits = Fits(adata, f"{name}-{draw}", cache, seeds, factors, epochs)
+            truth, scores = fits.weighted(made.loadings.to_numpy()), made.scores.to_numpy()
+            raw = np.concatenate([matched(truth, fits.weighted(fit["loadings"]))[0] for fit in fits.arrays])
+            rows.append(
+                {"world": name, "draw": draw, "method": "raw factors"} | summary(raw) | {"seconds": fits.seconds}
+            )
+            started = time.perf_counter()
+            found = fits.find()
+            cosine, column, sign = matched(truth, found.weighted)
+            r = [np.corrcoef(scores[:, k], found.scores.iloc[:, c])[0, 1] for k, c in enumerate(column)] * sign
+            depth = pd.DataFrame({"total_counts": np.asarray(made.counts.sum(axis=1)).ravel()}, adata.obs_names)
+            flags = gp.technical_flags(
+                gp.associations(found.scores, depth, technical=["total_counts"]), found.table["share"]
+            )
+            rows.append(
+                {"world": name, "draw": draw, "method": "ldvae programs"}
+                | summary(cosine)
+                | {
+                    "r_mean": r.mean(),
+                    "r_min": r.min(),
+                    "signs": int((sign > 0).sum()),
+                    "rank": found.rank,
+                    "programs": found.scores.shape[1],
+                    "technical": int((flags != "").sum()),
+                    "seconds": fits.seconds + time.perf_counter() - started,
+                }
+            )
+            if cnmf:
+                rows.append({"world": name, "draw": draw} | against_cnmf(cnmf, adata, fits, truth, scores))
+            print(pd.DataFrame(rows[-3:]).round(3).to_string(index=False), flush=True)
+    table = pd.DataFrame(rows)
+    print(table.groupby(["world", "method"]).agg({"mean": "mean", "worst": "min", "seconds": "mean"}).round(3))
+
+
+def summary(cosine: np.ndarray) -> dict[str, float]:
+    """Mean and worst cosine, and the share above 0.95."""
+    return {"mean": cosine.mean(), "worst": cosine.min(), "above_0.95": (cosine > 0.95).mean()}
+
+
+def against_cnmf(command: str, adata: AnnData, fits: Fits, truth: np.ndarray, scores: np.ndarray) -> dict[str, object]:
+    """cNMF's best: of k from 7 to 10 and of its outputs, the one closest to the truth."""
+    started = time.perf_counter()
+    best: dict[str, object] = {"mean": -1.0}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "counts.h5ad"
+        AnnData(X=adata.X, obs=adata.obs[[]], var=adata.var[[]]).write_h5ad(path)
+        options = ["--output-dir", folder, "--name", "run"]
+        ks = [7, 8, 9, 10]
+        prepare = ["-c", str(path), "-k", *map(str, ks), "--n-iter", "20", "--seed", "0"]
+        for step in (["prepare", *options, *prepare], ["factorize", *options], ["combine", *options]):
+            subprocess.run([command, *step], check=True, capture_output=True)
+        for k in ks:
+            given = ["consensus", *options, "-k", str(k), "--local-density-threshold", "0.1"]
+            if subprocess.run([command, *given], capture_output=True).returncode:
+                continue  # its filter of outlying spectra can leave fewer than k
+            for kind in ("gene_spectra_score", "gene_spectra_tpm"):
+                spectra = pd.read_csv(Path(folder) / f"run/run.{kind}.k_{k}.dt_0_1.txt", sep="\t", index_col=0)
+                usage = pd.read_csv(Path(folder) / f"run/run.usages.k_{k}.dt_0_1.consensus.txt", sep="\t", index_col=0)
+                usage = usage.div(usage.sum(axis=1), axis=0).loc[adata.obs_names].to_numpy()
+                found = spectra.T.reindex(adata.var_names).fillna(0).to_numpy()
+                if kind == "gene_spectra_tpm":
+                    found = np.log(found + found.mean() * 1e-3)
+                    found = fits.weighted(found - found.mean(axis=1, keepdims=True))
+                cosine, column, sign = matched(truth, found)
+                if cosine.mean() > best["mean"]:
+                    r = [np.corrcoef(scores[:, i], usage[:, c])[0, 1] for i, c in enumerate(column)] * sign
+                    best = summary(cosine) | {"r_mean": np.mean(r), "r_min": np.min(r), "method": f"cNMF k={k}"}
+    return best | {"method": "cNMF at its best", "seconds": time.perf_counter() - started}
+
+
+def run_kang(cache: Path, counts: Path, seeds: int, factors: int, epochs: int | None) -> None:
+    """Agreement of programs from two disjoint sets of seeds, and what the programs are."""
+    from ldvae.steps.setup import setup
+
+    with tempfile.TemporaryDirectory() as folder:
+        chosen = Path(folder) / "counts.h5ad"
+        setup(
+            filtered=counts,
+            counts=chosen,
+            gene_table=Path(folder) / "genes.tsv",
+            summary=Path(folder) / "summary.json",
+            config=SetupConfig(),
+        )
+        adata = read_h5ad(chosen)
+    LinearSCVI.setup_anndata(adata)
+    fits = Fits(adata, counts.stem, cache, seeds, factors, epochs)
+    raw = [
+        matched(fits.weighted(a["loadings"]), fits.weighted(b["loadings"]))[0]
+        for a, b in zip(fits.arrays[::2], fits.arrays[1::2], strict=True)
+    ]
+    print("raw factors, seed against seed:", describe(np.concatenate(raw)))
+    rng = np.random.default_rng(0)
+    for _ in range(6):
+        order = rng.permutation(seeds)
+        halves = [fits.find(order[: seeds // 2]), fits.find(order[seeds // 2 :])]
+        cosine, _, _ = matched(halves[0].weighted, halves[1].weighted)
+        print(f"two sets of {seeds // 2} seeds, ranks {halves[0].rank} and {halves[1].rank}:", describe(cosine))
+    found = fits.find()
+    related = gp.associations(found.scores, adata.obs)
+    table = gp.describe(found, related)
+    for name in table.index:
+        genes = set(table.loc[name, "top_positive"].split(", ")) & set(INTERFERON)
+        print(f"{name:4} {table.loc[name, 'share']:.3f} {table.loc[name, 'label']:45} ", end="")
+        print(f"{table.loc[name, 'best_association']:45} interferon genes in the top ten: {len(genes)}")
+
+
+def describe(cosine: np.ndarray) -> str:
+    """Mean cosine and share above 0.9."""
+    return f"mean {cosine.mean():.3f}, {(cosine > 0.9).mean():.0%} above 0.9, worst {cosine.min():.3f}"
+
+
+def run_scaling(cache: Path, cells: int) -> None:
+    """Time and memory of the programs of 10 made-up fits of 20 factors and 2,000 genes."""
+    rng = np.random.default_rng(0)
+    n_genes, n_factors, shared = 2000, 20, 15
+    loadings = np.where(rng.random((n_genes, shared)) < 0.05, rng.normal(1, 0.3, (n_genes, shared)), 0)
+    scores, tables = [np.empty((cells, n_factors), np.float32) for _ in range(10)], []
+    mixes = [rng.normal(size=(n_factors, n_factors)).astype(np.float32) for _ in scores]
+    for start in range(0, cells, 10_000):
+        rows = slice(start, start + 10_000)
+        own = len(scores[0][rows])
+        common = (rng.random((own, shared), np.float32) < 0.2) * rng.random((own, shared), np.float32) * 2
+        for table, mix in zip(scores, mixes, strict=True):
+            noise = 0.1 * rng.standard_normal((own, n_factors), np.float32)
+            table[rows] = np.hstack([common, 5 * noise[:, shared:]]) @ mix + noise @ mix
+    for mix in mixes:
+        noise = 0.02 * rng.normal(size=(n_genes, n_factors))
+        tables.append((np.hstack([loadings, noise[:, shared:]]) + noise) @ np.linalg.inv(mix).T)
+    started, cpu = time.perf_counter(), time.process_time()
+    found = gp.find_programs(scores, tables, mean=rng.gamma(0.5, 1, n_genes), theta=np.full(n_genes, 5.0))
+    print(f"{cells:,} cells × {n_genes:,} genes × 10 seeds of {n_factors} factors: {found.scores.shape[1]} programs")
+    print(f"{time.perf_counter() - started:.1f} s ({time.process_time() - cpu:.1f} s of CPU time), ", end="")
+    print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GB with the fits")
+
+
+def draw_figure(cache: Path, path: Path) -> None:
+    """Cosines to the truth of the factors of each fit and of the programs of all, in the mixed world."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    made = simulate("mixed", seed=0)
+    adata = made.to_anndata()
+    LinearSCVI.setup_anndata(adata, batch_key="batch")
+    fits = Fits(adata, "mixed-0", cache, 6, 12, None)
+    truth = fits.weighted(made.loadings.to_numpy())
+    found = fits.find()
+    panels = [(f"factors of fit {s + 1}", fits.weighted(fits.arrays[s]["loadings"])) for s in range(2)]
+    panels.append(("programs of 6 fits", found.weighted.to_numpy()))
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    for axes, (title, table) in zip(figure.subplots(1, 3, sharey=True), panels, strict=True):
+        _, column, _ = matched(truth, table)
+        rest = [k for k in range(table.shape[1]) if k not in column]
+        order = [*column, *rest]
+        cosines = (truth / np.linalg.norm(truth, axis=0)).T @ (table / np.linalg.norm(table, axis=0))[:, order]
+        image = axes.imshow(cosines, cmap="RdBu_r", vmin=-1, vmax=1)
+        names = [f"P{k + 1}" if title.startswith("programs") else f"Z{k}" for k in order]
+        axes.set_xticks(range(len(order)), names, fontsize=7)
+        axes.set_title(title, fontsize=10)
+        for k, value in enumerate(np.diag(cosines)):
+            axes.text(k, k, f"{abs(value):.2f}".lstrip("0"), ha="center", va="center", fontsize=6)
+    figure.axes[0].set_yticks(range(8), [name.replace("_", " ") for name in made.loadings], fontsize=8)
+    figure.colorbar(image, ax=figure.axes, label="cosine of the loadings", shrink=0.7)
+    with rc_context({"svg.hashsalt": "ldvae", "svg.fonttype": "none"}):
+        figure.savefig(path, metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    main()
