@@ -467,13 +467,21 @@ class Sections:
     compute: ComputeConfig
 
 
+class Projection(NamedTuple):
+    """Other cells to score with the programs of a dataset."""
+
+    inputs: dict[str, str]
+    project: ProjectConfig
+
+
 @dataclass(frozen=True, kw_only=True)
 class Dataset(Sections):
-    """One dataset of the workflow: its files by name, its options and its runs by id."""
+    """One dataset of the workflow: its files by name, its options, its runs by id and its projections by name."""
 
     name: str
     inputs: dict[str, str]
     runs: dict[str, Run]
+    projections: dict[str, Projection]
 
     @property
     def compares_clusters(self) -> bool:
@@ -530,7 +538,7 @@ def expand_config(config: Mapping[str, Any]) -> Plan:
             problems.append(f"{where}: a dataset's name is made of letters, digits, '_', '-' and '.'.")
         if not isinstance(entry, dict):
             entry = {"input": entry}
-        _refuse_unknown(entry, ["input", *sections], f"{where}.", problems)
+        _refuse_unknown(entry, ["input", "project", *sections], f"{where}.", problems)
         options = {
             key: _read_section(cls, {key: config.get(key), where + "." + key: entry.get(key)}, problems)
             for key, cls in sections.items()
@@ -541,7 +549,8 @@ def expand_config(config: Mapping[str, Any]) -> Plan:
             if "column" not in contrast:
                 problems.append(f"{where}.de.contrasts: {contrast} names no column of groups.")
         runs = _runs(options["model"], options["train"], options["sweep"], where, problems)
-        datasets[str(name)] = Dataset(name=str(name), inputs=inputs, runs=runs, **options)
+        projections = _projections(entry.get("project"), f"{where}.project", problems)
+        datasets[str(name)] = Dataset(name=str(name), inputs=inputs, runs=runs, projections=projections, **options)
     _raise(problems, "the config")
     return Plan(outdir, datasets)
 
@@ -560,6 +569,21 @@ def _refuse_unknown(given: Iterable[Any], known: Iterable[str], prefix: str, pro
     problems += [
         f"{prefix}{key}: there is no such key.{suggestion(str(key), known)}" for key in given if key not in known
     ]
+
+
+def _projections(given: Any, where: str, problems: list[str]) -> dict[str, Projection]:
+    """Projections by name: a path, or a mapping of `input` and the options of `ldvae project`."""
+    if not isinstance(given, dict | None):
+        problems.append(f"{where}: expected `name: path` or `name: {{input: path, …}}`, found {given!r}.")
+        return {}
+    found = {}
+    for name, entry in (given or {}).items():
+        if not re.match(DATASET_NAME, str(name)):
+            problems.append(f"{where}.{name}: a name is made of letters, digits, '_', '-' and '.'.")
+        options = dict(entry) if isinstance(entry, dict) else {"input": entry}
+        inputs = _named_inputs(options.pop("input", None), f"{where}.{name}", problems)
+        found[str(name)] = Projection(inputs, _read_section(ProjectConfig, {f"{where}.{name}": options}, problems))
+    return found
 
 
 def _named_inputs(given: Any, where: str, problems: list[str]) -> dict[str, str]:
@@ -782,9 +806,19 @@ def schema() -> dict[str, Any]:
     ]
     files = {"description": "Path, URL or demo:pbmc68k; several as a list or as name: path.", "anyOf": [text, *several]}
     references = {key: {"$ref": f"#/$defs/{key}"} for key in sections}
+    projection = _schema_of(ProjectConfig)
+    projection["properties"] = {"input": files} | projection["properties"]
     dataset = {
         "type": "object",
-        "properties": {"input": files, **references},
+        "properties": {
+            "input": files,
+            "project": {
+                "type": "object",
+                "description": "Other cells to score with this dataset's programs, each by name.",
+                "additionalProperties": {"anyOf": [text, projection]},
+            },
+            **references,
+        },
         "required": ["input"],
         "additionalProperties": False,
     }
@@ -897,6 +931,10 @@ def _check_dataset(dataset: Dataset, made_elsewhere: bool) -> list[str]:
         except InputError as error:
             headers.append(None)
             problems.append(f"input: {error}")
+    for name, projection in dataset.projections.items():
+        for path in projection.inputs.values():
+            if "://" not in path and not path.startswith("demo:") and not made_elsewhere and not Path(path).exists():
+                problems.append(f"project.{name}.input: {path} is not there (relative paths start at {Path.cwd()}).")
     for section in get_type_hints(Sections):
         for option_name, path in named(getattr(dataset, section), "file"):
             if not made_elsewhere and not Path(path).is_file():

@@ -1,6 +1,7 @@
 """A config expands to the same runs whatever its order, and all its mistakes are found at once."""
 
 import json
+import re
 from dataclasses import fields
 from pathlib import Path
 from typing import get_type_hints
@@ -111,6 +112,30 @@ def test_several_inputs_are_named_after_their_files_or_by_the_config():
     plan = expand_config({"datasets": {"a": ["x/one.h5ad", "x/two.csv.gz"], "b": {"input": {"d1": "p", "d2": "q"}}}})
     assert plan.datasets["a"].inputs == {"one": "x/one.h5ad", "two": "x/two.csv.gz"}
     assert plan.datasets["b"].inputs == {"d1": "p", "d2": "q"}
+
+
+def test_other_cells_are_projected_by_path_or_with_options():
+    project = {"b": "b.h5ad", "c": {"input": ["x.h5ad", "y.h5ad"], "batch_key": "donor"}}
+    projections = expand_config({"datasets": {"a": {"input": "x.h5ad", "project": project}}}).datasets["a"].projections
+    assert projections["b"].inputs == {"": "b.h5ad"}
+    assert projections["c"].inputs == {"x": "x.h5ad", "y": "y.h5ad"}
+    assert flags(projections["c"].project) == ["--batch-key", "donor"]
+
+
+@pytest.mark.parametrize(
+    ("project", "message"),
+    [
+        ("b.h5ad", "project: expected `name: path`"),
+        ({"b": {}}, "project.b.input: expected a path"),
+        (
+            {"b": {"input": "b.h5ad", "batch": "donor"}},
+            "project.b.batch: there is no such key. Did you mean 'batch_key'",
+        ),
+    ],
+)
+def test_a_projection_that_cannot_be_is_refused(project, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        expand_config({"datasets": {"a": {"input": "x.h5ad", "project": project}}})
 
 
 def test_the_table_of_runs_has_a_row_for_each_run_and_a_column_for_each_parameter(tmp_path):

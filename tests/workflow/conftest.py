@@ -97,7 +97,7 @@ def config(counts: Path) -> dict[str, Any]:
     return {
         "datasets": {
             "a": {"input": str(counts), "de": {"contrasts": [{"column": "condition"}]}, "compute": {"device": "cpu"}},
-            "b": {"input": "demo:pbmc68k"},
+            "b": {"input": "demo:pbmc68k", "project": {"other": str(counts)}},
         },
         "setup": {"genes": "all"},
         "sweep": {"seeds": [0, 1]},

@@ -45,7 +45,11 @@ def test_every_file_of_the_results_layout_is_made(finished):
     files = finished.files()
     runs = sorted({Path(name).parts[3] for name in files if name.startswith("results/a/runs/")})
     assert len(runs) == 2
-    expected = layout("a", runs, contrasts=True) | layout("b", runs, contrasts=False) | {"results/index.html"}
+    expected = layout("a", runs, contrasts=True) | layout("b", runs, contrasts=False)
+    expected |= {
+        "results/index.html",
+        *(f"results/b/project/other/{name}" for name in ("scores.tsv.gz", "summary.json")),
+    }
     assert expected - files == set()
     steps = {Path(name).parts[1] for name in files if name.startswith("logs/")}
     assert {"qc", "setup", "train", "select", "programs", "annotate", "de", "report", "index"} <= steps
@@ -91,7 +95,7 @@ def test_a_new_seed_trains_that_run_alone_and_what_depends_on_it(again):
     pending = again.pending()
     assert pending["train:a"] == pending["train:b"] == 1
     assert all(pending[f"{rule}:{dataset}"] == 1 for rule in AFTER_TRAINING for dataset in "ab")
-    assert only(pending) == {"plan", "train", *AFTER_TRAINING, "de", "index"}
+    assert only(pending) == {"plan", "train", *AFTER_TRAINING, "project", "de", "index"}
 
 
 def test_a_new_value_of_a_grid_trains_the_new_runs_alone(again):

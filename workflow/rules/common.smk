@@ -39,10 +39,18 @@ def options(section):
     return lambda wildcards: flags(getattr(plan.datasets[wildcards.dataset], section))
 
 
-def counts_files(wildcards):
-    """Files of counts of a dataset; URLs are fetched by Snakemake. The embedded demo has no file."""
-    paths = plan.datasets[wildcards.dataset].inputs.values()
+def fetched(inputs):
+    """Files of an input; URLs are fetched by Snakemake. The embedded demo has no file."""
+    paths = inputs.values()
     return [path if "://" not in path else storage.http(path) for path in paths if not path.startswith("demo:")]
+
+
+def counts_files(wildcards):
+    return fetched(plan.datasets[wildcards.dataset].inputs)
+
+
+def projection(wildcards):
+    return plan.datasets[wildcards.dataset].projections[wildcards.projection]
 
 
 def files(section):
@@ -50,10 +58,13 @@ def files(section):
     return lambda wildcards: [path for _, path in named(getattr(plan.datasets[wildcards.dataset], section), "file")]
 
 
-def names_of_inputs(wildcards):
+def name_flags(inputs):
     """Flags that name the input files, where there are several."""
-    inputs = plan.datasets[wildcards.dataset].inputs
     return ["--names", *inputs] if "" not in inputs else []
+
+
+def names_of_inputs(wildcards):
+    return name_flags(plan.datasets[wildcards.dataset].inputs)
 
 
 def batch_flag(wildcards):
