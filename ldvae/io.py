@@ -218,6 +218,18 @@ def read_anndata(path: Path) -> Stored:
         )
 
 
+def read_h5ad(path: Path, **options: Any) -> AnnData:
+    """The AnnData that an earlier step wrote; a file that is cut off or no AnnData is the user's to know of."""
+    import anndata
+
+    try:
+        return anndata.io.read_h5ad(path, **options)
+    except (OSError, KeyError, ValueError) as error:
+        raise InputError(
+            f"{path}: cannot be read as h5ad ({error}); if a full disk or a broken copy cut it off, make it anew."
+        ) from error
+
+
 def opened(path: Path) -> Any:
     """A context manager of an h5ad file, or of a zarr store, opened to be read."""
     import h5py

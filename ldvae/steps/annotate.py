@@ -15,7 +15,7 @@ import pandas as pd
 
 from ldvae.config import AnnotateConfig, Output
 from ldvae.errors import InputError, suggestion
-from ldvae.io import atomic, read_table
+from ldvae.io import atomic, read_h5ad, read_table
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -51,10 +51,9 @@ def annotate(
         AnnData (h5ad): log-normalised `X`, layer counts, obsm X_ldvae, X_programs and X_umap, varm LDVAE_loadings and
         program_loadings; in obs the scores (Z_0, …, P1, …) and clusters (leiden).
     """
-    import anndata
     import scanpy
 
-    adata = anndata.io.read_h5ad(counts)
+    adata = read_h5ad(counts)
     run = best_run(best, runs)
     if config.normalized_layer:
         adata.layers["ldvae_normalized"] = normalized(adata, run / "model")

@@ -16,7 +16,7 @@ from anndata import AnnData
 
 from ldvae.config import DeConfig, Output
 from ldvae.errors import InputError, suggestion
-from ldvae.io import atomic, obs_column, write_table
+from ldvae.io import atomic, obs_column, read_h5ad, write_table
 from ldvae.steps.annotate import best_run
 
 if TYPE_CHECKING:
@@ -82,11 +82,10 @@ def de(
     Boyeau et al., PNAS 120, e2209124120 (2023); Squair et al., Nat. Commun. 12, 5692 (2021); Love et al., Genome Biol.
     15, 550 (2014).
     """
-    import anndata
 
     from ldvae.model import LinearSCVI
 
-    adata = anndata.io.read_h5ad(counts)
+    adata = read_h5ad(counts)
     if annotated is not None:
         add_clusters(adata, annotated)
     contrasts = find_contrasts(adata.obs, config)

@@ -12,7 +12,7 @@ import pandas as pd
 
 from ldvae.config import Output, ProgramsConfig
 from ldvae.errors import InputError
-from ldvae.io import atomic, write_json, write_table
+from ldvae.io import atomic, read_h5ad, write_json, write_table
 from ldvae.programs import (
     Frame,
     Programs,
@@ -105,9 +105,7 @@ def programs(*, best: Path, runs: list[Path], counts: Path, output: Output, conf
 
 def read_obs(counts: Path) -> tuple[pd.DataFrame, str]:
     """What is known of the cells, and the key of their batch ("" where there is one batch)."""
-    import anndata as ad
-
-    data = ad.read_h5ad(counts, backed="r")
+    data = read_h5ad(counts, backed="r")
     batch_key = data.uns.get("ldvae_setup", {}).get("batch_key", "")
     obs = data.obs.copy()
     data.file.close()

@@ -25,7 +25,7 @@ from ldvae import posterior
 from ldvae.config import ComputeConfig, ModelConfig, Output, Run, TrainConfig
 from ldvae.data import Split
 from ldvae.errors import InputError
-from ldvae.io import atomic, write_json, write_table
+from ldvae.io import atomic, read_h5ad, write_json, write_table
 from ldvae.model import LinearSCVI, pick_device, progress_bar
 from ldvae.module import LDVAE
 from ldvae.train import Checkpoint, Fit, Interrupted
@@ -176,9 +176,7 @@ def stop_on_signal() -> Iterator[AskedToStop]:
 
 def read_registered(path: Path) -> tuple[AnnData, Split]:
     """Counts as the step setup left them, set up for the model, and their split."""
-    import anndata
-
-    adata = anndata.io.read_h5ad(path)
+    adata = read_h5ad(path)
     if "ldvae_setup" not in adata.uns or "split" not in adata.obs:
         raise InputError(f"{path}: is not a file of `ldvae setup` (no uns['ldvae_setup'] or no obs['split']).")
     keys = {name: value if isinstance(value, str) else list(value) for name, value in adata.uns["ldvae_setup"].items()}
