@@ -28,6 +28,7 @@ class Project:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.log = folder.with_suffix(".log")
 
     def configure(self, **sections: object) -> None:
         """Write the config; sections as in config.yaml."""
@@ -46,22 +47,22 @@ class Project:
         table[step] |= resources
         path.write_text(yaml.safe_dump(table))
 
-    def start(self, *arguments: str, seconds: int = 900) -> subprocess.Popen[str]:
-        """Start snakemake; its messages go to snakemake.log."""
+    def start(self, *arguments: str, seconds: int = 1800) -> subprocess.Popen[str]:
+        """Start snakemake; its messages go to a file beside the clone."""
         environment = os.environ | {
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
             "OMP_NUM_THREADS": "1",
         }
         command = ["timeout", str(seconds), "snakemake", *arguments]
-        with (self.folder / "snakemake.log").open("w") as log:
+        with self.log.open("w") as log:
             return subprocess.Popen(command, cwd=self.folder, env=environment, stdout=log, stderr=log, text=True)
 
-    def run(self, *arguments: str, seconds: int = 900, expect: int = 0) -> str:
+    def run(self, *arguments: str, seconds: int = 1800, expect: int = 0) -> str:
         """Run snakemake to its end; its messages."""
         process = self.start(*arguments, seconds=seconds)
         process.wait()
-        log = (self.folder / "snakemake.log").read_text()
-        assert process.returncode == expect, log
+        log = self.log.read_text()
+        assert process.returncode == expect, log[-5000:]
         return log
 
     def jobs(self) -> list[dict[str, str]]:

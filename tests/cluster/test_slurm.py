@@ -25,7 +25,7 @@ def training_for_a_while(project: Project):
 def demo(slurm, clone) -> Project:
     """The demo, run by the literal command from a fresh clone to which only the site file was added."""
     project = clone()
-    project.run("--profile", "slurm", seconds=1800)
+    project.run("--profile", "slurm", seconds=3000)
     return project
 
 
@@ -193,7 +193,7 @@ def test_failing_status_queries_end_in_a_message_and_nothing_is_lost(ready, tmp_
         patch.setenv("PATH", str(broken.parent), prepend=":")
         snakemake = ready.start("--profile", "slurm", *targets(ready), seconds=240)
         until(lambda: ready.train_jobs() and ready.train_jobs()[0]["JobState"] == "COMPLETED")
-        until(lambda: "Unable to contact slurm controller" in (ready.folder / "snakemake.log").read_text())
+        until(lambda: "Unable to contact slurm controller" in ready.log.read_text())
         snakemake.terminate()
         snakemake.wait()
     ready.run("--unlock")

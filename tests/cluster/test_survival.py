@@ -53,7 +53,7 @@ def start(counts: Path, run: Path, *arguments: str, **environment: str) -> subpr
 def train(counts: Path, run: Path, *arguments: str, **environment: str) -> tuple[int, str]:
     """Run `ldvae train` to its end; exit code and messages."""
     process = start(counts, run, *arguments, **environment)
-    _, messages = process.communicate(timeout=300)
+    _, messages = process.communicate(timeout=900)
     return process.returncode, messages
 
 
@@ -95,7 +95,7 @@ def test_a_signal_writes_the_checkpoint_within_ten_seconds_and_asks_to_be_run_ag
 def test_two_that_train_the_same_run_by_accident_do_not_harm_each_other(counts, tmp_path):
     assert train(counts, tmp_path / "alone")[0] == 0
     twins = [start(counts, tmp_path / "twins") for _ in range(2)]
-    messages = [process.communicate(timeout=300)[1] for process in twins]
+    messages = [process.communicate(timeout=900)[1] for process in twins]
     assert [process.returncode for process in twins] == [0, 0], messages
     assert kill_train.contents(tmp_path / "twins") == kill_train.contents(tmp_path / "alone")
 
@@ -124,7 +124,7 @@ def test_a_disk_that_fills_up_with_the_checkpoint_does_not_stop_the_training(cou
 def test_a_read_only_output_folder_is_one_message_before_the_training(counts, small_disk):
     read_only(small_disk)
     code, messages = train(counts, small_disk / "run")
-    assert code == 2
+    assert code == 1
     assert "Read-only file system" in messages.splitlines()[-1]
     assert str(small_disk) in messages.splitlines()[-1]
     assert "epoch" not in messages.replace("max_epochs", "")
