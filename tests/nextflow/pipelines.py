@@ -74,7 +74,8 @@ class Pipeline:
         trace = self.folder / "trace.tsv"
         trace.unlink(missing_ok=True)
         (self.folder / "trace.config").write_text(
-            "trace.fields = 'process,tag,status,exit,attempt,memory,time,native_id,workdir'\n" + self.site
+            "trace.fields = 'process,tag,status,exit,attempt,memory,time,native_id,workdir'\ntrace.raw = true\n"
+            + self.site
         )
         home = Path(os.environ.get("NXF_HOME", self.folder / "nextflow-home"))
         environment = {"PATH": f"{BIN}:{os.environ['PATH']}", "NXF_HOME": str(home), "NXF_ANSI_LOG": "false"}

@@ -23,17 +23,12 @@ ALONE = """
 include { TRAIN } from '%s/workflow/processes/train'
 
 workflow {
-    TRAIN(channel.of([[id: 'tiny', run: 'mine'], file("${projectDir}/counts.h5ad"), [checkpoint_minutes: 0.02], '%s']))
+    compute = [device: 'cpu', checkpoint_minutes: 0.02]
+    TRAIN(channel.of([[id: 'tiny', run: 'mine'], file("${projectDir}/counts.h5ad"), compute, '%s']))
 }
 """
-LONG = "--seed 1 --max-epochs 4000 --batch-size 16 --no-early-stopping"  # a minute on an idle CPU
-SURVIVES = """
-process {
-    executor = 'slurm'
-    errorStrategy = { task.exitStatus in 130..145 && task.attempt <= 2 ? 'retry' : 'finish' }
-    maxRetries = 2
-}
-"""
+LONG = "--seed 1 --max-epochs 2500 --batch-size 16 --no-early-stopping"  # half a minute on an idle CPU
+SURVIVES = f"includeConfig '{ROOT}/nextflow.config'\n"  # what to do about killed jobs
 
 
 @pytest.fixture(scope="session")
@@ -89,9 +84,11 @@ def test_a_cancelled_and_then_preempted_training_ends_in_the_same_bits(training)
     subprocess.run([BIN / "ldvae", "train", "--counts", folder / "counts.h5ad", *outputs, *LONG.split()], check=True)
 
     (folder / "main.nf").write_text(ALONE % (ROOT, LONG))
-    training.site = SITE + SURVIVES
+    training.site = SURVIVES + SITE
     finished = []
-    thread = threading.Thread(target=lambda: finished.append(training.run(script=folder / "main.nf")))
+    thread = threading.Thread(
+        target=lambda: finished.append(training.run("-profile", "slurm", script=folder / "main.nf"))
+    )
     thread.start()
     subprocess.run(["scancel", at_work(folder, attempt=1)], check=True)
     at_work(folder, attempt=2)
@@ -137,8 +134,8 @@ def at_work(folder: Path, attempt: int, seconds: float = 600) -> str:
 
 def test_a_job_out_of_memory_succeeds_with_more(training):
     (training.folder / "main.nf").write_text(ALONE % (ROOT, "--max-epochs 200 --no-early-stopping"))
-    training.site = SITE + SURVIVES + "process { withName: TRAIN { memory = { 300.MB * 4 ** (task.attempt - 1) } } }"
-    done = training.run(script=training.folder / "main.nf")
+    training.site = SURVIVES + SITE + "process { withName: TRAIN { memory = { 300.MB * 4 ** (task.attempt - 1) } } }"
+    done = training.run("-profile", "slurm", script=training.folder / "main.nf")
     assert done.code == 0, done.text
     assert [(row["attempt"], row["status"]) for row in done.trace] == [("1", "FAILED"), ("2", "COMPLETED")]
     assert [job(row["native_id"])["MinMemoryNode"] for row in done.trace] == ["300M", "1200M"]
