@@ -277,6 +277,18 @@ class LinearSCVI:
         """A registered field of an AnnData: "X", "batch", "labels", …; see `AnnDataManager.get_from_registry`."""
         return self.get_anndata_manager(adata).get_from_registry(key)
 
+    def data_registry(self, registry_key: str) -> dict[str, Any]:
+        """Where in the AnnData a registered field is: attr_name and attr_key."""
+        return self.registry["field_registries"][registry_key]["data_registry"]
+
+    def get_state_registry(self, registry_key: str) -> dict[str, Any]:
+        """Categories or sizes of a registered field."""
+        return self.registry["field_registries"][registry_key]["state_registry"]
+
+    def get_setup_arg(self, setup_arg: str) -> Any:
+        """An argument that `setup_anndata` was given."""
+        return self.registry["setup_args"][setup_arg]
+
     def deregister_manager(self, adata: AnnData | None = None) -> None:
         """Forget the model's data (or do nothing for other data: none are kept); memory is freed."""
         if adata is None or adata is self._adata:
@@ -447,6 +459,15 @@ class LinearSCVI:
     @is_trained.setter
     def is_trained(self, value: bool) -> None:
         self.is_trained_ = value
+
+    @property
+    def run_name(self) -> str:
+        """Name of the run: when the model was made, unless another is set."""
+        return self.run_name_
+
+    @run_name.setter
+    def run_name(self, value: str) -> None:
+        self.run_name_ = value
 
     @property
     def train_indices(self) -> np.ndarray | None:

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from anndata import AnnData
+from anndata import AnnData, read_h5ad
 from scipy import sparse, stats
 
 from ldvae import InputError, LinearSCVI
@@ -367,3 +367,19 @@ def test_known_differences_are_found(reference, reference_adata: AnnData):
     expressed = x.mean(axis=0) > 0.3
     assert stats.spearmanr(found[expressed], change[expressed]).statistic > 0.8
     assert set(table.index[:5]) <= {f"gene{i:02d}" for i in range(26)}
+
+
+def test_interferon_genes_lead_the_table_of_stimulated_against_control(shared_data):
+    adata = read_h5ad(shared_data / "kang2018_stim_ctrl.h5ad")
+    mean = np.asarray(adata.X.mean(axis=0)).ravel()
+    variance = np.asarray(adata.X.power(2).mean(axis=0)).ravel() - mean**2
+    adata = adata[:, np.sort(np.argsort(-variance / np.maximum(mean, 1e-3))[:500])].copy()
+    LinearSCVI.setup_anndata(adata)
+    model = LinearSCVI(adata, seed=0)
+    model.train(15, plan_kwargs={"lr": 1e-2, "n_epochs_kl_warmup": 5}, enable_progress_bar=False)
+    table = model.differential_expression(
+        groupby="condition", group1="stim", group2="ctrl", mode="change", n_samples_overall=2000
+    )
+    assert {"ISG15", "IFIT1", "IFIT2", "RSAD2"} <= set(table.index[:10])
+    assert (table.loc[["ISG15", "IFIT1", "IFIT2", "RSAD2"], "lfc_median"] > 1).all()
+    assert table["is_de_fdr_0.05"].iloc[:10].all()

@@ -433,6 +433,9 @@ def test_the_summary_names_the_parameters_and_the_state(model, capsys):
     shown = capsys.readouterr().out
     assert "batch_key: 'batch'" in shown
     assert "n_batch: 3" in shown
+    assert model.get_setup_arg("labels_key") == "label"
+    assert list(model.get_state_registry("batch")["categorical_mapping"]) == ["d1", "d2", "d3"]
+    assert model.data_registry("batch") == {"attr_name": "obs", "attr_key": "_scvi_batch"}
     model.view_anndata_setup(hide_state_registries=True)
     assert "categorical_mapping" not in capsys.readouterr().out
 
