@@ -24,7 +24,7 @@ Table: TypeAlias = pd.DataFrame | np.ndarray
 BLOCK = 50_000
 # Below this many nats per cell (the information-weighted square of the contribution) there is nothing to rotate.
 COLLAPSED = 1e-3
-# A direction with a smaller share of one fit's contribution cannot be told from noise.
+# A direction or program with a smaller share of the contribution is next to noise.
 SMALLEST_SHARE = 0.005
 # Cosine from which a fit is said to hold a program of the consensus.
 FOUND = 0.9
@@ -621,18 +621,21 @@ def technical_flags(table: pd.DataFrame, share: pd.Series, *, limit: float = 0.5
     Returns
     -------
     Series
-        Indexed by program: "" or a reason. A program that some biological variable explains better is not flagged.
+        Indexed by program: "" or a reason. A program that some biological variable explains better is not flagged; one
+        with less than 0.5 % of the contribution is, unless biology explains it.
     """
     flags = pd.Series("", index=share.index)
-    for program, own in table.assign(strength=strength(table)).groupby("program", sort=False):
-        technical, other = own[own["technical"]], own[~own["technical"]]
-        if technical.empty:
-            continue
-        first = technical.loc[technical["strength"].idxmax()]
-        weak = share[program] < WEAK_SHARE
+    table = table.assign(strength=strength(table))
+    for program, weight in share.items():
+        own = table[table["program"] == program]
+        technical, other = own[own["technical"].astype(bool)], own[~own["technical"].astype(bool)]
         biology = np.sqrt(other["explained"].max()) if len(other) else 0
-        if first["strength"] > max(limit / 2 if weak else limit, biology):
-            flags[program] = ("weak, and " if weak else "") + f"follows {_phrase(first)}"
+        least = limit / 2 if weight < WEAK_SHARE else limit
+        if len(technical) and technical["strength"].max() > max(least, biology):
+            first = technical.loc[technical["strength"].idxmax()]
+            flags[program] = ("weak, and " if weight < WEAK_SHARE else "") + f"follows {_phrase(first)}"
+        elif weight < SMALLEST_SHARE and biology < limit / 2:
+            flags[program] = f"very weak ({weight:.1%} of the contribution)"
     return flags
 
 

@@ -436,12 +436,13 @@ def test_programs_that_follow_the_experiment_are_flagged_unless_biology_explains
         ],
         columns=["program", "variable", "kind", "level", "effect", "auc", "technical", "explained"],
     )
-    flags = gp.technical_flags(table, pd.Series({"P1": 0.5, "P2": 0.3, "P3": 0.1, "P4": 0.01}))
+    flags = gp.technical_flags(table, pd.Series({"P1": 0.5, "P2": 0.3, "P3": 0.1, "P4": 0.01, "P5": 0.003}))
     assert flags.tolist() == [
         "follows total_counts (r = 0.70)",
         "",
         "",
         "weak, and follows batch = lane 1 (AUC 0.65)",
+        "very weak (0.3% of the contribution)",
     ]
 
 

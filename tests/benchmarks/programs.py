@@ -184,7 +184,18 @@ def against_cnmf(command: str, adata: AnnData, fits: Fits, truth: np.ndarray, sc
         AnnData(X=adata.X, obs=adata.obs[[]], var=adata.var[[]]).write_h5ad(path)
         options = ["--output-dir", folder, "--name", "run"]
         ks = [7, 8, 9, 10]
-        prepare = ["-c", str(path), "-k", *map(str, ks), "--n-iter", "20", "--seed", "0"]
+        prepare = [
+            "-c",
+            str(path),
+            "-k",
+            *map(str, ks),
+            "--n-iter",
+            "20",
+            "--seed",
+            "0",
+            "--numgenes",
+            str(adata.n_vars),
+        ]
         for step in (["prepare", *options, *prepare], ["factorize", *options], ["combine", *options]):
             subprocess.run([command, *step], check=True, capture_output=True)
         for k in ks:
