@@ -51,7 +51,9 @@ def main() -> None:
     kang.add_argument("--epochs", type=int)
     scaling = verbs.add_parser("scaling")
     scaling.add_argument("--cells", type=int, default=1_000_000)
-    verbs.add_parser("figure").add_argument("path", type=Path)
+    figure = verbs.add_parser("figure")
+    figure.add_argument("path", type=Path)
+    figure.add_argument("--epochs", type=int)
     arguments = vars(parser.parse_args())
     {"worlds": run_worlds, "kang": run_kang, "scaling": run_scaling, "figure": draw_figure}[arguments.pop("verb")](
         **arguments
@@ -282,7 +284,7 @@ def run_scaling(cache: Path, cells: int) -> None:
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GB with the fits")
 
 
-def draw_figure(cache: Path, path: Path) -> None:
+def draw_figure(cache: Path, path: Path, epochs: int | None) -> None:
     """Cosines to the truth of the factors of each fit and of the programs of all, in the mixed world."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -290,7 +292,7 @@ def draw_figure(cache: Path, path: Path) -> None:
     made = simulate("mixed", seed=0)
     adata = made.to_anndata()
     LinearSCVI.setup_anndata(adata, batch_key="batch")
-    fits = Fits(adata, "mixed-0", cache, 6, 12, None)
+    fits = Fits(adata, "mixed-0", cache, 6, 12, epochs)
     truth = fits.weighted(made.loadings.to_numpy())
     found = fits.find()
     panels = [(f"factors of fit {s + 1}", fits.weighted(fits.arrays[s]["loadings"])) for s in range(2)]
