@@ -48,7 +48,9 @@ EXACT_MATH = {"contract"}
 
 def compiled(fastmath: set[str] | frozenset[str] = frozenset(FAST_MATH)) -> Callable[..., Any]:
     """`numba.njit` as every kernel here uses it; cached on disk where a folder for it can be written."""
-    options = {"fastmath": set(fastmath), "nogil": True, "error_model": "numpy"}
+    # forceinline: a function that is called, not inlined, exists once by itself and once in each caller, optimised in
+    # different ways; the process that compiles takes another copy than those that load, with other last digits.
+    options = {"fastmath": set(fastmath), "nogil": True, "error_model": "numpy", "forceinline": True}
 
     def decorate(function: Callable[..., Any]) -> Any:
         try:

@@ -92,6 +92,13 @@ def test_a_signal_writes_the_checkpoint_within_ten_seconds_and_asks_to_be_run_ag
     assert not (tmp_path / "metrics.json").exists()
 
 
+@pytest.mark.cluster  # half a minute of compiling
+def test_an_attempt_that_compiles_the_kernels_and_one_that_finds_them_compiled_give_the_same_bits(counts, tmp_path):
+    for run in ("first", "second"):
+        assert train(counts, tmp_path / run, NUMBA_CACHE_DIR=str(tmp_path / "cache"))[0] == 0
+    assert kill_train.contents(tmp_path / "first") == kill_train.contents(tmp_path / "second")
+
+
 def test_two_that_train_the_same_run_by_accident_do_not_harm_each_other(counts, tmp_path):
     assert train(counts, tmp_path / "alone")[0] == 0
     twins = [start(counts, tmp_path / "twins") for _ in range(2)]
