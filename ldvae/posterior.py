@@ -17,7 +17,7 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Nor
 from ldvae.data import BackedCounts, Counts, Covariates
 from ldvae.errors import InputError
 from ldvae.kernels import fused_step
-from ldvae.module import LDVAE, ElboTerms, Generative, Posterior
+from ldvae.module import LDVAE, ElboTerms, Generative, Noise, Posterior
 
 Source = Counts | BackedCounts
 BATCH_SIZE = 512  # cells encoded or decoded together; results do not depend on it but for the order of the noise
@@ -176,22 +176,30 @@ def marginal_ll(
     -----
     log p(x) ~ logsumexp_s [log p(x | z_s, l_s) + log p(z_s) + log p(l_s) - log q(z_s) - log q(l_s)] - log S.
     """
-    estimates = []
+    fused, estimates = fused_step(module), []
     for counts, chosen in source.minibatches(rows, batch_size):
-        x, covariates = counts.minibatch(chosen, device_of(module))
-        q = module.encode(x)
+        if fused is not None:
+            x, cells = None, Cells(Posterior(*fused.encode(counts, chosen)), counts.covariates.rows(chosen))
+        else:
+            x, covariates = counts.minibatch(chosen, device_of(module))
+            cells = Cells(module.encode(x), covariates)
         passes = []
         for start in range(0, n_mc_samples, n_mc_samples_per_pass):
             n_draws = min(n_mc_samples_per_pass, n_mc_samples - start)
-            z_noise = torch.randn(n_draws, *q.z_mean.shape, generator=generator).to(x.device)
-            l_noise = torch.randn(n_draws, len(x), 1, generator=generator).to(x.device)
-            passes.append(log_weight(module, x, Cells(q, covariates), z_noise, l_noise))
+            z_noise = torch.randn(n_draws, *cells.q.z_mean.shape, generator=generator).to(cells.q.z_mean.device)
+            l_noise = torch.randn(n_draws, len(chosen), 1, generator=generator).to(cells.q.z_mean.device)
+            if fused is not None:
+                noise = [Noise(*of_draw, (), ()) for of_draw in zip(z_noise, l_noise, strict=True)]
+                log_px = -torch.stack([fused.elbo_terms(counts, chosen, of_draw)[0] for of_draw in noise])
+            else:
+                log_px = log_likelihood(module, x, cells, z_noise, l_noise)
+            passes.append(log_px + log_ratio(module, cells, z_noise, l_noise))
         estimates.append(torch.cat(passes).logsumexp(dim=0) - math.log(n_mc_samples))
     return torch.cat(estimates).cpu()
 
 
-def log_weight(module: LDVAE, x: Tensor, cells: Cells, z_noise: Tensor, l_noise: Tensor) -> Tensor:
-    """log [p(x, z, l) / q(z, l)] at the draws that the noise gives, in nats, shape (n_samples, n_obs).
+def log_likelihood(module: LDVAE, x: Tensor, cells: Cells, z_noise: Tensor, l_noise: Tensor) -> Tensor:
+    """log p(x | z, l) at the draws that the noise gives, in nats, shape (n_samples, n_obs).
 
     Parameters
     ----------
@@ -205,17 +213,26 @@ def log_weight(module: LDVAE, x: Tensor, cells: Cells, z_noise: Tensor, l_noise:
         Standard normal, shapes (n_samples, n_obs, n_latent) and (n_samples, n_obs, 1).
     """
     q, covariates = cells
+    z = module.latent(q.z_mean + q.z_var.sqrt() * z_noise)
+    library = covariates.library.expand(len(z), -1, -1)
+    if q.l_mean is not None and q.l_var is not None:
+        library = q.l_mean + q.l_var.sqrt() * l_noise
+    return module.log_prob(x, module.generative(z, library, covariates))
+
+
+def log_ratio(module: LDVAE, cells: Cells, z_noise: Tensor, l_noise: Tensor) -> Tensor:
+    """log [p(z, l) / q(z, l)] at the draws that the noise gives, in nats, shape (n_samples, n_obs)."""
+    q, covariates = cells
     z = q.z_mean + q.z_var.sqrt() * z_noise
     # Densities at the normal z, also for "ln": its softmax is a function of it and has no density of its own here.
-    log_ratio = (normal_log_prob(z, 0.0, torch.ones_like(q.z_var)) - normal_log_prob(z, q.z_mean, q.z_var)).sum(dim=-1)
-    library = covariates.library.expand(len(z), -1, -1)
+    ratio = (normal_log_prob(z, 0.0, torch.ones_like(q.z_var)) - normal_log_prob(z, q.z_mean, q.z_var)).sum(dim=-1)
     if q.l_mean is not None and q.l_var is not None:
         library = q.l_mean + q.l_var.sqrt() * l_noise
         prior_mean = module.library_log_means[covariates.batch_index, None]
         prior_var = module.library_log_vars[covariates.batch_index, None]
         log_prior = normal_log_prob(library, prior_mean, prior_var)
-        log_ratio = log_ratio + (log_prior - normal_log_prob(library, q.l_mean, q.l_var))[..., 0]
-    return module.log_prob(x, module.generative(module.latent(z), library, covariates)) + log_ratio
+        ratio = ratio + (log_prior - normal_log_prob(library, q.l_mean, q.l_var))[..., 0]
+    return ratio
 
 
 def normal_log_prob(value: Tensor, mean: Tensor | float, var: Tensor) -> Tensor:

@@ -103,7 +103,8 @@ def test_the_marginal_likelihood_of_each_cell_is_the_references(case):
     noise = case.noise("marginal")
     with torch.inference_mode():
         cells = posterior.Cells(case.model.module.encode(x), covariates)
-        log_weights = posterior.log_weight(case.model.module, x, cells, noise.z, noise.library)
+        log_weights = posterior.log_likelihood(case.model.module, x, cells, noise.z, noise.library)
+        log_weights += posterior.log_ratio(case.model.module, cells, noise.z, noise.library)
     marginal_ll = log_weights.logsumexp(dim=0) - np.log(len(log_weights))
     assert_close(marginal_ll, case.tensors["marginal/marginal_ll"], 1e-5)
 

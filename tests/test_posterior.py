@@ -184,9 +184,25 @@ def test_marginal_likelihood_is_the_mean_over_cells_not_over_minibatches(model):
 @pytest.mark.parametrize("per_pass", [1, 4, 10, 99])
 def test_marginal_likelihood_takes_as_many_draws_as_it_divides_by(model, monkeypatch, per_pass):
     """The reference adds log(12 / 10) for 10 draws in passes of 4; here, weights of one give a likelihood of one."""
-    monkeypatch.setattr(posterior, "log_weight", lambda _, x, __, z_noise, ___: torch.zeros(len(z_noise), len(x)))
+    monkeypatch.setattr(posterior, "fused_step", lambda _: None)
+    monkeypatch.setattr(posterior, "log_likelihood", lambda _, x, __, z_noise, ___: torch.zeros(len(z_noise), len(x)))
+    monkeypatch.setattr(posterior, "log_ratio", lambda _, cells, z_noise, __: torch.zeros(len(z_noise), cells.n_obs))
     found = model.get_marginal_ll(n_mc_samples=10, n_mc_samples_per_pass=per_pass, return_mean=False)
     np.testing.assert_allclose(found, 0, atol=1e-6)
+
+
+def test_kernels_and_plain_torch_give_the_same(any_model, monkeypatch):
+    def results() -> list[np.ndarray]:
+        return [
+            any_model.get_latent_representation(seed=1),
+            any_model.get_elbo(return_mean=False, seed=1).numpy(),
+            any_model.get_marginal_ll(n_mc_samples=5, n_mc_samples_per_pass=2, return_mean=False, seed=1).numpy(),
+        ]
+
+    fused = results()
+    monkeypatch.setattr(posterior, "fused_step", lambda _: None)
+    for ours, plain in zip(fused, results(), strict=True):
+        np.testing.assert_allclose(ours, plain, rtol=1e-4, atol=1e-4)
 
 
 def test_marginal_likelihood_is_above_the_elbo(any_model):
