@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+import os
+from typing import Any
 
 import torch
-
-if TYPE_CHECKING:
-    from ldvae.kernels.cpu import FusedStep
 
 logger = logging.getLogger(__name__)
 
 
-def fused_step(module: Any, optimizer: torch.optim.Optimizer | None = None, plain: Any = None) -> FusedStep | None:
+def fused_step(module: Any, optimizer: torch.optim.Optimizer | None = None, plain: Any = None) -> Any | None:
     """The training step and inference of this module as fused kernels, or None where plain torch has to do.
+
+    On a GPU plain torch serves, unless LDVAE_GPU_KERNELS=1 is set: cuda.py has been tested under Triton's interpreter,
+    but has not yet run on a device.
 
     Parameters
     ----------
@@ -25,6 +26,11 @@ def fused_step(module: Any, optimizer: torch.optim.Optimizer | None = None, plai
     plain
         The training step in plain torch, for minibatches of a single cell.
     """
+    on_gpu = next(module.parameters()).device.type == "cuda"
+    if on_gpu and optimizer is not None and os.environ.get("LDVAE_GPU_KERNELS") == "1":
+        from ldvae.kernels.cuda import DeviceStep
+
+        return DeviceStep(module, optimizer, plain)
     reason = unsupported(module, optimizer)
     if reason is None:
         try:

@@ -91,8 +91,8 @@ def _likelihood(
             theta_slope = log_zero + theta * (theta / (theta + 1e-8) * mu / both + by_gamma - count / both)
             if KIND == 2:
                 logit = tl.load(zi + row + g, mask=there, other=0.0)
-                inflated = 1.0 / (1.0 + tl.exp(-logit))
-                counted = tl.where(count > 0, 1.0, 1.0 / (1.0 + tl.exp(logit - log_zero)))
+                inflated = 1.0 / (1.0 + tl.exp(tl.minimum(-logit, 80.0)))
+                counted = tl.where(count > 0, 1.0, 1.0 / (1.0 + tl.exp(tl.minimum(logit - log_zero, 80.0))))
                 at_zero = _softplus(log_zero - logit) - _softplus(-logit)
                 value = tl.where(count > 0, value - _softplus(logit), at_zero)
                 zi_slope = tl.where(count > 0, -inflated, 1.0 - inflated - counted)
