@@ -297,8 +297,9 @@ def draw_figure(cache: Path, path: Path, epochs: int | None) -> None:
     found = fits.find()
     panels = [(f"factors of fit {s + 1}", fits.weighted(fits.arrays[s]["loadings"])) for s in range(2)]
     panels.append(("programs of 6 fits", found.weighted.to_numpy()))
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    for axes, (title, table) in zip(figure.subplots(1, 3, sharey=True), panels, strict=True):
+    figure = Figure(figsize=(9, 2.9), layout="constrained")
+    widths = [table.shape[1] for _, table in panels]
+    for axes, (title, table) in zip(figure.subplots(1, 3, sharey=True, width_ratios=widths), panels, strict=True):
         _, column, _ = matched(truth, table)
         rest = [k for k in range(table.shape[1]) if k not in column]
         order = [*column, *rest]
@@ -308,7 +309,8 @@ def draw_figure(cache: Path, path: Path, epochs: int | None) -> None:
         axes.set_xticks(range(len(order)), names, fontsize=7)
         axes.set_title(title, fontsize=10)
         for k, value in enumerate(np.diag(cosines)):
-            axes.text(k, k, f"{abs(value):.2f}".lstrip("0"), ha="center", va="center", fontsize=6)
+            color = "white" if abs(value) > 0.6 else "black"
+            axes.text(k, k, f"{abs(value):.2f}".lstrip("0"), ha="center", va="center", fontsize=6, color=color)
     figure.axes[0].set_yticks(range(8), [name.replace("_", " ") for name in made.loadings], fontsize=8)
     figure.colorbar(image, ax=figure.axes, label="cosine of the loadings", shrink=0.7)
     with rc_context({"svg.hashsalt": "ldvae", "svg.fonttype": "none"}):
