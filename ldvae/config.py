@@ -776,6 +776,14 @@ def describe(plan: Plan) -> dict[str, Any]:
                     }
                     for run in dataset.runs.values()
                 ],
+                "projections": [
+                    {
+                        "projection": projection,
+                        "inputs": list(other.inputs.values()),
+                        "flags": shlex.join(_name_flags(other.inputs) + flags(other.project)),
+                    }
+                    for projection, other in dataset.projections.items()
+                ],
                 "compute": asdict(dataset.compute),
                 "resolved": json.dumps(resolved(dataset)),
             }
@@ -790,10 +798,13 @@ def _flags_of_step(dataset: Dataset, step: str) -> list[str]:
     defaults = {name: getattr(type(options)(), name) for name, _ in named(options, "file")}
     result = flags(replace(options, **defaults))
     if step == "qc":
-        names = ["--names", *dataset.inputs] if "" not in dataset.inputs else []
         batch_key = dataset.setup.batch_key
-        result = [*names, *(["--batch-key", batch_key] if batch_key else []), *result]
+        result = [*_name_flags(dataset.inputs), *(["--batch-key", batch_key] if batch_key else []), *result]
     return result
+
+
+def _name_flags(inputs: Mapping[str, str]) -> list[str]:
+    return ["--names", *inputs] if "" not in inputs else []
 
 
 def schema() -> dict[str, Any]:

@@ -6,6 +6,7 @@ include { SELECT   } from './processes/select'
 include { PROGRAMS } from './processes/programs'
 include { ANNOTATE } from './processes/annotate'
 include { DE       } from './processes/de'
+include { PROJECT  } from './processes/project'
 include { REPORT   } from './processes/report'
 include { INDEX    } from './processes/index'
 
@@ -24,8 +25,8 @@ workflow LDVAE {
     files = dataset
         .join(counts.map { name, made -> [[id: name], made] }, remainder: true)
         .filter { _meta, planned, _made -> planned }
-        .map { meta, planned, made -> [meta, made ?: planned.inputs.findAll { !it.startsWith('demo:') }.collect { path -> file(path, glob: false) }] }
-    QC(files.join(dataset).map { meta, inputs, it -> [meta, inputs, tables(it.tables.qc), it.flags.qc] })
+        .map { meta, planned, made -> [meta, made ?: inputs(planned.inputs)] }
+    QC(files.join(dataset).map { meta, files_of, it -> [meta, files_of, tables(it.tables.qc), it.flags.qc] })
     SETUP(QC.out.filtered.join(dataset).map { meta, filtered, it -> [meta, filtered, tables(it.tables.setup), it.flags.setup] })
 
     TRAIN(
@@ -65,6 +66,12 @@ workflow LDVAE {
     )
     de = DE.out.de.mix(dataset.filter { _meta, it -> !it.contrasts }.map { meta, _it -> [meta, []] })
 
+    PROJECT(
+        PROGRAMS.out.programs.join(dataset).flatMap { meta, programs, it ->
+            it.projections.collect { other -> [meta + [projection: other.projection], inputs(other.inputs), programs, other.flags] }
+        }
+    )
+
     REPORT(
         QC.out.tables.map { meta, cells, summary -> [meta, [cells, summary]] }
             .join(SETUP.out.tables.map { meta, _genes, summary -> [meta, summary] })
@@ -85,11 +92,17 @@ workflow LDVAE {
     programs = PROGRAMS.out.programs // [meta, folder]
     annotated = ANNOTATE.out.annotated // [meta, h5ad]
     de = DE.out.de // [meta, folder]
+    projected = PROJECT.out.scores // [meta, [scores, summary]]
     report = REPORT.out.report // [meta, html, json, folder of figures]
     versions = QC.out.versions.mix(
         SETUP.out.versions, TRAIN.out.versions, SELECT.out.versions, PROGRAMS.out.versions,
-        ANNOTATE.out.versions, DE.out.versions, REPORT.out.versions, INDEX.out.versions
+        ANNOTATE.out.versions, DE.out.versions, PROJECT.out.versions, REPORT.out.versions, INDEX.out.versions
     )
+}
+
+// Files of counts; the embedded demo has none.
+def inputs(paths) {
+    return tables(paths.findAll { !it.startsWith('demo:') })
 }
 
 def tables(paths) {

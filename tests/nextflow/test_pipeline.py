@@ -39,12 +39,15 @@ def small(**changes):
 
 
 def test_a_stub_run_writes_every_file_of_the_layout(pipeline):
-    pipeline.configure(**small())
+    config = small()
+    config["datasets"]["two"]["project"] = {"same": "demo:pbmc68k"}
+    pipeline.configure(**config)
     done = pipeline.run(
         "--config", "config.yaml", "-stub-run", "-with-report", "-with-timeline", "-with-dag", "dag.html"
     )
     assert done.code == 0, done.text
-    assert done.ran() == twice(STEPS)
+    assert done.ran() == twice(STEPS) | {"PROJECT": 1}
+    assert (pipeline.folder / "results/two/project/same/scores.tsv.gz").exists()
     runs = sorted(path.name for path in (pipeline.folder / "results" / "one" / "runs").iterdir())
     assert [re.sub("[0-9a-f]{6}$", "", run) for run in runs] == ["k10-s0-", "k10-s1-"]
     expected = {path.replace("RUN", run) for run in runs for path in LAYOUT}
@@ -53,7 +56,7 @@ def test_a_stub_run_writes_every_file_of_the_layout(pipeline):
         assert not missing
     assert (pipeline.folder / "results" / "index.html").exists()
     versions = yaml.safe_load((pipeline.folder / "results" / "pipeline_info" / "versions.yml").read_text())
-    assert set(versions) == {f"LDVAE:{name}" for name in [*STEPS, "INDEX"]}
+    assert set(versions) == {f"LDVAE:{name}" for name in [*STEPS, "PROJECT", "INDEX"]}
     assert versions["LDVAE:TRAIN"]["ldvae"]
     assert list(pipeline.folder.glob("report-*.html"))
     assert list(pipeline.folder.glob("timeline-*.html"))
@@ -221,7 +224,7 @@ def test_the_syntax_is_strict(engine):
         check=False,
     )
     assert done.returncode == 0, done.stdout
-    assert "14 files had no errors" in done.stdout
+    assert "15 files had no errors" in done.stdout
 
 
 def test_every_step_of_the_snakemake_workflow_has_its_process():
