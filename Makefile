@@ -13,7 +13,7 @@ demo: install  ## install, then the whole workflow on the embedded demo data
 	@echo "The report is $(CURDIR)/results/pbmc68k/report.html (all datasets: results/index.html)."
 
 test: install  ## install, then all tests that need neither a cluster nor Nextflow
-	pytest -q
+	pytest -q --ignore=tests/cluster
 
 test-slow: install  ## those that compute for minutes, on real data beside the clone
 	pytest -q -m slow
