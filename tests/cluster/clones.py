@@ -35,10 +35,10 @@ class Project:
         (self.folder / "config/config.yaml").write_text(yaml.safe_dump(sections))
 
     def site(self, **settings: object) -> None:
-        """Write the site file."""
+        """Write the site file; None takes a setting out."""
         path = self.folder / "profiles/default/config.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(yaml.safe_dump(SITE | settings))
+        path.write_text(yaml.safe_dump({key: value for key, value in (SITE | settings).items() if value is not None}))
 
     def ask(self, step: str, **resources: list[float]) -> None:
         """Change what the jobs of a step ask for."""

@@ -92,7 +92,7 @@ def test_out_of_memory_asks_for_more_and_partitions_can_be_chosen_by_a_file(read
     ready.site(
         **{
             "default-resources": ["mem_mb=1000", "runtime=20"],
-            "set-resources": {},
+            "set-resources": None,
             "slurm-partition-config": "slurm/partitions.example.yaml",
         }
     )
