@@ -15,6 +15,7 @@ pytestmark = [pytest.mark.nextflow, pytest.mark.cluster, pytest.mark.usefixtures
 
 SITE = """
 process.queue = 'cpu'
+process.resourceLimits = [memory: 7.GB, time: 1.h]
 executor.pollInterval = '2 sec'
 executor.queueStatInterval = '4 sec'
 executor.exitReadTimeout = '30 sec'
@@ -139,3 +140,11 @@ def test_a_job_out_of_memory_succeeds_with_more(training):
     assert done.code == 0, done.text
     assert [(row["attempt"], row["status"]) for row in done.trace] == [("1", "FAILED"), ("2", "COMPLETED")]
     assert [job(row["native_id"])["MinMemoryNode"] for row in done.trace] == ["300M", "1200M"]
+
+
+def test_a_job_that_the_scheduler_refuses_ends_the_pipeline_and_says_why(training):
+    (training.folder / "main.nf").write_text(ALONE % (ROOT, "--max-epochs 2"))
+    training.site = SURVIVES + SITE + "process { withName: TRAIN { memory = 100.GB ; resourceLimits = [:] } }"
+    done = training.run("-profile", "slurm", script=training.folder / "main.nf", timeout=300)
+    assert done.code != 0
+    assert "Requested node configuration is not available" in done.text
