@@ -110,7 +110,7 @@ def information(mean: ArrayLike, theta: ArrayLike | None = None) -> np.ndarray:
     return np.sqrt(mean / (1 + mean * dispersion))
 
 
-def consensus(scores: Sequence[Table], loadings: Sequence[Table]) -> Contribution:
+def consensus(scores: Sequence[Table], loadings: Sequence[Table], n_components: int | None = None) -> Contribution:
     """Average the contributions of fits of the same cells and genes; no factor is matched to another.
 
     Parameters
@@ -119,6 +119,9 @@ def consensus(scores: Sequence[Table], loadings: Sequence[Table]) -> Contributio
         One table per fit, shape (n_obs, n_factors); the number of factors may differ.
     loadings
         One table per fit, shape (n_vars, n_factors), in gauge and weighted (`gauge`, `information`).
+    n_components
+        Largest number of components; none: all that have any weight, of which there may be as many as factors of all
+        fits together.
 
     Returns
     -------
@@ -133,10 +136,11 @@ def consensus(scores: Sequence[Table], loadings: Sequence[Table]) -> Contributio
     fits = _checked(scores, loadings)
     every = np.arange(len(fits))
     norms, genes, coefficients = _mean_components(_inner_products(fits), fits, every)
+    norms, genes = norms[:n_components], genes[:, :n_components]
     cells = np.zeros((len(fits[0].scores), len(norms)))
     for fit, part in zip(fits, coefficients, strict=True):
         for rows in _blocks(len(cells)):
-            cells[rows] += (np.asarray(fit.scores[rows], float) - fit.mean) @ part
+            cells[rows] += (np.asarray(fit.scores[rows], float) - fit.mean) @ part[:, : len(norms)]
     return Contribution(cells, genes * norms)
 
 
@@ -171,7 +175,6 @@ def reproducible_rank(
         _, genes_1, _ = _mean_components(gram, fits, first)
         _, genes_2, _ = _mean_components(gram, fits, second)
         cross = genes_1.T @ genes_2
-        # A fit's own factors are the most that can be shared; what an average has beyond them is noise of the fits.
         most = max(fit.scores.shape[1] for fit in fits)
         ranks = range(1, most + 1)
         smallest.append([_smallest_singular_value(cross[:k, :k]) if k <= min(cross.shape) else 0.0 for k in ranks])
@@ -431,7 +434,9 @@ def find_programs(
         raise InputError(f"mean and theta: found {len(weight)} values for {len(genes)} genes; give one per gene.")
     weighted = [np.asarray(gauge(np.asarray(table, float), mean)) * weight[:, None] for table in loadings]
 
-    whole = consensus(scores, weighted)
+    # A fit's own factors are the most that can be shared; what an average has beyond them is noise of the fits.
+    most = max(table.shape[1] for table in scores)
+    whole = consensus(scores, weighted, most)
     sizes = np.square(whole.loadings).sum(axis=0)
     if sizes.sum() < COLLAPSED:
         raise InputError(
@@ -441,7 +446,7 @@ def find_programs(
         )
     warnings: list[str] = []
     reproducible = reproducible_rank(scores, weighted)
-    rank = _rank(config.rank or rank, reproducible, sizes, max(table.shape[1] for table in scores), warnings)
+    rank = _rank(config.rank or rank, reproducible, sizes, most, warnings)
     contribution = Contribution(whole.scores[:, :rank], whole.loadings[:, :rank])
     rotation = rotate(
         contribution,
