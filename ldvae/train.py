@@ -97,9 +97,28 @@ class PlainStep:
         return next(self.module.parameters()).device
 
 
+class LightOptimizer(torch.optim.Optimizer):
+    """Mixed into torch's optimisers: made without the import of torch's compiler (145 MB, some seconds).
+
+    torch wraps this method so that its compiler leaves it alone, and imports that compiler to do so.
+    """
+
+    add_param_group = getattr(
+        torch.optim.Optimizer.add_param_group, "__wrapped__", torch.optim.Optimizer.add_param_group
+    )
+
+
+class Adam(LightOptimizer, torch.optim.Adam):
+    """torch's Adam."""
+
+
+class AdamW(LightOptimizer, torch.optim.AdamW):
+    """torch's AdamW."""
+
+
 def make_optimizer(module: LDVAE, config: FitConfig) -> torch.optim.Optimizer:
     """Adam (weight decay as L2 in the gradient) or AdamW over all parameters."""
-    kind = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}[config.optimizer]
+    kind = {"Adam": Adam, "AdamW": AdamW}[config.optimizer]
     return kind(module.parameters(), lr=config.lr, eps=config.eps, weight_decay=config.weight_decay)
 
 

@@ -59,6 +59,7 @@ def unsupported(module: Any, optimizer: torch.optim.Optimizer | None) -> str | N
         return "the fused step has no dispersion 'gene-cell'"
     if optimizer is not None:
         options = [group.get("amsgrad") or group.get("maximize") for group in optimizer.param_groups]
-        if type(optimizer) is not torch.optim.Adam or any(options) or len(options) > 1:
+        adam = isinstance(optimizer, torch.optim.Adam) and not isinstance(optimizer, torch.optim.AdamW)
+        if not adam or any(options) or len(options) > 1:
             return f"the fused step has plain Adam, not {type(optimizer).__name__} with these options"
     return None

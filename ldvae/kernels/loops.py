@@ -40,7 +40,9 @@ VAR_EPS = f32(1e-4)  # as in module.py, like the next two
 BN_EPS = f32(1e-3)
 BN_MOMENTUM = f32(0.01)
 
-# Sums may be reordered, so that they vectorise; NaN and infinity keep their meaning.
+# Sums may be reordered, so that they vectorise; NaN and infinity keep their meaning. Bits stay the same from run to run
+# as long as the compiled code takes the same path: it goes one by one where two arrays lie within 256 bytes of each
+# other. Hence small arrays of a block of genes are as long as a whole block, and what works on small arrays is exact.
 FAST_MATH = {"reassoc", "contract", "arcp", "nsz", "afn"}
 # No reordering: these functions rely on the order of their operations.
 EXACT_MATH = {"contract"}
@@ -323,7 +325,7 @@ def first_layers(begin, end, batch, z_weight, z_bias, l_weight, l_bias, z_out, l
             _add_rows(l_out, b, l_weight, batch.indices, batch.inputs, start, stop)
 
 
-@compiled()
+@compiled(EXACT_MATH)
 def hidden_forward(hidden, scale, shift, moments, mask, normalised, inv_std):
     """Batch norm, ReLU and dropout of `hidden` in place; keeps what the gradient needs, moves the running moments."""
     n_obs, n_hidden = hidden.shape
@@ -349,7 +351,7 @@ def hidden_forward(hidden, scale, shift, moments, mask, normalised, inv_std):
                 hidden[b, h] *= mask[b, h]
 
 
-@compiled()
+@compiled(EXACT_MATH)
 def hidden_inference(hidden, scale, shift, moments):
     """Batch norm by the running moments, and ReLU, of `hidden` in place."""
     for b in range(hidden.shape[0]):
@@ -372,7 +374,7 @@ def heads_forward(hidden, encoder, mean, var):
             var[b, i] = exp(log_var + encoder.log_var_bias[i]) + VAR_EPS
 
 
-@compiled()
+@compiled(EXACT_MATH)
 def draw(mean, var, noise, prior_mean, prior_var, out, kl):
     """A draw of N(mean, var) into `out`, and its KL divergence from the prior of each cell into `kl`.
 
@@ -387,7 +389,7 @@ def draw(mean, var, noise, prior_mean, prior_var, out, kl):
         kl[b] = f32(0.5) * total
 
 
-@compiled()
+@compiled(EXACT_MATH)
 def draw_gradient(mean, var, noise, prior_mean, prior_var, kl_weight, slope, mean_slope, log_var_slope):
     """Gradient of the loss by mean and log-variance, from `slope`, that by the draw; `kl_weight` is per cell."""
     for b in range(mean.shape[0]):
@@ -400,7 +402,7 @@ def draw_gradient(mean, var, noise, prior_mean, prior_var, kl_weight, slope, mea
             log_var_slope[b, i] = var_slope * (var[b, i] - VAR_EPS)
 
 
-@compiled()
+@compiled(EXACT_MATH)
 def encoder_gradient(hidden, normalised, inv_std, mask, mean_slope, log_var_slope, encoder, gradient, hidden_slope):
     """Gradient of all but the first weight of an encoder into `gradient`; by the first layer into `hidden_slope`."""
     n_obs, n_hidden = hidden.shape
@@ -440,7 +442,7 @@ def encoder_gradient(hidden, normalised, inv_std, mask, mean_slope, log_var_slop
 
 @compiled()
 def _adam_row(weight, first, second, row, gradient, adam):
-    for h in range(len(gradient)):
+    for h in range(weight.shape[1]):
         slope = gradient[h] + adam.weight_decay * weight[row, h]
         m = first[row, h] + (slope - first[row, h]) * (f32(1) - adam.beta1)
         v = second[row, h] * adam.beta2 + slope * slope * (f32(1) - adam.beta2)
@@ -452,18 +454,18 @@ def _adam_row(weight, first, second, row, gradient, adam):
 @compiled()
 def _weigh_cells(gradient, cell, value, start, stop, slope):
     """gradient = sum of value[k] * slope[cell[k]], k from start to stop."""
-    for h in range(len(gradient)):
+    for h in range(slope.shape[1]):
         gradient[h] = f32(0)
     k = start
     while k + 4 <= stop:
         b0, b1, b2, b3 = cell[k], cell[k + 1], cell[k + 2], cell[k + 3]
         v0, v1, v2, v3 = value[k], value[k + 1], value[k + 2], value[k + 3]
-        for h in range(len(gradient)):
+        for h in range(slope.shape[1]):
             gradient[h] += v0 * slope[b0, h] + v1 * slope[b1, h] + v2 * slope[b2, h] + v3 * slope[b3, h]
         k += 4
     while k < stop:
         b0, v0 = cell[k], value[k]
-        for h in range(len(gradient)):
+        for h in range(slope.shape[1]):
             gradient[h] += v0 * slope[b0, h]
         k += 1
 
@@ -478,8 +480,8 @@ def first_layers_step(begin, end, genes, z_slope, z, z_first, z_second, l_slope,
 @compiled()
 def _first_layers_block(block, genes, z_slope, z, z_first, z_second, l_slope, l_weight, l_first, l_second, adam):
     n_vars = len(z)
-    z_gradient = np.empty(z.shape[1], f32)
-    l_gradient = np.empty(l_weight.shape[1], f32)
+    z_gradient = np.empty(max(z.shape[1], BLOCK), f32)
+    l_gradient = np.empty(max(l_weight.shape[1], BLOCK), f32)
     for g in range(block * BLOCK, min((block + 1) * BLOCK, n_vars)):
         start, stop = genes.first[g], genes.first[g + 1]
         _weigh_cells(z_gradient, genes.cell, genes.inputs, start, stop, z_slope)
@@ -488,7 +490,7 @@ def _first_layers_block(block, genes, z_slope, z, z_first, z_second, l_slope, l_
         _adam_row(l_weight, l_first, l_second, g, l_gradient, adam)
 
 
-@compiled()
+@compiled(EXACT_MATH)
 def adam_step(parameters, gradients, firsts, seconds, adam):
     """One step of Adam of flat arrays, given as tuples."""
     for i in range(len(parameters)):
@@ -505,7 +507,7 @@ def adam_step(parameters, gradients, firsts, seconds, adam):
 # -- decoder -----------------------------------------------------------------------------------------------------------
 
 
-@compiled()
+@compiled(EXACT_MATH)
 def _fold(decoder, moments, centre, covariance, unbiased, start, folded, offset, inv_std):
     """Weight (n_inputs, n of BLOCK) and offset (n,) of the genes from `start` on, with the batch norm folded in.
 
@@ -521,7 +523,7 @@ def _fold(decoder, moments, centre, covariance, unbiased, start, folded, offset,
     if decoder.scale.size == 0:
         return
     if unbiased > f32(0):
-        mean, var = np.zeros(n, f32), np.zeros(n, f32)
+        mean, var = np.zeros(BLOCK, f32), np.zeros(BLOCK, f32)
         for p in range(n_inputs):
             for j in range(n):
                 mean[j] += folded[p, j] * centre[p]
@@ -546,10 +548,12 @@ def _fold(decoder, moments, centre, covariance, unbiased, start, folded, offset,
 
 @compiled()
 def _scores(u, b, folded, offset, out):
-    """out = offset + u[b] @ folded; five inputs at a time, for fewer stores."""
+    """out = offset + u[b] @ folded, and zeros up to a whole block; five inputs at a time, for fewer stores."""
     n_inputs, n = len(folded), len(offset)
     for j in range(n):
         out[b, j] = offset[j]
+    for j in range(n, BLOCK):
+        out[b, j] = f32(0)
     p = 0
     while p + 5 <= n_inputs:
         u0, u1, u2, u3, u4 = u[b, p], u[b, p + 1], u[b, p + 2], u[b, p + 3], u[b, p + 4]
@@ -603,7 +607,7 @@ def _decode_block(block, u, decoder, moments, centre, covariance, unbiased, fold
     n_vars = len(decoder.weight)
     start = block * BLOCK
     n = min(BLOCK, n_vars - start)
-    offset = np.empty(n, f32)
+    offset = np.empty(BLOCK, f32)[:n]
     weight = folded[block]
     _fold(decoder, moments, centre, covariance, unbiased, start, weight, offset, inv_std)
     tile = tiles[block]
@@ -619,7 +623,7 @@ def _decode_block(block, u, decoder, moments, centre, covariance, unbiased, fold
             total[block, b] = mass
 
 
-@compiled()
+@compiled(EXACT_MATH)
 def softmax_scales(highest, total, library, scale):
     """Factor (n_blocks, n_obs) that turns the exponentials of a tile into means: exp(library) * softmax."""
     n_blocks, n_obs = highest.shape
@@ -636,7 +640,7 @@ def softmax_scales(highest, total, library, scale):
             scale[block, b] *= factor
 
 
-@compiled()
+@compiled(EXACT_MATH)
 def moments_of(u, centre, centred, covariance):
     """Mean, deviations and (population) covariance of u over the minibatch."""
     n_obs, n_inputs = u.shape
@@ -777,7 +781,7 @@ def _decoder_gradient_block(
     start = block * BLOCK
     n = min(BLOCK, n_vars - start)
     tile, slope = tiles[block], slopes[block]
-    sums = np.zeros(n, f32)
+    sums = np.zeros(BLOCK, f32)
     for b in range(n_obs):
         if pull.size > 0:
             for j in range(n):
@@ -788,7 +792,7 @@ def _decoder_gradient_block(
                 slope[b, j] *= weight
                 sums[j] += slope[b, j]
         _input_slopes(slope, b, folded[block], n, n_latent, u_slopes[block])
-    by_weight = np.empty((n_inputs, n), f32)
+    by_weight = np.empty((n_inputs, BLOCK), f32)
     _weight_slopes(slope, u, n, by_weight)
     if decoder.scale.size == 0:
         for p in range(n_inputs):
@@ -798,13 +802,13 @@ def _decoder_gradient_block(
             for j in range(n):
                 gradient.bias[start + j] = sums[j]
         return
-    own = np.empty((n_inputs, n), f32)
-    along = np.zeros(n, f32)
+    own = np.empty((n_inputs, BLOCK), f32)
+    along = np.zeros(BLOCK, f32)
     for p in range(n_inputs):
         for j in range(n):
             own[p, j] = decoder.weight[start + j, p]
             along[j] += own[p, j] * by_weight[p, j]
-    by_var = np.empty(n, f32)  # gradient by the variance of the gene's score
+    by_var = np.empty(BLOCK, f32)  # gradient by the variance of the gene's score
     for j in range(n):
         g = start + j
         gradient.shift[g] = sums[j]
@@ -813,7 +817,7 @@ def _decoder_gradient_block(
         if decoder.bias.size > 0:
             gradient.bias[g] = f32(0)  # the batch norm takes it out again
     for p in range(n_inputs):
-        spread = np.zeros(n, f32)  # C w
+        spread = np.zeros(BLOCK, f32)  # C w
         for q in range(n_inputs):
             mass = f32(0)
             for j in range(n):
@@ -825,7 +829,7 @@ def _decoder_gradient_block(
             gradient.weight[g, p] = decoder.scale[g] * inv_std[g] * by_weight[p, j] + f32(2) * by_var[j] * spread[j]
 
 
-@compiled()
+@compiled(EXACT_MATH)
 def input_gradient(u_slopes, cov_slopes, centred, has_norm, out):
     """Add to `out` (n_obs, n_latent) the gradient by z: direct, through the mean of u and through its covariance."""
     n_blocks, n_obs, n_latent = u_slopes.shape
@@ -961,8 +965,8 @@ def _likelihood_block(
     if kind == 0:
         _poisson_tile(genes, start, n, tiles[block], scale[block], slopes[block], log_prob[block], mean_slope[block])
     else:
-        theta = np.empty((log_theta.shape[1], n), f32)
-        theta_slope = np.zeros(theta.shape, f32)
+        theta = np.ones((log_theta.shape[1], BLOCK), f32)
+        theta_slope = np.zeros((log_theta.shape[1], BLOCK), f32)
         for row in range(len(theta)):
             for j in range(n):
                 theta[row, j] = exp(log_theta[start + j, row])
@@ -1054,7 +1058,10 @@ def _poisson_tile(genes, start, n, tile, scale, slope, log_prob, mean_slope):
 def _nb_zeros(theta_row, theta, tile, scale, slope, theta_slope, log_prob, mean_slope):
     """What every entry adds, as if its count were zero: -theta * log(1 + mu / theta)."""
     n = theta.shape[1]
-    inverse = f32(1) / (theta + EPS)
+    inverse = np.empty((len(theta), BLOCK), f32)
+    for row in range(len(theta)):
+        for j in range(n):
+            inverse[row, j] = f32(1) / (theta[row, j] + EPS)
     for b in range(len(scale)):
         row = theta_row[b]
         value, total = f32(0), f32(0)
@@ -1073,7 +1080,7 @@ def _nb_zeros(theta_row, theta, tile, scale, slope, theta_slope, log_prob, mean_
 @compiled()
 def _nb_counts(genes, start, theta_row, theta, tile, scale, slope, theta_slope, log_prob, mean_slope):
     """What the nonzero counts add to `_nb_zeros`."""
-    n = theta.shape[1]
+    n = min(BLOCK, len(genes.first) - 1 - start)
     begin, end = genes.first[start], genes.first[start + n]
     top = f32(0)
     for k in range(begin, end):
@@ -1110,7 +1117,10 @@ def _nb_counts(genes, start, theta_row, theta, tile, scale, slope, theta_slope, 
 def _zinb_zeros(theta_row, theta, tile, scale, zi, slope, zi_slope, theta_slope, log_prob, mean_slope):
     """What every entry adds, as if its count were zero: log(pi + (1 - pi) NB(0))."""
     n = theta.shape[1]
-    inverse = f32(1) / (theta + EPS)
+    inverse = np.empty((len(theta), BLOCK), f32)
+    for row in range(len(theta)):
+        for j in range(n):
+            inverse[row, j] = f32(1) / (theta[row, j] + EPS)
     for b in range(len(scale)):
         row = theta_row[b]
         value, total = f32(0), f32(0)
@@ -1133,7 +1143,7 @@ def _zinb_zeros(theta_row, theta, tile, scale, zi, slope, zi_slope, theta_slope,
 @compiled()
 def _zinb_counts(genes, start, theta_row, theta, tile, scale, zi, slope, zi_slope, theta_slope, log_prob, mean_slope):
     """At the nonzero counts, replace what `_zinb_zeros` added by log(1 - pi) and `_nb_zeros`."""
-    n = theta.shape[1]
+    n = min(BLOCK, len(genes.first) - 1 - start)
     for j in range(n):
         for k in range(genes.first[start + j], genes.first[start + j + 1]):
             if genes.x[k] == f32(0):  # stored, but a zero like others
