@@ -284,7 +284,7 @@ def _fill_range(batch, place, genes, i):
 # -- encoders ----------------------------------------------------------------------------------------------------------
 
 
-@compiled()
+@compiled(EXACT_MATH)
 def _add_rows(out, row, weight, indices, values, start, stop):
     """out[row] += sum of values[k] * weight[indices[k]], k from start to stop; four at a time, for fewer stores."""
     k = start
@@ -451,7 +451,7 @@ def _adam_row(weight, first, second, row, gradient, adam):
         weight[row, h] -= adam.rate * m / (math.sqrt(v) * adam.root + adam.eps)
 
 
-@compiled()
+@compiled(EXACT_MATH)
 def _weigh_cells(gradient, cell, value, start, stop, slope):
     """gradient = sum of value[k] * slope[cell[k]], k from start to stop."""
     for h in range(slope.shape[1]):
@@ -784,8 +784,9 @@ def _decoder_gradient_block(
     sums = np.zeros(BLOCK, f32)
     for b in range(n_obs):
         if pull.size > 0:
+            factor = pull[block, b]
             for j in range(n):
-                slope[b, j] = weight * (slope[b, j] - tile[b, j] * pull[block, b])
+                slope[b, j] = weight * (slope[b, j] - tile[b, j] * factor)
                 sums[j] += slope[b, j]
         else:
             for j in range(n):
@@ -820,8 +821,9 @@ def _decoder_gradient_block(
         spread = np.zeros(BLOCK, f32)  # C w
         for q in range(n_inputs):
             mass = f32(0)
+            shared = covariance[p, q]
             for j in range(n):
-                spread[j] += covariance[p, q] * own[q, j]
+                spread[j] += shared * own[q, j]
                 mass += by_var[j] * own[p, j] * own[q, j]
             cov_slopes[block, p, q] = mass
         for j in range(n):
@@ -1063,10 +1065,10 @@ def _nb_zeros(theta_row, theta, tile, scale, slope, theta_slope, log_prob, mean_
         for j in range(n):
             inverse[row, j] = f32(1) / (theta[row, j] + EPS)
     for b in range(len(scale)):
-        row = theta_row[b]
+        row, factor = theta_row[b], scale[b]
         value, total = f32(0), f32(0)
         for j in range(n):
-            ratio = tile[b, j] * scale[b] * inverse[row, j]
+            ratio = tile[b, j] * factor * inverse[row, j]
             log_ratio = log1p(ratio)
             share = theta[row, j] * ratio / (f32(1) + ratio)
             slope[b, j] = -share
@@ -1122,10 +1124,10 @@ def _zinb_zeros(theta_row, theta, tile, scale, zi, slope, zi_slope, theta_slope,
         for j in range(n):
             inverse[row, j] = f32(1) / (theta[row, j] + EPS)
     for b in range(len(scale)):
-        row = theta_row[b]
+        row, factor = theta_row[b], scale[b]
         value, total = f32(0), f32(0)
         for j in range(n):
-            ratio = tile[b, j] * scale[b] * inverse[row, j]
+            ratio = tile[b, j] * factor * inverse[row, j]
             log_zero = -theta[row, j] * log1p(ratio)
             gap = log_zero - zi[b, j]
             e_gap, e_zi = exp(-abs(gap)), exp(-abs(zi[b, j]))
