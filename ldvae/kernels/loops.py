@@ -820,10 +820,11 @@ def _decoder_gradient_block(
     for p in range(n_inputs):
         spread = np.zeros(BLOCK, f32)  # C w
         for q in range(n_inputs):
-            mass = f32(0)
             shared = covariance[p, q]
             for j in range(n):
                 spread[j] += shared * own[q, j]
+            mass = f32(0)  # in a loop of its own, which stores nothing: the order of the sum is then always the same
+            for j in range(n):
                 mass += by_var[j] * own[p, j] * own[q, j]
             cov_slopes[block, p, q] = mass
         for j in range(n):
