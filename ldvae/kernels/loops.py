@@ -760,6 +760,15 @@ def decoder_gradient(
 
 
 @compiled()
+def _weighted_product(weight, a, b, n):
+    """Sum of weight[j] * a[j] * b[j]; it stores nothing, so that its order does not depend on where the arrays lie."""
+    total = f32(0)
+    for j in range(n):
+        total += weight[j] * a[j] * b[j]
+    return total
+
+
+@compiled(EXACT_MATH)
 def _decoder_gradient_block(
     block,
     tiles,
@@ -823,10 +832,7 @@ def _decoder_gradient_block(
             shared = covariance[p, q]
             for j in range(n):
                 spread[j] += shared * own[q, j]
-            mass = f32(0)  # in a loop of its own, which stores nothing: the order of the sum is then always the same
-            for j in range(n):
-                mass += by_var[j] * own[p, j] * own[q, j]
-            cov_slopes[block, p, q] = mass
+            cov_slopes[block, p, q] = _weighted_product(by_var, own[p], own[q], n)
         for j in range(n):
             g = start + j
             gradient.weight[g, p] = decoder.scale[g] * inv_std[g] * by_weight[p, j] + f32(2) * by_var[j] * spread[j]
