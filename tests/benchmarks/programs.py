@@ -1,7 +1,9 @@
-"""Tables behind docs/programs.md: against the truth, against other fits, against cNMF; time for a million cells.
+"""Tables behind docs/programs.md: against the truth, other fits, other cells, cNMF; time for a million cells.
 
 python tests/benchmarks/programs.py worlds --draws 5 --seeds 6 [--cnmf cnmf]
 python tests/benchmarks/programs.py kang ../shared/data/kang2018_stim_ctrl.h5ad --seeds 20
+python tests/benchmarks/programs.py regimes ../shared/data/kang2018_stim_ctrl.h5ad
+python tests/benchmarks/programs.py transfer ../shared/data
 python tests/benchmarks/programs.py scaling --cells 1000000
 python tests/benchmarks/programs.py figure docs/programs.svg
 
@@ -15,16 +17,23 @@ import resource
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import scanpy as sc
+import torch
 from anndata import AnnData, read_h5ad
-from scipy.optimize import linear_sum_assignment
+from scipy.optimize import linear_sum_assignment, nnls
+from scipy.special import softmax, xlogy
 
 from ldvae import programs as gp
-from ldvae.config import ModelConfig, SetupConfig, SweepConfig, TrainConfig
+from ldvae.config import FitConfig, ModelConfig, SetupConfig, SweepConfig, TrainConfig
+from ldvae.data import split_cells
 from ldvae.model import LinearSCVI
+from ldvae.posterior import elbo_terms
 from ldvae.simulate import simulate
 from ldvae.sweep import sweep
 
@@ -49,15 +58,30 @@ def main() -> None:
     kang.add_argument("--seeds", type=int, default=20)
     kang.add_argument("--factors", type=int, default=14)
     kang.add_argument("--epochs", type=int)
+    kang.add_argument("--cnmf")
+    regimes = verbs.add_parser("regimes")
+    regimes.add_argument("counts", type=Path)
+    regimes.add_argument("--seeds", type=int, default=3)
+    regimes.add_argument("--factors", type=int, default=10)
+    transfer = verbs.add_parser("transfer")
+    transfer.add_argument("data", type=Path)
+    transfer.add_argument("--seeds", type=int, default=6)
+    transfer.add_argument("--factors", type=int, default=14)
     scaling = verbs.add_parser("scaling")
     scaling.add_argument("--cells", type=int, default=1_000_000)
     figure = verbs.add_parser("figure")
     figure.add_argument("path", type=Path)
     figure.add_argument("--epochs", type=int)
     arguments = vars(parser.parse_args())
-    {"worlds": run_worlds, "kang": run_kang, "scaling": run_scaling, "figure": draw_figure}[arguments.pop("verb")](
-        **arguments
-    )
+    run = {
+        "worlds": run_worlds,
+        "kang": run_kang,
+        "regimes": run_regimes,
+        "transfer": run_transfer,
+        "scaling": run_scaling,
+        "figure": draw_figure,
+    }
+    run[arguments.pop("verb")](**arguments)
 
 
 class Fits:
@@ -177,50 +201,63 @@ def summary(cosine: np.ndarray) -> dict[str, float]:
     return {"mean": cosine.mean(), "worst": cosine.min(), "above_0.95": (cosine > 0.95).mean()}
 
 
-def against_cnmf(command: str, adata: AnnData, fits: Fits, truth: np.ndarray, scores: np.ndarray) -> dict[str, object]:
-    """cNMF's best: of k from 7 to 10 and of its outputs, the one closest to the truth."""
-    started = time.perf_counter()
-    best: dict[str, object] = {"mean": -1.0}
+class Spectra(NamedTuple):
+    """What cNMF found at one k."""
+
+    usages: np.ndarray  # of the cells it was fitted to, rows sum to 1, (n_obs, k)
+    score: np.ndarray  # z-scores of the genes, (n_vars, k)
+    tpm: np.ndarray  # profiles in transcripts per million, (n_vars, k)
+
+
+def run_cnmf(command: str, adata: AnnData, ks: Sequence[int], n_iter: int, seed: int) -> dict[int, Spectra]:
+    """Consensus NMF of all the genes given; the k at which its filter leaves too few spectra are missing."""
+    found = {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "counts.h5ad"
         AnnData(X=adata.X, obs=adata.obs[[]], var=adata.var[[]]).write_h5ad(path)
         options = ["--output-dir", folder, "--name", "run"]
-        ks = [7, 8, 9, 10]
-        prepare = [
-            "-c",
-            str(path),
-            "-k",
-            *map(str, ks),
-            "--n-iter",
-            "20",
-            "--seed",
-            "0",
-            "--numgenes",
-            str(adata.n_vars),
-        ]
+        prepare = ["-c", path, "-k", *ks, "--n-iter", n_iter, "--seed", seed, "--numgenes", adata.n_vars]
         for step in (["prepare", *options, *prepare], ["factorize", *options], ["combine", *options]):
-            subprocess.run([command, *step], check=True, capture_output=True)
+            subprocess.run([command, *map(str, step)], check=True, capture_output=True)
         for k in ks:
             given = ["consensus", *options, "-k", str(k), "--local-density-threshold", "0.1"]
             if subprocess.run([command, *given], capture_output=True).returncode:
-                continue  # its filter of outlying spectra can leave fewer than k
-            for kind in ("gene_spectra_score", "gene_spectra_tpm"):
-                spectra = pd.read_csv(Path(folder) / f"run/run.{kind}.k_{k}.dt_0_1.txt", sep="\t", index_col=0)
-                usage = pd.read_csv(Path(folder) / f"run/run.usages.k_{k}.dt_0_1.consensus.txt", sep="\t", index_col=0)
-                usage = usage.div(usage.sum(axis=1), axis=0).loc[adata.obs_names].to_numpy()
-                found = spectra.T.reindex(adata.var_names).fillna(0).to_numpy()
-                if kind == "gene_spectra_tpm":
-                    found = np.log(found + found.mean() * 1e-3)
-                    found = fits.weighted(found - found.mean(axis=1, keepdims=True))
-                cosine, column, sign = matched(truth, found)
-                if cosine.mean() > best["mean"]:
-                    r = [np.corrcoef(scores[:, i], usage[:, c])[0, 1] for i, c in enumerate(column)] * sign
-                    best = summary(cosine) | {"r_mean": np.mean(r), "r_min": np.min(r), "method": f"cNMF k={k}"}
+                continue
+            usages, score, tpm = (
+                pd.read_csv(Path(folder) / f"run/run.{name}.txt", sep="\t", index_col=0)
+                for name in (
+                    f"usages.k_{k}.dt_0_1.consensus",
+                    f"gene_spectra_score.k_{k}.dt_0_1",
+                    f"gene_spectra_tpm.k_{k}.dt_0_1",
+                )
+            )
+            usages = usages.div(usages.sum(axis=1), axis=0).loc[adata.obs_names]
+            by_gene = [table.T.reindex(adata.var_names).fillna(0).to_numpy() for table in (score, tpm)]
+            found[k] = Spectra(usages.to_numpy(), *by_gene)
+    return found
+
+
+def relative(fits: Fits, tpm: np.ndarray) -> np.ndarray:
+    """Profiles as log fold changes against their mean, in gauge, times the root of the information."""
+    log = np.log(tpm + tpm.mean() * 1e-3)
+    return fits.weighted(log - log.mean(axis=1, keepdims=True))
+
+
+def against_cnmf(command: str, adata: AnnData, fits: Fits, truth: np.ndarray, scores: np.ndarray) -> dict[str, object]:
+    """cNMF's best: of k from 7 to 10 and of its outputs, the one closest to the truth."""
+    started = time.perf_counter()
+    best: dict[str, object] = {"mean": -1.0}
+    for k, spectra in run_cnmf(command, adata, [7, 8, 9, 10], 20, 0).items():
+        for found in (spectra.score, relative(fits, spectra.tpm)):
+            cosine, column, sign = matched(truth, found)
+            if cosine.mean() > best["mean"]:
+                r = [np.corrcoef(scores[:, i], spectra.usages[:, c])[0, 1] for i, c in enumerate(column)] * sign
+                best = summary(cosine) | {"k": k, "r_mean": np.mean(r), "r_min": np.min(r)}
     return best | {"method": "cNMF at its best", "seconds": time.perf_counter() - started}
 
 
-def run_kang(cache: Path, counts: Path, seeds: int, factors: int, epochs: int | None) -> None:
-    """Agreement of programs from two disjoint sets of seeds, and what the programs are."""
+def variable_genes(counts: Path, config: SetupConfig) -> AnnData:
+    """Counts after the workflow's choice of genes."""
     from ldvae.steps.setup import setup
 
     with tempfile.TemporaryDirectory() as folder:
@@ -230,9 +267,14 @@ def run_kang(cache: Path, counts: Path, seeds: int, factors: int, epochs: int | 
             counts=chosen,
             gene_table=Path(folder) / "genes.tsv",
             summary=Path(folder) / "summary.json",
-            config=SetupConfig(),
+            config=config,
         )
-        adata = read_h5ad(chosen)
+        return read_h5ad(chosen)
+
+
+def run_kang(cache: Path, counts: Path, seeds: int, factors: int, epochs: int | None, cnmf: str | None) -> None:
+    """Agreement of programs from two disjoint sets of seeds, and what the programs are."""
+    adata = variable_genes(counts, SetupConfig())
     LinearSCVI.setup_anndata(adata)
     fits = Fits(adata, counts.stem, cache, seeds, factors, epochs)
     raw = [
@@ -253,11 +295,123 @@ def run_kang(cache: Path, counts: Path, seeds: int, factors: int, epochs: int | 
         genes = set(table.loc[name, "top_positive"].split(", ")) & set(INTERFERON)
         print(f"{name:4} {table.loc[name, 'share']:.3f} {table.loc[name, 'label']:45} ", end="")
         print(f"{table.loc[name, 'best_association']:45} interferon genes in the top ten: {len(genes)}")
+    if cnmf:
+        beside_cnmf(cnmf, adata, fits)
+
+
+def beside_cnmf(command: str, adata: AnnData, fits: Fits) -> None:
+    """Both from two disjoint sets of half the seeds, fitted to the training cells; both score held-out cells.
+
+    Half of the counts of a held-out cell, drawn at random, give its scores; the Poisson deviance of the other half is
+    the held-out error. One percent of the mean profile is mixed into both predictions, as a profile of NMF may be 0.
+    """
+    split = split_cells(adata.n_obs, 0.8, 0.1, seed=0)  # as the fits were trained on
+    train, test = adata[split.train].copy(), adata[split.test].copy()
+    half, mean = len(fits.arrays) // 2, np.ravel(train.X.mean(axis=0))
+    seen, held = test.X.copy(), test.X.copy()
+    seen.data = np.random.default_rng(0).binomial(test.X.data.astype(int), 0.5).astype(float)
+    held.data = test.X.data - seen.data
+    dense, base = held.toarray(), mean / mean.sum()
+
+    def error(share: np.ndarray) -> float:
+        rate = dense.sum(axis=1, keepdims=True) * (0.99 * share / share.sum(axis=1, keepdims=True) + 0.01 * base)
+        return float(2 * (xlogy(dense, dense / rate) - dense + rate).sum(axis=1).mean())
+
+    print(f"the mean profile: held-out error {error(np.tile(base, (len(dense), 1))):.1f}")
+    started, sets = time.perf_counter(), []
+    for chosen in (range(half), range(half, 2 * half)):
+        arrays = [fits.arrays[i] for i in chosen]
+        tables = [[fit["scores"][split.train] for fit in arrays], [fit["loadings"] for fit in arrays]]
+        theta = np.stack([fit["theta"] for fit in arrays])
+        found = gp.find_programs(*tables, mean=mean, theta=theta, genes=list(adata.var_names))
+        sets.append(found)
+    seconds = (fits.seconds + time.perf_counter() - started) / 2
+    frame = gp.frame(found, mean, theta)
+    scores = gp.project(frame, seen, list(adata.var_names), adjust=False).scores.to_numpy()
+    log = frame.offset + (scores - frame.transform[0]) @ np.linalg.pinv(frame.transform[1:]) @ frame.basis.T
+    cosine, _, _ = matched(sets[0].weighted, found.weighted)
+    print(f"ldvae, {half} seeds: {found.scores.shape[1]} programs, {describe(cosine)}, ", end="")
+    print(f"held-out error {error(softmax(log, axis=1)):.1f}, {seconds:.0f} s")
+    for k in (8, 11, 14):
+        started = time.perf_counter()
+        runs = [run_cnmf(command, train, [k], half, seed).get(k) for seed in (0, 1)]
+        seconds = (time.perf_counter() - started) / 2
+        if None in runs:
+            print(f"cNMF, k = {k}: its filter leaves too few spectra")
+            continue
+        cosine, _, _ = matched(runs[0].score, runs[1].score)
+        profiles = runs[1].tpm / runs[1].tpm.sum(axis=0)
+        usages = np.stack([nnls(profiles, cell)[0] for cell in seen.toarray()])
+        ours, _, _ = matched(found.weighted, relative(fits, runs[1].tpm))
+        print(
+            f"cNMF, k = {k}, {half} runs: {describe(cosine)}, held-out error {error(usages @ profiles.T):.1f}, ", end=""
+        )
+        print(f"{seconds:.0f} s; with ours: {describe(ours)}", flush=True)
 
 
 def describe(cosine: np.ndarray) -> str:
     """Mean cosine and share above 0.9."""
     return f"mean {cosine.mean():.3f}, {(cosine > 0.9).mean():.0%} above 0.9, worst {cosine.min():.3f}"
+
+
+def run_regimes(cache: Path, counts: Path, seeds: int, factors: int) -> None:
+    """Held-out ELBO and time of the reference's way to train and of the workflow's, by the same kernels."""
+    adata = variable_genes(counts, SetupConfig())
+    LinearSCVI.setup_anndata(adata)
+    split = split_cells(adata.n_obs, 0.8, 0.1, seed=0)
+    ways = {
+        "scvi-tools: lr 1e-3, warm-up 400": FitConfig(),
+        "scvi-tools: lr 5e-3, warm-up 400": FitConfig(lr=5e-3),
+        "scvi-tools: lr 5e-3, warm-up 400, 100 epochs": FitConfig(lr=5e-3, max_epochs=100),
+    }
+    for epochs in (40, 80, None):
+        name = f"workflow, {epochs} epochs" if epochs else "workflow, its default"
+        ways[name] = TrainConfig(max_epochs=epochs).fit_config(len(split.train))
+    rows = []
+    for name, config in ways.items():
+        for seed in range(seeds):
+            model = LinearSCVI(adata, n_latent=factors, seed=seed)
+            done = model.fit(split, config, seed=seed)
+            noise = torch.Generator().manual_seed(0)
+            terms = elbo_terms(model.module, model.source, split.test, noise)
+            elbo, kl = float(terms.loss().double().mean()), float(terms.kl_z.double().mean())
+            rows.append({"training": name, "epochs": done.epochs, "seconds": done.seconds, "ELBO": elbo, "KL": kl})
+    table = pd.DataFrame(rows).groupby("training", sort=False)
+    print(f"{adata.n_obs} x {adata.n_vars}, {factors} factors, {seeds} seeds; nats per cell on {len(split.test)} cells")
+    print(table.agg(["mean", "min", "max"]).round(1).to_string())
+
+
+def run_transfer(cache: Path, data: Path, seeds: int, factors: int) -> None:
+    """Cells of pbmc3k scored by the programs of kang2018_ctrl_8donors: each cell type on the program of its own."""
+    adata = variable_genes(data / "kang2018_ctrl_8donors.h5ad", SetupConfig(genes="all", batch_key="batch"))
+    LinearSCVI.setup_anndata(adata, batch_key="batch")
+    fits = sweep(adata, SweepConfig(seeds=list(range(seeds))), model=ModelConfig(n_latent=factors))
+    found = fits.get_programs()
+    pbmc = sc.read_10x_mtx(data / "pbmc3k_10x_mtx" / "filtered_gene_bc_matrices" / "hg19")
+    pbmc.var_names_make_unique()
+    types = pd.read_csv(data / "pbmc3k_10x_mtx" / "cell_types_by_barcode.csv", index_col=0).iloc[:, 0]
+    model = next(iter(fits.models.values()))
+    frame = gp.frame(found, np.ravel(adata.X.mean(axis=0)), model.get_likelihood_parameters(indices=[0])["dispersions"])
+    scored = gp.project(frame, pbmc.X, list(pbmc.var_names), cells=list(pbmc.obs_names))
+    print(f"{len(scored.missing)} of {adata.n_vars} genes are missing in pbmc3k")
+    rows = []
+    for name in sorted(set(types) & set(adata.obs["cell_type"])):
+        own = gp.associations(found.scores, adata.obs[["cell_type"]]).query("level == @name").set_index("program")
+        program = own["auc"].idxmax()
+        means = scored.scores[program].groupby(types.loc[pbmc.obs_names]).mean().sort_values(ascending=False)
+        other = gp.associations(scored.scores[[program]], types.to_frame("cell_type")).query("level == @name")
+        rows.append(
+            {
+                "cell type": name,
+                "program": program,
+                "share covered": scored.covered[program],
+                "AUC in kang": own["auc"].max(),
+                "AUC in pbmc3k": other["auc"].iloc[0],
+                "highest mean score in pbmc3k": means.index[0],
+                "next": means.index[1],
+            }
+        )
+    print(pd.DataFrame(rows).round(3).to_string(index=False))
 
 
 def run_scaling(cache: Path, cells: int) -> None:

@@ -1,14 +1,14 @@
 """Speed and memory beside scvi-tools: the same work on the same data, one after the other.
 
-    python tests/benchmarks/speed.py [--repeats 5] [--threads 2] [--only TEXT] [--python PYTHON]
+    python tests/benchmarks/speed.py [--repeats 5] [--threads 2] [--only NAME] [--python PYTHON]
 
 Prints a table: median and range of both, and their ratio. Each measurement is a process of its own, the two packages
 taking turns, so that both meet the same load. scvi-tools 1.4.2 runs in an environment of its own, which is made in
 .venv-scvi if PYTHON (one that has it) is not given. Needs the data of ../shared/data.
 
 Training is timed over whole epochs with validation after each, after a first epoch that is not counted; memory is the
-peak of the process. "first epoch" is timed from the import of the package on, kernels compiled and cached. The ratio of
-the CPU times is the one to read where the machine was not idle (with one thread: threads that wait may count).
+peak of the process so far. "import to first epoch" is with kernels compiled and cached. The ratio of the CPU times is
+the one to read where the machine was not idle (with one thread: threads that wait may count).
 """
 
 import argparse
@@ -20,24 +20,31 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data"
 REFERENCE = "scvi-tools==1.4.2"
 
-# name: what is measured, data set, likelihood, epochs
-TASKS = {
-    "train, pbmc3k, 2,000 genes": ("train", "pbmc3k-2000", "nb", 12),
-    "train, pbmc3k, all genes": ("train", "pbmc3k", "nb", 5),
-    "train, pbmc3k, 2,000 genes, zinb": ("train", "pbmc3k-2000", "zinb", 8),
-    "train, pbmc3k, 2,000 genes, poisson": ("train", "pbmc3k-2000", "poisson", 8),
-    "train, kang, 8 batches": ("train", "kang", "nb", 3),
-    "get_latent_representation": ("get_latent_representation", "pbmc3k-2000", "nb", 1),
-    "get_normalized_expression": ("get_normalized_expression", "pbmc3k-2000", "nb", 1),
-    "get_elbo": ("get_elbo", "pbmc3k-2000", "nb", 1),
-    "differential_expression, kang, 8 types": ("differential_expression", "kang", "nb", 1),
-    "first epoch, pbmc3k, 2,000 genes": ("first epoch", "pbmc3k-2000", "nb", 1),
+
+class Case(NamedTuple):
+    """What one process measures, one thing after the other."""
+
+    data: str
+    likelihood: str
+    epochs: int
+    methods: tuple[str, ...] = ()  # called once each, after the training
+
+
+INFERENCE = ("get_latent_representation", "get_normalized_expression", "get_elbo")
+CASES = {
+    "pbmc3k, 2,000 genes": Case("pbmc3k-2000", "nb", 12, INFERENCE),
+    "pbmc3k, all genes": Case("pbmc3k", "nb", 5),
+    "pbmc3k, 2,000 genes, zinb": Case("pbmc3k-2000", "zinb", 8),
+    "pbmc3k, 2,000 genes, poisson": Case("pbmc3k-2000", "poisson", 8),
+    "kang, 8 batches": Case("kang", "nb", 3, ("differential_expression",)),
 }
 
 
@@ -58,22 +65,32 @@ def read(name: str):
     return adata
 
 
-def work(package: str, task: str, threads: int) -> dict[str, float]:
-    """Do a task with one package; seconds (per epoch, for training) and peak memory in MB."""
-    kind, data, likelihood, epochs = TASKS[task]
-    adata = read(data)
-    began = time.perf_counter()
-    if package == "ldvae":
-        from ldvae import LinearSCVI
-    else:
-        from scvi.model import LinearSCVI
-    import torch
+def work(package: str, name: str, threads: int) -> dict[str, dict[str, float]]:
+    """Do a case with one package; seconds (per epoch, for training) and peak memory in MB of each part."""
+    case = CASES[name]
+    adata = read(case.data)
+    parts: dict[str, dict[str, float]] = {}
 
-    torch.set_num_threads(threads)
-    torch.manual_seed(0)
-    batch = {"batch_key": "batch"} if data == "kang" else {}
-    LinearSCVI.setup_anndata(adata, **batch)
-    model = LinearSCVI(adata, gene_likelihood=likelihood)
+    def measure(part: str, do: Callable[[], object], times: int = 1) -> None:
+        started, cpu_started = time.perf_counter(), time.process_time()
+        do()
+        seconds, cpu = time.perf_counter() - started, time.process_time() - cpu_started
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        parts[part] = {"seconds": seconds / times, "CPU": cpu / times, "MB": peak}
+
+    def first_epoch() -> None:
+        if package == "ldvae":
+            from ldvae import LinearSCVI
+        else:
+            from scvi.model import LinearSCVI
+        import torch
+
+        nonlocal model
+        torch.set_num_threads(threads)
+        torch.manual_seed(0)
+        LinearSCVI.setup_anndata(adata, **({"batch_key": "batch"} if case.data == "kang" else {}))
+        model = LinearSCVI(adata, gene_likelihood=case.likelihood)
+        train(1)
 
     def train(n: int) -> None:
         model.train(
@@ -85,21 +102,15 @@ def work(package: str, task: str, threads: int) -> dict[str, float]:
             early_stopping=False,
         )
 
-    train(1)
-    if kind == "first epoch":
-        seconds, cpu = time.perf_counter() - began, time.process_time()
-    else:
-        started, cpu_started = time.perf_counter(), time.process_time()
-        if kind == "train":
-            train(epochs)
-        elif kind == "differential_expression":
-            column = next(c for c in ("cell_type", "celltype", "cell", "ident") if c in adata.obs)
-            model.differential_expression(groupby=column, mode="change", silent=True)
-        else:
-            getattr(model, kind)()
-        seconds, cpu = (time.perf_counter() - started) / epochs, (time.process_time() - cpu_started) / epochs
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"seconds": seconds, "CPU": cpu, "MB": peak / 1024}
+    model = None
+    measure("import to first epoch", first_epoch)
+    measure("training", lambda: train(case.epochs), case.epochs)
+    for method in case.methods:
+        options = {}
+        if method == "differential_expression":
+            options = {"groupby": "cell_type", "mode": "change", "silent": True}
+        measure(method, lambda method=method, options=options: getattr(model, method)(**options))
+    return parts
 
 
 def reference_python() -> Path:
@@ -124,13 +135,13 @@ def cpu_name() -> str:
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
-def measure(python: Path, package: str, task: str, threads: int) -> dict[str, float]:
-    """A task in a process of its own."""
+def measure(python: Path, package: str, name: str, threads: int) -> dict[str, dict[str, float]]:
+    """A case in a process of its own."""
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONWARNINGS": "ignore"}
-    command = [python, __file__, "--work", package, task, "--threads", str(threads)]
+    command = [python, __file__, "--work", package, name, "--threads", str(threads)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
-        sys.exit(f"{package}, {task}:\n{done.stderr}")
+        sys.exit(f"{package}, {name}:\n{done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -139,7 +150,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--only", default="", help="tasks whose name contains this")
+    parser.add_argument("--only", default="", help="cases whose name contains this")
     parser.add_argument("--python", type=Path, help="Python that has scvi-tools")
     parser.add_argument("--work", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -156,25 +167,27 @@ def main() -> None:
     )
     print("\n| work | scvi-tools | ldvae | times faster | times less CPU | memory of scvi-tools | of ldvae | load |")
     print("|---|---|---|---|---|---|---|---|", flush=True)
-    for task in TASKS:
-        if arguments.only not in task:
-            continue
-        measure(pythons["ldvae"], "ldvae", task, arguments.threads)  # kernels compiled
+    for name in (name for name in CASES if arguments.only in name):
+        measure(pythons["ldvae"], "ldvae", name, arguments.threads)  # kernels compiled
         runs = {package: [] for package in pythons}
         for _ in range(arguments.repeats):
             for package, python in pythons.items():
-                runs[package].append(measure(python, package, task, arguments.threads))
-        seconds = {package: [run["seconds"] for run in values] for package, values in runs.items()}
-        middle = {package: statistics.median(values) for package, values in seconds.items()}
-        spread = {p: f"{middle[p]:.3g} s ({min(v):.3g}–{max(v):.3g})" for p, v in seconds.items()}
-        cpu = {package: statistics.median(run["CPU"] for run in values) for package, values in runs.items()}
-        memory = {package: statistics.median(run["MB"] for run in values) for package, values in runs.items()}
-        print(
-            f"| {task} | {spread['scvi']} | {spread['ldvae']} | {middle['scvi'] / middle['ldvae']:.1f} "
-            f"| {cpu['scvi'] / cpu['ldvae']:.1f} "
-            f"| {memory['scvi']:.0f} MB | {memory['ldvae']:.0f} MB | {os.getloadavg()[0]:.1f} |",
-            flush=True,
-        )
+                runs[package].append(measure(python, package, name, arguments.threads))
+        for part in runs["ldvae"][0]:
+            print(f"| {part}, {name} {row(part, runs)} | {os.getloadavg()[0]:.1f} |", flush=True)
+
+
+def row(part: str, runs: dict[str, list[dict[str, dict[str, float]]]]) -> str:
+    """Medians of a part, with the range of the times, and their ratios."""
+    values = {package: {unit: [run[part][unit] for run in of] for unit in of[0][part]} for package, of in runs.items()}
+    middle = {package: {unit: statistics.median(of) for unit, of in units.items()} for package, units in values.items()}
+    times = [
+        f"{middle[package]['seconds']:.3g} s ({min(of['seconds']):.3g}–{max(of['seconds']):.3g})"
+        for package, of in values.items()
+    ]
+    ratios = [f"{middle['scvi'][unit] / middle['ldvae'][unit]:.1f}" for unit in ("seconds", "CPU")]
+    memory = [f"{middle[package]['MB']:.0f} MB" for package in values]
+    return "| " + " | ".join(times + ratios + memory)
 
 
 if __name__ == "__main__":
