@@ -91,7 +91,7 @@ class Project:
         return found
 
 
-def until(condition: Callable[[], object], seconds: float = 300) -> None:
+def until(condition: Callable[[], object], seconds: float = 900) -> None:
     """Wait until a condition holds."""
     end = time.monotonic() + seconds
     while not condition():

@@ -1,9 +1,10 @@
 """Kill `ldvae train` at random moments, over and over: it must always end in the files of an undisturbed run.
 
-    python tests/cluster/kill_train.py FOLDER [--kills 100] [--seed 0]
+    python tests/cluster/kill_train.py FOLDER [--kills 100] [--seed 0] [--epochs 60] [--new-processes]
 
 Prints one JSON line for each attempt, then a summary; exits 1 at the first difference. Each attempt is a fork of a
-process that has trained before, so that the moments fall on the work, not on imports and compilation.
+process that has trained before, so that the moments fall on the work, not on imports and compilation; or a process of
+its own, as on a cluster, whose memory is never laid out as that of the attempt before.
 """
 
 import argparse
@@ -27,11 +28,7 @@ from ldvae import cli
 
 INTERVAL_S = 0.3
 OUTPUTS = {"model": "model", "history": "history.csv", "factors": "factors.npz", "fit": "fit.tsv"}
-STAGES = {  # what the log says once a stage has begun
-    "starting": "",
-    "training": "Checkpoint at",
-    "evaluating": "epoch 60/60",
-}
+LDVAE = Path(sys.executable).parent / "ldvae"
 
 
 def write_counts(path: Path) -> None:
@@ -47,16 +44,19 @@ def write_counts(path: Path) -> None:
     adata.write_h5ad(path)
 
 
-def command(counts: Path, run: Path) -> list[str]:
+def command(counts: Path, run: Path, epochs: int = 60) -> list[str]:
     """Arguments of `ldvae train` that puts its outputs into a folder."""
     outputs = [text for name, file in OUTPUTS.items() for text in (f"--{name}", str(run / file))]
-    options = ["--max-epochs", "60", "--n-latent", "3", "--n-hidden", "32", "--batch-size", "64"]
+    options = ["--max-epochs", str(epochs), "--n-latent", "3", "--n-hidden", "32", "--batch-size", "64"]
     checkpoint = ["--checkpoint", str(run / "checkpoint"), "--checkpoint-minutes", str(INTERVAL_S / 60)]
     return ["train", "--counts", str(counts), *outputs, "--metrics", str(run / "metrics.json"), *checkpoint, *options]
 
 
-def start(arguments: list[str], log: Path) -> int:
-    """Fork a child that runs `ldvae`; its process id."""
+def start(arguments: list[str], log: Path, new_process: bool) -> int:
+    """Start a child that runs `ldvae`, with its messages in a file; its process id."""
+    if new_process:
+        to_log = (os.POSIX_SPAWN_OPEN, 2, log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        return os.posix_spawn(LDVAE, [LDVAE, *arguments], os.environ, file_actions=[to_log])
     child = os.fork()
     if child:
         return child
@@ -71,11 +71,21 @@ def start(arguments: list[str], log: Path) -> int:
         os._exit(code)
 
 
-def attempt(arguments: list[str], run: Path, kill_after: float | None, how: signal.Signals) -> dict[str, object]:
+def stage(log: str) -> str:
+    """How far an attempt has come."""
+    begun = re.findall(r"epoch (\d+)/(\d+)", log)
+    if begun and begun[-1][0] == begun[-1][1]:
+        return "evaluating"
+    return "training" if "Checkpoint at" in log else "starting"
+
+
+def attempt(
+    arguments: list[str], run: Path, kill_after: float | None, how: signal.Signals, new_process: bool
+) -> dict[str, object]:
     """One attempt, killed after some seconds unless it ended before; what became of it."""
     log, checkpoint = run / "log", run / "checkpoint" / "checkpoint"
     begun = time.time()
-    child = start(arguments, log)
+    child = start(arguments, log, new_process)
     done, status, killed_at = 0, 0, None
     while not done:
         time.sleep(0.002)
@@ -92,7 +102,7 @@ def attempt(arguments: list[str], run: Path, kill_after: float | None, how: sign
     found["refused"] = text.count("Cannot resume")
     if killed_at is not None:
         found |= {"signal": how.name, "after": round(kill_after, 2), "left_after": round(time.time() - killed_at, 2)}
-        found["stage"] = [name for name, words in STAGES.items() if words in text][-1]
+        found["stage"] = stage(text)
         if how == signal.SIGKILL and found["stage"] == "training":
             found["unsaved_s"] = round(age, 2)
     return found
@@ -129,6 +139,8 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--new-processes", action="store_true")
     given = parser.parse_args()
     moments = random.Random(given.seed)
     warm, whole, run = (given.folder / name for name in ("warm", "undisturbed", "killed"))
@@ -136,9 +148,9 @@ def main() -> int:
         folder.mkdir(parents=True, exist_ok=True)
     counts = given.folder / "counts.h5ad"
     write_counts(counts)
-    if cli.main(command(counts, warm)) != 0:
+    if cli.main(command(counts, warm, given.epochs)) != 0:
         return 1
-    length = attempt(command(counts, whole), whole, None, signal.SIGTERM)
+    length = attempt(command(counts, whole, given.epochs), whole, None, signal.SIGTERM, given.new_processes)
     if length["exit"] != 0:
         print((whole / "log").read_text(), file=sys.stderr)
         return 1
@@ -148,7 +160,7 @@ def main() -> int:
         clear(run)
         how = moments.choice([signal.SIGKILL, signal.SIGTERM])
         when = moments.uniform(0, float(length["seconds"])) if kills < given.kills else None
-        found = attempt(command(counts, run), run, when, how)
+        found = attempt(command(counts, run, given.epochs), run, when, how, given.new_processes)
         print(json.dumps(found), flush=True)
         seen.append(found)
         kills += "signal" in found and found["exit"] != 0

@@ -1,12 +1,16 @@
 """`snakemake --profile slurm` on a real Slurm: the demo, and what clusters do to jobs."""
 
 import json
+import os
 import re
+import shutil
+import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
-from clones import Project, copy, small, targets, until
+from clones import LONG, Project, copy, small, targets, until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("slurm")]
 
@@ -105,17 +109,22 @@ def test_out_of_memory_asks_for_more_and_partitions_can_be_chosen_by_a_file(read
     assert {job["Partition"] for job in ready.train_jobs()} == {"gpu"}
 
 
-def test_a_training_over_its_time_limit_goes_on_and_a_gpu_model_can_be_asked_for(ready, undisturbed):
-    ready.site(**{"set-resources": {"train": {"slurm_partition": "gpu", "gpu_model": "a100"}}})
+def test_a_training_over_its_time_limit_twice_goes_on_and_a_gpu_model_can_be_asked_for(ready, tmp_path):
+    """Limits of 1, 2, 4, … minutes, for a training of some four minutes on an idle CPU."""
+    ready.configure(**small(LONG | {"max_epochs": 25_000}))
+    alone = copy(ready, tmp_path / "alone")
+    undisturbed = alone.start("--cores", "1", *targets(alone))
+    ready.site(**{"set-resources": {"train": {"slurm_partition": "gpu", "gpu_model": "a100"}}, "retries": 5})
     ready.ask("train", minutes=[1, 0])
     ready.run("--profile", "slurm", *targets(ready))
     jobs = ready.train_jobs()
-    assert len(jobs) > 1
-    assert {job["JobState"] for job in jobs[:-1]} == {"TIMEOUT"}
-    assert [job["TimeLimit"] for job in jobs[:2]] == ["00:01:00", "00:02:00"]
+    assert len(jobs) > 2
+    assert [job["JobState"] for job in jobs] == ["TIMEOUT"] * (len(jobs) - 1) + ["COMPLETED"]
+    assert [job["TimeLimit"] for job in jobs[:3]] == ["00:01:00", "00:02:00", "00:04:00"]
     assert {gpus(job) for job in jobs} == {"gres:gpu:a100:1"}
-    assert "Resumed from epoch" in ready.train_log()
-    assert ready.bits() == undisturbed
+    assert ready.train_log().count("stopped by SIGTERM") == ready.train_log().count("Resumed from") == len(jobs) - 1
+    assert undisturbed.wait() == 0
+    assert ready.bits() == alone.bits()
 
 
 def test_a_cancelled_training_is_submitted_again_and_a_site_may_want_gres(ready, undisturbed):
@@ -182,20 +191,46 @@ def test_packed_runs_are_those_of_jobs_of_their_own_and_a_new_seed_trains_itself
     assert len(ready.bits()) > len(before)
 
 
-def test_failing_status_queries_end_in_a_message_and_nothing_is_lost(ready, tmp_path):
-    """Snakemake waits for ever on jobs that it cannot ask about: the test stops it, and a second call goes on."""
+def test_a_status_query_that_does_not_work_is_told_before_the_first_job(ready):
+    ready.site(**{"slurm-status-command": "sacct"})  # there are no accounts of jobs here
+    log = ready.run("--profile", "slurm", *targets(ready), expect=1)
+    assert "`sacct` does not tell the state of jobs: Slurm accounting storage is disabled" in log
+    assert "slurm-status-command: squeue" in log
+    assert not ready.jobs()
+
+
+def test_status_queries_that_fail_for_a_while_lose_no_job(ready, tmp_path):
     ready.configure(**small({"max_epochs": 5}))
-    broken = tmp_path / "bin" / "squeue"
-    broken.parent.mkdir()
-    broken.write_text("#!/bin/sh\necho 'slurm_load_jobs error: Unable to contact slurm controller' >&2\nexit 1\n")
-    broken.chmod(0o755)
+    squeue, broken, asked = (tmp_path / name for name in ("bin/squeue", "broken", "asked"))
+    squeue.parent.mkdir()
+    squeue.write_text(
+        f"""#!/bin/sh
+        if [ -e {broken} ]; then echo asked >> {asked}; exit 1; fi
+        exec {shutil.which("squeue")} "$@"
+        """
+    )
+    squeue.chmod(0o755)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PATH", str(broken.parent), prepend=":")
-        snakemake = ready.start("--profile", "slurm", *targets(ready), seconds=240)
-        until(lambda: ready.train_jobs() and ready.train_jobs()[0]["JobState"] == "COMPLETED")
-        until(lambda: "Unable to contact slurm controller" in ready.log.read_text())
-        snakemake.terminate()
-        snakemake.wait()
-    ready.run("--unlock")
-    ready.run("--profile", "slurm", *targets(ready))
+        patch.setenv("PATH", str(squeue.parent), prepend=":")
+        snakemake = ready.start("--profile", "slurm", *targets(ready), seconds=600)
+    until(ready.train_jobs)
+    broken.touch()
+    until(lambda: ready.train_jobs()[0]["JobState"] == "COMPLETED")
+    until(lambda: asked.exists() and asked.read_text().count("asked") > 10)  # more than the plugin's own five attempts
+    broken.unlink()
+    assert snakemake.wait() == 0
+    assert len(ready.train_jobs()) == 1
     assert ready.bits()
+
+
+def test_a_slurm_that_is_started_anew_loses_no_job(ready, undisturbed):
+    """Its controller is away for a while in mid-training."""
+    snakemake = ready.start("--profile", "slurm", *targets(ready))
+    until(training_for_a_while(ready))
+    controller = Path(os.environ.get("SLURM_TEST_DIR", "/tmp/slurm-test")) / "run/slurmctld.pid"
+    os.kill(int(controller.read_text()), signal.SIGTERM)
+    time.sleep(30)
+    subprocess.run(["/usr/sbin/slurmctld"], check=True, capture_output=True, cwd="/")
+    assert snakemake.wait() == 0
+    assert len(ready.train_jobs()) == 1
+    assert ready.bits() == undisturbed

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -32,6 +33,23 @@ RESOURCES = yaml.safe_load(Path(workflow.source_path("../resources.yaml")).read_
 wildcard_constraints:
     dataset="|".join(map(re.escape, plan.datasets)),
     run=r"k\d+-s\d+-[0-9a-f]{6}",
+
+
+onstart:
+    # On Slurm. Snakemake would wait for ever for jobs whose state it cannot ask for.
+    command = getattr(workflow.executor_settings, "status_command", None)
+    if command:
+        import snakemake_executor_plugin_slurm as plugin
+
+        asked = subprocess.run([command, "--noheader", "--name", "none"], capture_output=True, text=True)
+        if asked.returncode:
+            raise WorkflowError(
+                f"`{command}` does not tell the state of jobs: {asked.stderr.strip()}. No job was submitted. If it "
+                f"stays so, set `slurm-status-command: {'squeue' if command == 'sacct' else 'sacct'}` in the profile."
+            )
+        # Asked once: while Slurm's controller is away, plugin 2.8.0 would take sacct instead, accounts or not.
+        min_job_age = plugin.get_min_job_age()
+        plugin.get_min_job_age = lambda: min_job_age
 
 
 def options(section):
