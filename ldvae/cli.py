@@ -9,7 +9,6 @@ import inspect
 import json
 import logging
 import os
-import platform
 import re
 import socket
 import sys
@@ -25,6 +24,7 @@ from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origi
 from ldvae import config
 from ldvae.config import coerce
 from ldvae.errors import InputError, suggestion
+from ldvae.provenance import versions
 
 logger = logging.getLogger("ldvae")
 
@@ -279,11 +279,11 @@ def _metavar(kind: Any) -> str:
 
 def _log_head(verb: str, values: dict[str, Any]) -> None:
     """First lines of every log: where, with what and on what the step runs."""
-    versions = ", ".join(f"{name} {version}" for name, version in _versions().items())
+    found = ", ".join(f"{name} {version}" for name, version in _versions().items())
     job = next(
         (f", job {os.environ[name]}" for name in ("SLURM_JOB_ID", "LSB_JOBID", "PBS_JOBID") if name in os.environ), ""
     )
-    logger.info("ldvae %s on %s%s, %s: %s", verb, socket.gethostname(), job, time.strftime("%Y-%m-%d"), versions)
+    logger.info("ldvae %s on %s%s, %s: %s", verb, socket.gethostname(), job, time.strftime("%Y-%m-%d"), found)
     for name, value in values.items():
         if is_dataclass(value):
             value = " ".join(f"{item.name}={getattr(value, item.name)}" for item in fields(value))
@@ -291,13 +291,7 @@ def _log_head(verb: str, values: dict[str, Any]) -> None:
 
 
 def _versions() -> dict[str, str]:
-    versions = {"ldvae": metadata.version("ldvae"), "python": platform.python_version()}
-    for name in VERSIONS_OF:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
+    return versions(("ldvae", *VERSIONS_OF))
 
 
 def _versions_yml(verb: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import platform
 import resource
 import shutil
 import signal
@@ -12,7 +11,6 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +26,7 @@ from ldvae.errors import InputError
 from ldvae.io import atomic, read_h5ad, write_json, write_table
 from ldvae.model import LinearSCVI, pick_device, progress_bar
 from ldvae.module import LDVAE
+from ldvae.provenance import versions
 from ldvae.train import Checkpoint, Fit, Interrupted
 
 logger = logging.getLogger(__name__)
@@ -231,7 +230,7 @@ def describe(run: Run, done: Fit, max_epochs: int, split: Split, device: torch.d
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": threads,
         "host": socket.gethostname(),
-        "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in packages},
+        "versions": versions(packages),
     }
     if not found["converged"]:
         logger.warning("the ELBO was still improving after %d epochs; consider a higher max_epochs.", done.epochs)
