@@ -2,6 +2,7 @@
 
 import json
 import re
+import tomllib
 from dataclasses import fields
 from pathlib import Path
 from typing import get_type_hints
@@ -347,11 +348,9 @@ def test_the_conda_environments_pin_the_versions_of_requirements_txt(name):
         if "==" in line and line[0] != "#"
     )
     environment = yaml.safe_load((ROOT / "envs" / f"{name}.yaml").read_text())
-    pip = dict(
-        line.split("==") for part in environment["dependencies"] if isinstance(part, dict) for line in part["pip"]
-    )
-    conda = [line.split("=") for line in environment["dependencies"] if isinstance(line, str) and "=" in line]
-    pip |= {package.replace("pytorch-cpu", "torch"): version for package, version in conda if package != "python"}
-    assert pip
+    lines = next(part["pip"] for part in environment["dependencies"] if isinstance(part, dict))
+    pip = dict(line.split("==") for line in lines if not line.startswith("-"))
     assert {package: pinned.get(package) for package in pip} == pip
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert {re.match(r"[\w-]+", line)[0] for line in project["dependencies"]} <= set(pip)
     assert "ldvae" in (ROOT / "envs" / f"{name}.post-deploy.sh").read_text()
