@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
+import re
 from pathlib import Path
 
 import anndata
@@ -13,9 +13,10 @@ import pytest
 from anndata import AnnData
 from scipy import sparse
 
+from ldvae import cli
 from ldvae.config import QcConfig
 from ldvae.errors import InputError
-from ldvae.io import read_table
+from ldvae.io import read_file, read_table
 from ldvae.steps.qc import add_metrics, effective_thresholds, find_limits, qc, reasons_for_removal
 
 GENES = ["MT-CO1", "RPL3", "RPS6KA1", "HBB", "HBEGF", *(f"G{i}" for i in range(35))]
@@ -185,30 +186,59 @@ def test_several_files_are_batches_of_their_own(raw: AnnData, tmp_path: Path) ->
     assert anndata.read_h5ad(tmp_path / "filtered.h5ad").uns["ldvae_qc"]["batch_key"] == "file"
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("derived_pbmc3k_200x500_sparse_cells_and_empty_genes.h5ad", (199, 294)),
-        ("seurat_pbmc_small_10x", (80, 240)),
-        ("scanpy_10x/int-ids", "min_cells = 3 removes all 6 genes"),
-        ("scanpy_10x/1.2.0", "min_cells = 3 removes all 343 genes"),
-    ],
-)
-def test_small_real_files_pass_or_say_why_not(
-    name: str, expected: str | tuple[int, int], shared_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+# Of each file: cells and genes of the input, cells and genes that are kept; or what check and qc say, or qc alone.
+REAL_FILES = {
+    "anndata_v0.5.0_legacy_format_lognorm.h5ad": "X holds negative values",
+    "cellxgene_nan.h5ad": "X holds NaN values",
+    "derived_pbmc3k_200x500_sparse_cells_and_empty_genes.h5ad": (200, 500, 199, 294),
+    "derived_truncated_mtx": "Truncated file",
+    "derived_truncated_mtx/matrix.mtx": "Truncated file",
+    "heart_1k_v2_712x31053_counts_DUPLICATE_varnames.h5ad": (712, 31053, 694, 14737),
+    "heart_1k_v2_filtered_gene_bc_matrices_h5.h5": (712, 31053, 694, 14737),
+    "kang_lognormalized_not_counts_legacy.h5ad": "look log-normalised",
+    "liger_seqwell_244x6713_FLOAT_values.h5ad": "look normalised to 10000 counts per cell",
+    "pbmc3k_scaled_negative_values_legacy.h5ad": "X holds negative values",
+    "scanpy_10x": "holds 2 matrices",
+    "scanpy_10x/int-ids": (5, 6, "min_cells = 3 removes all 6 genes"),
+    "scanpy_10x/1.2.0": (12, 343, "min_cells = 3 removes all 343 genes"),
+    "scanpy_10x/1.2.0/filtered_gene_bc_matrices": (12, 343, "min_cells = 3 removes all 343 genes"),
+    "scanpy_10x/1.2.0/filtered_gene_bc_matrices_h5.h5": (12, 343, "min_cells = 3 removes all 343 genes"),
+    "scanpy_10x/1.2.0/multiple_genomes.h5": "holds 2 genomes",
+    "scanpy_10x/3.0.0": (1107, 507, 1105, 161),
+    "scanpy_10x/3.0.0/filtered_feature_bc_matrix": (1107, 507, 1105, 161),
+    "scanpy_10x/3.0.0/filtered_feature_bc_matrix.h5": (1107, 507, 1105, 161),
+    "seurat_pbmc_small_10x": (80, 240, 80, 240),
+}
+
+
+def test_every_real_file_is_among_those_that_are_tried(shared_data: Path) -> None:
+    assert {path.name for path in (shared_data / "bad").iterdir()} <= {name.split("/")[0] for name in REAL_FILES}
+
+
+@pytest.mark.parametrize("name", REAL_FILES)
+def test_a_real_file_passes_check_and_qc_or_is_refused_in_one_line(
+    name: str, shared_data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    caplog.set_level(logging.WARNING)
-    arguments = {
-        "input": [str(shared_data / "bad" / name)],
-        "filtered": tmp_path / "filtered.h5ad",
-        "cells": tmp_path / "cells.tsv",
-        "summary": tmp_path / "summary.json",
-        "violins": tmp_path / "violins.png",
-        "config": QcConfig(),
-    }
-    if isinstance(expected, str):
-        with pytest.raises(InputError, match=expected):
-            qc(**arguments)
-        return
-    qc(**arguments)
-    assert anndata.read_h5ad(tmp_path / "filtered.h5ad").shape == expected
+    path, expected = shared_data / "bad" / name, REAL_FILES[name]
+    shapes = expected if isinstance(expected, tuple) else ()
+    outputs = {"filtered": "f.h5ad", "cells": "c.tsv.gz", "summary": "s.json", "violins": "v.png", "scatter": "s.png"}
+    flags = [text for flag, file in outputs.items() for text in (f"--{flag}", str(tmp_path / file))]
+
+    def call(*arguments: str, refused: str) -> str:
+        assert cli.main(arguments) == (2 if refused else 0)
+        out, err = capfd.readouterr()
+        assert "Traceback" not in err
+        told = [line for line in err.splitlines() if not re.match(r"\d\d:\d\d:\d\d (INFO|WARNING) ", line)]
+        assert len(told) == (1 if refused else 0)
+        assert re.search(refused, "".join(told))
+        return out
+
+    said = call("check", str(path), refused="" if shapes else expected)
+    assert not shapes or f"raw counts of {shapes[0]} cells and {shapes[1]} genes" in said
+    refused = "" if len(shapes) == 4 else (shapes or ("", "", expected))[2]
+    call("qc", "--input", str(path), "--doublets", "off", *flags, refused=refused)
+    assert {file.name for file in tmp_path.iterdir()} == (set() if refused else set(outputs.values()))
+    if not refused:
+        kept = anndata.read_h5ad(tmp_path / "f.h5ad")
+        assert kept.shape == shapes[2:]
+        assert (read_file(path)[kept.obs_names, kept.var_names].X != kept.X).nnz == 0
