@@ -94,7 +94,7 @@ def report(
     annotated
         The annotated cells (h5ad); only annotation, scores and UMAP are read.
     contrasts
-        de/contrasts.tsv; not given: no differential expression.
+        de/contrasts.tsv; not given: no differential expression. A summary.json beside it is read as well.
     de
         The tables that `contrasts` names; not given: those beside it.
     resolved
@@ -106,7 +106,7 @@ def report(
     summary
         JSON: what the index over all datasets shows.
     figures
-        Folder of the figures (svg), beside the page.
+        Folder of the figures beside the page, such as umap.svg, training_elbo.svg and fit_mean.svg.
     """
     runs = {record["run"]: record for record in map(_read_json, metrics)}
     _check_lengths(metrics, histories, "histories")
@@ -126,6 +126,7 @@ def report(
         if contrasts
         else pd.DataFrame()
     )
+    de_summary = contrasts.with_name("summary.json") if contrasts else None
     page, documents, found = render_report(
         Results(
             dataset=dataset,
@@ -151,6 +152,7 @@ def report(
             umap=cells["umap"],
             colors=cells["colors"],
             contrasts=contrast_table,
+            de_summary=_read_json(de_summary) if de_summary and de_summary.exists() else {},
             de=_read_contrasts(contrast_table, contrasts, de),
             resolved=_read_json(resolved) if resolved else {},
             figures=Path(os.path.relpath(figures, output.parent)).as_posix(),

@@ -2,7 +2,9 @@
 
 import functools
 import http.server
+import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -254,6 +256,20 @@ def test_the_workflow_is_formatted():
     assert done.returncode == 0, done.stderr
 
 
-def test_snakemakes_own_report_is_written(again):
+def test_snakemakes_own_report_holds_the_figures_with_captions_under_their_sections(again):
     again.snakemake("--report", "report.html")
-    assert "violins.png" in (again.folder / "report.html").read_text()
+    page = (again.folder / "report.html").read_text()
+    results, categories = (
+        json.loads(re.search(rf"^\s*var {name} = (\{{.*\}});?$", page, re.M)[1]) for name in ("results", "categories")
+    )
+    assert set(categories) == {"a", "b", "all datasets"}
+    sections = {name: {Path(path).name for path in paths} for name, paths in categories["a"].items()}
+    assert sections == {
+        "0 report": {"report.html"},
+        "1 quality control": {"violins.png", "scatter.png"},
+        "2 training": {"training_elbo.svg"},
+        "4 programs": {"umap.svg", "top_genes.tsv", "programs.tsv"},
+        "5 fit": {"fit_mean.svg"},
+    }
+    assert "dotted line is where it stopped" in results["results/a/figures/training_elbo.svg"]["caption"]
+    assert all(len(result["caption"]) > 30 and result["data_uri"] for result in results.values())

@@ -1,3 +1,13 @@
+# Sections of `snakemake --report` by the first word of a figure's name.
+SECTIONS = {
+    "training": "2 training",
+    "kl": "2 training",
+    "choice": "3 choice of the model",
+    "fit": "5 fit",
+    "de": "6 differential expression",
+}
+
+
 rule report:
     """Write the report of a dataset: one page that needs no network."""
     input:
@@ -29,7 +39,14 @@ rule report:
             subcategory="0 report",
         ),
         summary="<results>/{dataset}/report.json",
-        figures=directory("<results>/{dataset}/figures"),
+        figures=report(
+            directory("<results>/{dataset}/figures"),
+            patterns=["{figure,(?!qc_).+}.svg"],  # the step qc has its own
+            caption="../report/figure.rst",
+            category="{dataset}",
+            subcategory=lambda wildcards: SECTIONS.get(wildcards.figure.split("_")[0], "4 programs"),
+            labels=lambda wildcards: {"figure": wildcards.figure.replace("_", " ")},
+        ),
     log:
         "<logs>/report/{dataset}.log",
     benchmark:

@@ -8,18 +8,8 @@ rule select:
         settings="<results>/{dataset}/select/settings.tsv",
         correlations="<results>/{dataset}/select/correlations.tsv",
         best="<results>/{dataset}/select/best.json",
-        error=report(
-            "<results>/{dataset}/select/error.svg",
-            caption="../report/select_error.rst",
-            category="{dataset}",
-            subcategory="2 choice of the model",
-        ),
-        agreement=report(
-            "<results>/{dataset}/select/correlations.svg",
-            caption="../report/select_correlations.rst",
-            category="{dataset}",
-            subcategory="2 choice of the model",
-        ),
+        error="<results>/{dataset}/select/error.svg",
+        agreement="<results>/{dataset}/select/correlations.svg",
     log:
         "<logs>/select/{dataset}.log",
     benchmark:
