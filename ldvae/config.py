@@ -291,11 +291,10 @@ class ProgramsConfig:
             "pct_counts_hb",
             "doublet_score",
             "predicted_doublet",
-            "batch",
             "split",
         ],
-        "Obs columns that describe the experiment, not the biology (the batch key is one of them in any case); those "
-        "the data lack are ignored.",
+        "Obs columns that describe the experiment, not the biology; those the data lack are ignored. The batch key "
+        "(without one, a column called batch) is one of them in any case.",
     )
     technical_r: float = option(
         0.5,

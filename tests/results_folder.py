@@ -176,7 +176,13 @@ def _write_runs(folder: Path, rng: np.random.Generator, world: World, genes: lis
                 "peak_memory_mb": 812.5,
                 "device": "cpu",
                 "threads": 2,
-                "versions": {"python": "3.11.2", "torch": "2.13.0", "ldvae": "0.1.0", "anndata": "0.12.3"},
+                "versions": {
+                    "python": "3.11.2",
+                    "torch": "2.13.0",
+                    "ldvae": "0.1.0",
+                    "anndata": "0.12.3",
+                    "commit": "3fa9c1" * 6 + "3fa9",
+                },
                 "host": "node1",
             }
             place = folder / "runs" / run
@@ -305,16 +311,16 @@ def _write_programs(
         for side, block in (("positive", ordered.head(25)), ("negative", ordered[::-1].head(12))):
             block = block.assign(side=side, rank=range(1, len(block) + 1))
             top.append(block[["program", "side", "rank", "gene", "loading", "lower", "upper", "weighted"]])
-        for variable in ("cell_type", "condition", "batch"):
+        for variable, explained in (("condition", 0.1), ("cell_type", 0.5), ("batch", 0.01)):
             for level in sorted(set(obs.get(variable, []))):
                 inside = (obs[variable] == level).to_numpy()
                 effect = float(scores[inside, k].mean() - scores[~inside, k].mean()) if not inside.all() else 0.0
                 row = {"program": name, "variable": variable, "kind": "categorical", "level": level, "effect": effect}
                 row |= {"auc": 0.5 + effect / 8, "p": 10 ** -abs(effect * 20), "padj": 10 ** -abs(effect * 18)}
-                associations.append(row | {"technical": variable == "batch"})
+                associations.append(row | {"technical": variable == "batch", "explained": explained})
         r = float(np.corrcoef(obs["total_counts"], scores[:, k])[0, 1])
         row = {"program": name, "variable": "total_counts", "kind": "continuous", "level": "", "effect": r}
-        associations.append(row | {"auc": np.nan, "p": 0.4, "padj": 0.5, "technical": True})
+        associations.append(row | {"auc": np.nan, "p": 0.4, "padj": 0.5, "technical": True, "explained": r**2})
         for rank, term in enumerate(["HALLMARK_INTERFERON_ALPHA_RESPONSE", "GOBP_T_CELL <ACTIVATION>"]):
             row = {"program": name, "side": "positive", "term": term, "library": "hallmark.gmt", "overlap": 8 - rank}
             row |= {"n_term": 97, "odds_ratio": 12.5, "p": 1e-6, "padj": 1e-4, "genes": ", ".join(genes[:8])}

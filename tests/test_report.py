@@ -345,11 +345,17 @@ def test_warnings_say_in_plain_words_what_is_wrong(tmp_path: Path) -> None:
 
     for path in arguments["metrics"]:
         change(path, converged=False, stopped_early=False)
-    change(arguments["qc_summary"], n_obs_after=120, warnings=["no gene starts with MT-"])
+    qc = json.loads(arguments["qc_summary"].read_text())
+    told = ["no gene starts with MT-", f"{qc['inputs'][0]['path']}: 2 gene names occur more than once"]
+    doublets = {"mode": "annotate", "n_predicted": 32}
+    change(arguments["qc_summary"], n_obs_after=120, warnings=told, doublets=doublets)
+    summary = arguments["contrasts"].with_name("summary.json")
+    summary.write_text(json.dumps({"warnings": ["stim vs ctrl in rare cells is skipped: it has 0 and 6 cells."]}))
     change(arguments["best"], outliers=["k5-s9-3fa9c5"])
     fit = [read(path) for path in arguments["fit"]]
     for path, table in zip(arguments["fit"], fit, strict=True):
         table["predicted_zeros"] = table["observed_zeros"] * 0.5
+        table.loc[table["gene"] == table["gene"][3], "observed_mean"] = 1e4
         table.to_csv(path, sep="\t", index=False)
     contrasts = read(arguments["contrasts"]).assign(n1=7, pseudobulk=False)
     contrasts.to_csv(arguments["contrasts"], sep="\t", index=False)
@@ -362,7 +368,9 @@ def test_warnings_say_in_plain_words_what_is_wrong(tmp_path: Path) -> None:
         "Only 120 cells passed quality control",
         "Quality control removed 62% of the cells",
         "No gene starts with MT-.",
-        "predicted doublets",
+        "32 predicted doublets (10.2% of the cells, more than the 5.0% expected)",
+        f"{Path(qc['inputs'][0]['path']).name}: 2 gene names occur more than once.",
+        "Stim vs ctrl in rare cells is skipped: it has 0 and 6 cells.",
         "Training stopped before it converged in 3 of 3 runs (after 40 epochs)",
         "1 of 5 factors collapsed",
         "fit worse than the others: k5-s9-3fa9c5",
@@ -370,10 +378,54 @@ def test_warnings_say_in_plain_words_what_is_wrong(tmp_path: Path) -> None:
         "Not the same from seed to seed (mean cosine below 0.9): P1",
         "P1 may be technical: separates batch donor1 (AUC 0.9).",
         "misses the share of zeros",
+        f"by more than twofold: {fit[0]['gene'][3]} (",
         "fewer than 20 cells in a group: contrast1 and contrast2",
         "No contrast has a pseudobulk check",
     ):
         assert words in warnings, words
+
+
+def test_few_doublets_are_no_warning(small: tuple[Page, dict[str, Any]]) -> None:
+    summary = json.loads(small[1]["qc_summary"].read_text())
+    assert 0 < summary["doublets"]["n_predicted"] < 0.05 * summary["n_obs_before"]
+    assert "predicted doublets" not in " ".join(json.loads(small[1]["summary"].read_text())["warnings"])
+
+
+def test_cells_are_shown_by_what_tells_them_apart_best(tmp_path: Path) -> None:
+    arguments = write_results(tmp_path, SMALL)
+    setup = json.loads(arguments["setup_summary"].read_text())
+    setup["fields"]["labels_key"] = ""
+    arguments["setup_summary"].write_text(json.dumps(setup))
+    associations = read(arguments["associations"])
+    assert associations["variable"][0] == "condition"
+    report(**arguments, config=ReportConfig())
+    assert Page(arguments["output"]).text.index("Programs by cell_type") < (
+        Page(arguments["output"]).text.index("Programs by condition")
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        ("pearson_residuals", "120 most variable genes were chosen by their Pearson residuals ["),
+        ("list", "120 genes of a given list were used"),
+        ("all", "All 120 genes were used"),
+    ],
+)
+def test_the_methods_say_how_genes_were_chosen(tmp_path: Path, method: str, words: str) -> None:
+    arguments = write_results(tmp_path, SMALL)
+    setup = json.loads(arguments["setup_summary"].read_text()) | {"method": method}
+    arguments["setup_summary"].write_text(json.dumps(setup))
+    report(**arguments, config=ReportConfig())
+    assert words in Page(arguments["output"]).text
+
+
+def test_a_p_value_below_what_a_number_can_hold_is_not_shown_as_zero(tmp_path: Path) -> None:
+    arguments = write_results(tmp_path, SMALL)
+    associations = read(arguments["associations"]).assign(padj=0.0)
+    associations.to_csv(arguments["associations"], sep="\t", index=False)
+    report(**arguments, config=ReportConfig())
+    assert "<1e-300" in Page(arguments["output"]).text
 
 
 def test_the_methods_state_what_this_run_did(
@@ -381,7 +433,8 @@ def test_the_methods_state_what_this_run_did(
 ) -> None:
     text = small[0].text
     for words in (
-        "Raw counts of 315 cells and 5,000 genes",
+        "Raw counts of 315 cells and 5,000 genes were analysed with ldvae 0.1.0 (commit 3fa9c13fa9)",
+        "Code: commit 3fa9c13fa9",
         "at least 200 detected genes and at most 20 % mitochondrial counts; 300 cells and 4,200 genes passed",
         "Doublets were predicted with Scrublet [3] in each batch and marked but kept",
         "The 120 most variable genes were chosen by the method of Seurat v3",

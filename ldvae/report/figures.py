@@ -300,12 +300,14 @@ def rank_correlations(correlations: pd.DataFrame, setting: str, rank: float | No
     ax.axhline(threshold, color=INK, linewidth=0.8, linestyle=":")
     if rank is not None and np.isfinite(rank):
         ax.axvline(rank + 0.5, color=RED, linewidth=1)
-    ax.set(xlabel="Rank", ylabel="Canonical correlation", ylim=(0, 1.03))
+    ax.set(xlabel="Number of directions", ylabel="Canonical correlation", ylim=(0, 1.03))
     ax.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
     caption = (
-        f"Two halves of the seeds of {setting}, compared over random splits (band). The dotted line is {threshold:g}; "
+        f"Whether the strongest directions of two halves of the seeds of {setting} span the same space, by their "
+        "number: smallest canonical correlation, median over random splits (band: 5 to 95 %). Red line: the largest "
+        f"number above {threshold:g}, which is kept. A dip before it means that two directions of nearly equal "
+        "strength change places."
     )
-    caption += "what lies left of the red line reproduces."
     if correlations["setting"].nunique() > 1:
         caption += " Grey: the other settings."
     return Drawing(
@@ -691,22 +693,28 @@ class _Names:
         point = self.ax.figure.dpi / 72
         width, height = 0.62 * self.size * len(name) * point + 8, 1.15 * self.size * point
         px, py = self.ax.transData.transform((x, y))
-        left = px - width * {"left": 0, "center": 0.5, "right": 1}[ha]
-        box = (left, py, left + width, py + height)
-        if any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in self.taken):
+        other: dict[str, Literal["left", "right"]] = {"left": "right", "right": "left"}
+        # Beside its point, else a little above or below it, else on its other side.
+        places = [(ha, 0)] if ha == "center" else [(side, up) for side in (ha, other[ha]) for up in (2, -5, 7, -10)]
+        for side, up in places:
+            left = px - width * {"left": 0, "center": 0.5, "right": 1}[side]
+            bottom = py + up * point
+            box = (left, bottom, left + width, bottom + height)
+            if any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in self.taken):
+                continue
+            self.taken.append(box)
+            self.ax.annotate(
+                name,
+                (x, y),
+                ({"left": 3, "center": 0, "right": -3}[side], up),
+                textcoords="offset points",
+                ha=side,
+                va="center" if side == "center" else "baseline",
+                fontsize=self.size,
+                path_effects=[withStroke(linewidth=2.2, foreground=PAPER)],
+                **style,
+            )
             return
-        self.taken.append(box)
-        self.ax.annotate(
-            name,
-            (x, y),
-            ({"left": 3, "center": 0, "right": -3}[ha], 0 if ha == "center" else 2),
-            textcoords="offset points",
-            ha=ha,
-            va="center" if ha == "center" else "baseline",
-            fontsize=self.size,
-            path_effects=[withStroke(linewidth=2.2, foreground=PAPER)],
-            **style,
-        )
 
 
 def _short(text: str, length: int = 24) -> str:

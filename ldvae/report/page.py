@@ -61,7 +61,7 @@ DOWNLOADS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """A column of a table in the page: `kind` is text, id, number, gene, program or bar (a share from 0 to 1)."""
+    """A column of a table in the page: `kind` is text, id, number, p, gene, program or bar (a share from 0 to 1)."""
 
     key: str
     title: str
@@ -403,7 +403,9 @@ def _groups(results: Results, config: ReportConfig) -> dict[str, pd.Series]:
         if not results.associations.empty:
             kinds = results.associations[["kind", "technical"]]
             tested = (kinds["kind"] == "categorical") & ~kinds["technical"].astype(bool)
-            wanted += list(results.associations.loc[tested, "variable"])
+            # What tells cells apart best is what they are best known by: cell types rather than conditions.
+            telling = results.associations[tested].groupby("variable")["explained"].mean()
+            wanted += list(telling.sort_values(ascending=False, kind="stable").index)
         if "column" in results.contrasts:
             wanted += list(results.contrasts["column"].astype(str))
         wanted += ["leiden", str(results.fields.get("batch_key") or "")]
@@ -502,7 +504,7 @@ def _programs_table(results: Results) -> Table:
         Column(key="stability", title="Stability", kind="number", help="mean cosine of single runs with the consensus"),
         Column(key="n_runs_found", title="Found in runs", kind="number", help="runs with a cosine above 0.9"),
         Column(key="best_association", title="Strongest association"),
-        Column(key="technical", title="Technical"),
+        Column(key="technical", title="May be technical"),
     ]
     return Table(name="programs", title="Programs", frame=frame, columns=columns, page=60)
 
@@ -613,9 +615,10 @@ def _panel(
                 Column(key="level", title="Level"),
                 Column(key="effect", title="Effect", kind="number", help="difference in SD, or correlation"),
                 Column(key="auc", title="AUC", kind="number"),
-                Column(key="padj", title="Adjusted p", kind="number"),
+                Column(key="padj", title="Adjusted p", kind="p"),
             ],
             page=8,
+            note="p values take cells as independent, which cells of one donor are not: read the effects first.",
         ),
         Table(
             name=f"enrichment-{name}",
@@ -627,7 +630,7 @@ def _panel(
                 Column(key="overlap", title="Overlap", kind="number"),
                 Column(key="n_term", title="Size", kind="number"),
                 Column(key="odds_ratio", title="Odds ratio", kind="number"),
-                Column(key="padj", title="Adjusted p", kind="number"),
+                Column(key="padj", title="Adjusted p", kind="p"),
             ],
             page=8,
         ),
@@ -763,7 +766,7 @@ def _contrast(page: Page, table: pd.DataFrame, row: dict[str, Any], position: in
     if has_pseudobulk:
         columns += [
             Column(key="pseudobulk_lfc", title="Pseudobulk log2 fc", kind="number"),
-            Column(key="pseudobulk_padj", title="Pseudobulk adj. p", kind="number"),
+            Column(key="pseudobulk_padj", title="Pseudobulk adj. p", kind="p"),
         ]
     columns = [column for column in columns if column.key in table]
     ranked = table.sort_values("bayes_factor", ascending=False, kind="stable").head(n_rows)
@@ -825,7 +828,8 @@ def _making(page: Page, results: Results) -> dict[str, Any]:
     return {
         "steps": steps,
         "downloads": downloads,
-        "versions": metrics.get("versions", {}),
+        "versions": {name: version for name, version in metrics.get("versions", {}).items() if name != "commit"},
+        "commits": sorted({m["versions"]["commit"] for m in results.metrics.values() if m["versions"].get("commit")}),
         "seeds": {run: m.get("seed") for run, m in results.metrics.items()},
         "hosts": hosts,
         "devices": devices,

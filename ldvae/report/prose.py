@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from pathlib import PurePath
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -31,8 +32,13 @@ def warnings(results: Results) -> list[Warning]:
         *(Warning(text, "fit") for text in _about_fit(results)),
         *(Warning(text, "de") for text in _about_contrasts(results)),
     ]
-    for section, summary in (("qc", results.qc), ("qc", results.setup), ("programs", results.programs_summary)):
-        found += [Warning(sentence(str(text)), section) for text in summary.get("warnings", [])]
+    summaries = {"qc": results.qc, "programs": results.programs_summary, "de": results.de_summary}
+    told = [(section, text) for section, summary in summaries.items() for text in summary.get("warnings", [])]
+    told += [("qc", text) for text in results.setup.get("warnings", [])]
+    for section, text in told:
+        for file in results.qc.get("inputs", []):
+            text = text.replace(str(file["path"]), PurePath(file["path"]).name)
+        found.append(Warning(sentence(text), section))
     return list(dict.fromkeys(found))
 
 
@@ -47,10 +53,11 @@ def _about_cells(results: Results) -> Iterator[str]:
     if small and len(batches) > 1:
         yield f"Fewer than 50 cells are left of {listed(small)}."
     doublets = qc.get("doublets") or {}
-    if doublets.get("mode") == "annotate" and (n := doublets.get("n_predicted")):
+    n, expected = doublets.get("n_predicted", 0), qc.get("settings", {}).get("expected_doublet_rate", 0.05)
+    if doublets.get("mode") == "annotate" and n > expected * before:
         yield (
-            f"{n:,} predicted doublets ({n / max(before, 1):.1%} of the cells) were marked, not removed: they can look "
-            "like a program that joins two cell types."
+            f"{n:,} predicted doublets ({n / before:.1%} of the cells, more than the {expected:.1%} expected) were "
+            "marked, not removed: they can look like a program that joins two cell types."
         )
 
 
@@ -102,6 +109,13 @@ def _about_fit(results: Results) -> Iterator[str]:
     off = int(((fit["observed_zeros"] - fit["predicted_zeros"]).abs() > 0.1).sum())
     if off > 0.05 * len(fit):
         yield f"The model misses the share of zeros by more than 0.1 in {off:,} of {len(fit):,} genes."
+    counts = fit.set_index("gene")["observed_mean"]
+    ratio = fit.set_index("gene")["predicted_mean"] / counts
+    shares = counts / counts.sum()
+    missed = shares[((ratio < 0.5) | (ratio > 2)) & (shares > 0.02)].sort_values(ascending=False)
+    if len(missed):
+        genes = listed(f"{gene} ({share:.0%} of all counts)" for gene, share in missed.items())
+        yield f"The model misses the mean of genes with many counts by more than twofold: {genes}."
 
 
 def _about_contrasts(results: Results) -> Iterator[str]:
@@ -144,6 +158,8 @@ REFERENCES = {
     "transcriptomic data. Cell Systems 8, 281–291 (2019). doi:10.1016/j.cels.2018.11.005",
     "seurat_v3": "Stuart T, Butler A, Hoffman P, et al. Comprehensive integration of single-cell data. Cell 177, "
     "1888–1902 (2019). doi:10.1016/j.cell.2019.05.031",
+    "pearson_residuals": "Lause J, Berens P, Kobak D. Analytic Pearson residuals for normalization of single-cell "
+    "RNA-seq UMI data. Genome Biology 22, 258 (2021). doi:10.1186/s13059-021-02451-7",
     "adam": "Kingma DP, Ba J. Adam: a method for stochastic optimization. ICLR (2015). arXiv:1412.6980",
     "varimax": "Rohe K, Zeng M. Vintage factor analysis with varimax performs statistical inference. Journal of the "
     "Royal Statistical Society B 85, 1037–1060 (2023). doi:10.1093/jrsssb/qkad029",
@@ -200,10 +216,11 @@ def methods(results: Results) -> Methods:
 
 def _methods_data(results: Results, cite: _Citations) -> Iterator[str]:
     qc, setup = results.qc, results.setup
-    version = results.best_metrics.get("versions", {}).get("ldvae")
+    version, commit = (results.best_metrics.get("versions", {}).get(name, "") for name in ("ldvae", "commit"))
     yield (
         f"Raw counts of {qc['n_obs_before']:,} cells and {qc['n_vars_before']:,} genes were analysed with ldvae"
-        f"{f' {version}' if version else ''}, which builds on scanpy {cite('scanpy')} and anndata {cite('anndata')}."
+        f"{f' {version}' if version else ''}{f' (commit {commit[:10]})' if commit else ''}, which builds on scanpy "
+        f"{cite('scanpy')} and anndata {cite('anndata')}."
     )
     limits = _thresholds(qc.get("thresholds", {}))
     kept = f"{qc['n_obs_after']:,} cells and {qc['n_vars_after']:,} genes"
@@ -220,6 +237,9 @@ def _methods_data(results: Results, cite: _Citations) -> Iterator[str]:
     match setup.get("method"):
         case "seurat_v3":
             yield f"The {n_vars} most variable genes were chosen by the method of Seurat v3 {cite('seurat_v3')}."
+        case "pearson_residuals":
+            cited = cite("pearson_residuals")
+            yield f"The {n_vars} most variable genes were chosen by their Pearson residuals {cited}."
         case "list":
             yield f"{n_vars} genes of a given list were used."
         case _:
@@ -328,8 +348,8 @@ def fdr_of(table: pd.DataFrame) -> float | None:
 
 def _methods_rest(results: Results, cite: _Citations) -> Iterator[str]:
     if results.umap is not None:
-        clusters = f" and grouped by Leiden clustering {cite('leiden')}" if "leiden" in results.obs else ""
-        yield f"Cells are shown by UMAP {cite('umap')} of the latent space{clusters}."
+        text = f"Cells are shown by UMAP {cite('umap')} of the latent space"
+        yield text + (f" and grouped by Leiden clustering {cite('leiden')}." if "leiden" in results.obs else ".")
     if not results.contrasts.empty:
         deltas = {float(table["delta"].iloc[0]) for table in results.de.values() if "delta" in table and len(table)}
         effect = f" as the probability of a log2 fold change beyond {deltas.pop():g}" if len(deltas) == 1 else ""

@@ -45,6 +45,8 @@ class Results:
     #: Colours of the levels of a categorical column where the annotated file holds them (scanpy's `{column}_colors`).
     colors: dict[str, list[str]] = field(default_factory=dict)
     contrasts: pd.DataFrame
+    #: de/summary.json.
+    de_summary: dict[str, Any] = field(default_factory=dict)
     de: dict[str, pd.DataFrame]
     resolved: dict[str, Any]
     #: Path of the figures' folder from the page.

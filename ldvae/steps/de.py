@@ -6,6 +6,7 @@ import logging
 import re
 import warnings
 from collections.abc import Iterator
+from dataclasses import asdict
 from itertools import chain, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,7 +17,7 @@ from anndata import AnnData
 
 from ldvae.config import DeConfig, Output
 from ldvae.errors import InputError, suggestion
-from ldvae.io import atomic, obs_column, read_h5ad, write_table
+from ldvae.io import atomic, collected_warnings, obs_column, read_h5ad, write_json, write_table
 from ldvae.steps.annotate import best_run
 
 if TYPE_CHECKING:
@@ -68,7 +69,8 @@ def de(
     annotated
         AnnData (h5ad) of `ldvae annotate`, for contrasts between its clusters (column leiden).
     output
-        Folder: contrasts.tsv, and for each contrast a table of all genes and a volcano plot.
+        Folder: contrasts.tsv, summary.json (what was skipped, and why), and for each contrast a table of all genes and
+        a volcano plot.
 
     Notes
     -----
@@ -88,7 +90,8 @@ def de(
     adata = read_h5ad(counts)
     if annotated is not None:
         add_clusters(adata, annotated)
-    contrasts = find_contrasts(adata.obs, config)
+    with collected_warnings() as skipped:
+        contrasts = find_contrasts(adata.obs, config)
     model = LinearSCVI.load(best_run(best, runs) / "model", adata)
     replicates = None
     if config.replicate_key is not None:
@@ -110,6 +113,7 @@ def de(
             rows.append(dict(zip(COLUMNS, (*values, *sizes), strict=True)))
             logger.info("%s: %d against %d cells, %d genes differ.", name, *sizes[:2], n_de)
         write_table(pd.DataFrame(rows, columns=list(COLUMNS)), folder / "contrasts.tsv")
+        write_json({"warnings": skipped, "settings": asdict(config)}, folder / "summary.json")
 
 
 # Which cells

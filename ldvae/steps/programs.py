@@ -69,7 +69,7 @@ def programs(*, best: Path, runs: list[Path], counts: Path, output: Output, conf
         found.scores,
         obs,
         variables=config.variables,
-        technical=[*config.technical, *([batch_key] if batch_key else [])],
+        technical=[*config.technical, batch_key or "batch"],
     )
     libraries = [enrichment(found, read_gmt(Path(file)), Path(file).stem) for file in config.gene_sets]
     columns = ["program", "side", "term", "library", "overlap", "n_term", "odds_ratio", "p", "padj", "genes"]

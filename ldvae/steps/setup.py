@@ -203,7 +203,8 @@ def most_variable(adata: AnnData, batch_key: str | None, n_top_genes: int) -> tu
                 reason = str(error).strip().splitlines()[0].removeprefix("b'").rstrip(" '")
                 continue
             if span != SPANS[0]:
-                logger.warning("seurat_v3: the loess fit needs the span %g (%s).", span, reason)
+                # A wider window moves few genes; it is no reason to mistrust a result.
+                logger.info("seurat_v3: the fit needs a window of %g of the genes (%s).", span, reason)
             chosen = found["highly_variable"].to_numpy(bool)
             return "seurat_v3", pd.DataFrame(
                 {"chosen": chosen, "variance_norm": found["variances_norm"].to_numpy()}, index=adata.var_names

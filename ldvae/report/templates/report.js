@@ -114,6 +114,7 @@
       bar.firstChild.style.width = `${width.toFixed(1)}%`;
       return make("td", { className: "n" }, bar, `${(value * 100).toFixed(1)}%`);
     }
+    if (column.kind === "p" && value === 0) return make("td", { className: "n" }, "<1e-300"); // less than a number can hold
     if (column.kind === "id") return make("td", {}, make("code", {}, value));
     return make("td", { className: column.kind === "text" ? "" : "n" }, show(value, column.whole));
   };
@@ -133,7 +134,7 @@
     };
     let words = "";
     const search = () => {
-      const texts = columns.filter((column) => column.kind !== "number" && column.kind !== "bar");
+      const texts = columns.filter((column) => !["number", "bar", "p"].includes(column.kind));
       found = words ? order.filter((row) => texts.some((column) => String(block[column.key][row]).toLowerCase().includes(words))) : order;
       page = 0;
       draw();
@@ -143,7 +144,7 @@
       const button = make("button", { type: "button" }, ...head.childNodes);
       head.append(button);
       button.addEventListener("click", () => {
-        const numeric = column.kind === "number" || column.kind === "bar";
+        const numeric = ["number", "bar", "p"].includes(column.kind);
         const down = sorted === column.key ? head.getAttribute("aria-sort") === "ascending" : numeric;
         sorted = column.key;
         const values = block[column.key], sign = down ? -1 : 1;
