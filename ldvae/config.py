@@ -10,6 +10,7 @@ import re
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from types import UnionType
@@ -509,6 +510,8 @@ def load_config(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: cannot be read ({error.strerror}); give the path of a config.yaml.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: is not valid YAML: {' '.join(str(error).split())}.") from error
+    if config is None:
+        raise InputError(f"{path}: is empty; expected the keys of a config.yaml, of which `datasets` is needed.")
     if not isinstance(config, dict):
         raise InputError(f"{path}: holds {type(config).__name__}, not the keys of a config.yaml.")
     return config
@@ -565,9 +568,12 @@ def _raise(problems: Iterable[str], subject: str) -> None:
 
 def _refuse_unknown(given: Iterable[Any], known: Iterable[str], prefix: str, problems: list[str]) -> None:
     known = list(known)
-    problems += [
-        f"{prefix}{key}: there is no such key.{suggestion(str(key), known)}" for key in given if key not in known
-    ]
+    sections = {name: {item.name for item in fields(cls)} for name, cls in get_type_hints(Sections).items()}
+    for key in given:
+        if key not in known:
+            homes = [name for name, options in sections.items() if key in options]
+            remedy = f" It belongs to {' or to '.join(homes)}." if homes else suggestion(str(key), known)
+            problems.append(f"{prefix}{key}: there is no such key{' here' * bool(homes)}.{remedy}")
 
 
 def _projections(given: Any, where: str, problems: list[str]) -> dict[str, Projection]:
@@ -937,14 +943,14 @@ def _check_dataset(dataset: Dataset, made_elsewhere: bool) -> list[str]:
         except FileNotFoundError:
             headers.append(None)
             if not made_elsewhere:
-                problems.append(f"input: {path} is not there (relative paths start at {Path.cwd()}).")
+                problems.append(f"input: {_not_there(path)}")
         except InputError as error:
             headers.append(None)
             problems.append(f"input: {error}")
     for name, projection in dataset.projections.items():
         for path in projection.inputs.values():
             if "://" not in path and not path.startswith("demo:") and not made_elsewhere and not Path(path).exists():
-                problems.append(f"project.{name}.input: {path} is not there (relative paths start at {Path.cwd()}).")
+                problems.append(f"project.{name}.input: {_not_there(path)}")
     for section in get_type_hints(Sections):
         for option_name, path in named(getattr(dataset, section), "file"):
             if not made_elsewhere and not Path(path).is_file():
@@ -994,6 +1000,15 @@ def check_columns(dataset: Dataset, columns: Mapping[str, set[str] | None]) -> l
     return problems
 
 
+def _not_there(path: str) -> str:
+    """That a file is missing, and the file beside it that is probably meant."""
+    folder = Path(path).parent
+    siblings = sorted(other.name for other in folder.iterdir()) if folder.is_dir() else []
+    near = get_close_matches(Path(path).name, siblings, n=1)
+    hint = f" Did you mean {str(folder / near[0])!r}?" if near else ""
+    return f"{path} is not there (relative paths start at {Path.cwd()}).{hint}"
+
+
 class Header(NamedTuple):
     """What the header of an h5ad file tells."""
 
@@ -1014,6 +1029,8 @@ def read_header(path: str) -> Header | None:
             return None
         path = str(Path(package.origin).parent / "datasets" / "10x_pbmc68k_reduced.h5ad")
     if "://" in path:
+        if not re.match("https?://", path):
+            raise InputError(f"{path}: cannot be fetched; only http and https can. Download it and name the file.")
         return None
     if not Path(path).exists():
         raise FileNotFoundError(path)

@@ -201,7 +201,7 @@ def test_flags_name_what_differs():
 
 def test_all_mistakes_of_a_config_are_in_one_message_with_the_nearest_names():
     config = {
-        "datasets": {"a": {"input": "x.h5ad", "qc": {"min_gene": 3}}, "b/c": {"inptu": "y"}},
+        "datasets": {"a": {"input": "x.h5ad", "qc": {"min_gene": 3}, "batch_key": "d"}, "b/c": {"inptu": "y"}},
         "moddel": {},
         "train": {"lr": -1, "schedule": "cosin"},
         "sweep": {"grid": {"n_latnet": [3]}},
@@ -213,6 +213,7 @@ def test_all_mistakes_of_a_config_are_in_one_message_with_the_nearest_names():
     for part in (
         "moddel: there is no such key. Did you mean 'model'",
         "datasets.a.qc.min_gene: there is no such key. Did you mean 'min_genes'",
+        "datasets.a.batch_key: there is no such key here. It belongs to setup.",
         "datasets.b/c: a dataset's name",
         "datasets.b/c.inptu: there is no such key. Did you mean 'input'",
         "datasets.b/c.input: expected a path",
@@ -237,7 +238,7 @@ def test_an_empty_section_means_the_defaults():
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("a: [", "not valid YAML"), ("- a", "holds list"), ("", "holds NoneType")]
+    ("text", "message"), [("a: [", "not valid YAML"), ("- a", "holds list"), ("", "is empty; expected the keys")]
 )
 def test_a_config_file_that_is_none_is_refused(tmp_path, text, message):
     (tmp_path / "config.yaml").write_text(text)
@@ -284,6 +285,17 @@ def test_a_config_that_fits_its_data_passes(counts):
         "de": {"contrasts": [{"column": "condition", "group1": "stim"}, {"column": "leiden"}]},
     }
     check_data(expand_config(config))
+
+
+def test_a_missing_file_and_a_url_that_cannot_be_fetched_are_told_with_what_may_be_meant(counts):
+    near = str(counts.with_name(counts.name.replace("c", "k")))
+    with pytest.raises(InputError) as caught:
+        check_data(expand_config({"datasets": {"a": near, "b": "ftp://x.org/y.h5ad", "c": "https://x.org/y.h5ad"}}))
+    message = str(caught.value)
+    assert f"{near} is not there" in message
+    assert f"Did you mean {str(counts)!r}?" in message
+    assert "ftp://x.org/y.h5ad: cannot be fetched; only http and https can" in message
+    assert "datasets.c" not in message
 
 
 def test_missing_files_are_no_mistake_when_another_workflow_makes_them(tmp_path):

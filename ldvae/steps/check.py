@@ -52,6 +52,8 @@ def check_config(path: Path, quick: bool) -> list[str]:
             problems.append(f"datasets.{name}: {error}")
             continue
         lines.append(f"{path}: {name}: {size}{len(dataset.runs)} runs, {len(dataset.de.contrasts)} contrasts.")
+    if len(problems) > 1:
+        problems = [f"{len(problems)} problems in the data:", *(f"- {problem}" for problem in problems)]
     if problems:
         raise InputError("\n".join(problems))
     return lines
