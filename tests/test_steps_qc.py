@@ -127,7 +127,7 @@ def test_a_metric_without_spread_has_no_outliers(raw: AnnData, caplog: pytest.Lo
     limits = find_limits(raw.obs, pd.Series("all", index=raw.obs_names), QcConfig())
     assert (reasons_for_removal(raw.obs, pd.Series("all", index=raw.obs_names), limits) == "").all()
     assert caplog.messages == [
-        "n_genes_by_counts: over half of the cells (batch all) have the same value; no outliers are sought."
+        "Over half of the cells have the same n_genes_by_counts, so it removes no outliers there."
     ]
 
 

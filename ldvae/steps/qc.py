@@ -230,8 +230,9 @@ def find_limits(obs: pd.DataFrame, batch: pd.Series, config: QcConfig) -> list[L
         mad = (values - center.reindex(batch[counted]).to_numpy()).abs().groupby(batch[counted]).median()
         constant = mad.index[(mad == 0) & (by_batch.nunique() > 1)]
         if len(constant):
-            message = "%s: over half of the cells (batch %s) have the same value; no outliers are sought."
-            logger.warning(message, metric, listed(constant))
+            message = "Over half of the cells%s have the same %s, so it removes no outliers there."
+            of = "" if len(names) == 1 else f" of batch {listed(constant)}"
+            logger.warning(message, of, metric)
         spread = config.n_mads * mad.where(mad > 0)
         for side in sides:
             bound = center - spread if side == "<" else center + spread
