@@ -271,5 +271,6 @@ def test_snakemakes_own_report_holds_the_figures_with_captions_under_their_secti
         "4 programs": {"umap.svg", "top_genes.tsv", "programs.tsv"},
         "5 fit": {"fit_mean.svg"},
     }
+    assert all(result["labels"].keys() == {"content"} for name, result in results.items() if "/a/" in name)
     assert "dotted line is where it stopped" in results["results/a/figures/training_elbo.svg"]["caption"]
     assert all(len(result["caption"]) > 30 and result["data_uri"] for result in results.values())

@@ -12,12 +12,14 @@ rule qc:
             caption="../report/qc_violins.rst",
             category="{dataset}",
             subcategory="1 quality control",
+            labels={"content": "metrics by batch"},
         ),
         scatter=report(
             "<results>/{dataset}/qc/scatter.png",
             caption="../report/qc_scatter.rst",
             category="{dataset}",
             subcategory="1 quality control",
+            labels={"content": "genes against counts"},
         ),
     log:
         "<logs>/qc/{dataset}.log",

@@ -37,6 +37,7 @@ rule report:
             caption="../report/report.rst",
             category="{dataset}",
             subcategory="0 report",
+            labels={"content": "the report"},
         ),
         summary="<results>/{dataset}/report.json",
         figures=report(
@@ -45,7 +46,7 @@ rule report:
             caption="../report/figure.rst",
             category="{dataset}",
             subcategory=lambda wildcards: SECTIONS.get(wildcards.figure.split("_")[0], "4 programs"),
-            labels=lambda wildcards: {"figure": wildcards.figure.replace("_", " ")},
+            labels=lambda wildcards: {"content": wildcards.figure.replace("_", " ")},
         ),
     log:
         "<logs>/report/{dataset}.log",

@@ -264,6 +264,7 @@
       const taken = [];
       [...members.keys()].sort((a, b) => members[b].length - members[a].length).forEach((code) => {
         if ((alone !== null && alone !== code) || !members[code].length) return;
+        if (alone === null && members[code].length <= n / 200) return; // a few scattered cells have no middle
         const level = variable.levels[code], name = level.length > 24 ? `${level.slice(0, 23)}…` : level;
         const half = context.measureText(name).width / 2 + 2;
         const centre = at.dx + at.scale * middle(members[code].map((i) => xs[i]));
