@@ -293,6 +293,9 @@ def test_counts_alone_and_one_run_have_a_report_that_says_what_is_not_known(bare
     assert_whole(page, contrasts=False)
     assert "which of them would come back with another seed cannot be known" in page.text
     assert "One run: no intervals." in page.text
+    assert "stability not known" in page.text
+    assert not re.search(r"[Ss]tability 0\.\d", page.text)
+    assert "Found in runs" not in page.text
     assert "programs_stability" not in page.data["blocks"]
 
 

@@ -111,6 +111,8 @@ def test_names_are_distinct_and_safe_as_files(counts: AnnData) -> None:
 def tables(counts: AnnData, tmp_path_factory: pytest.TempPathFactory) -> tuple[pd.DataFrame, Path]:
     """contrasts.tsv and the folder of the step, with a model of a few epochs."""
     folder = tmp_path_factory.mktemp("de")
+    counts = counts.copy()
+    counts.obs["rare"] = ["few"] * 3 + ["many"] * (counts.n_obs - 3)
     counts.write_h5ad(folder / "counts.h5ad")
     adata = counts.copy()
     LinearSCVI.setup_anndata(adata)
@@ -119,6 +121,7 @@ def tables(counts: AnnData, tmp_path_factory: pytest.TempPathFactory) -> tuple[p
     model.save(folder / "run" / "model")
     (folder / "best.json").write_text(json.dumps({"run": "run"}))
     entries = [{"column": "condition", "group1": "stim", "group2": "ctrl", "within": "type"}, {"column": "type"}]
+    entries.append({"column": "rare", "group1": "few"})
     de(
         counts=folder / "counts.h5ad",
         best=folder / "best.json",
@@ -135,9 +138,13 @@ def test_each_contrast_has_its_files_and_numbers(tables: tuple[pd.DataFrame, Pat
     assert contrasts["within"].fillna("").tolist() == ["B/c", "T", "", ""]
     assert {path.name for path in folder.iterdir()} == {
         "contrasts.tsv",
+        "summary.json",
         *contrasts["file"],
         *(file.replace(".tsv.gz", ".png") for file in contrasts["file"]),
     }
+    told = json.loads((folder / "summary.json").read_text())["warnings"]
+    assert len(told) == 1
+    assert told[0].startswith("few vs rest is skipped: it has 3 and ")
     for _, row in contrasts.iterrows():
         table = read_table(folder / row["file"], index="gene")
         assert sorted(table.index) == sorted(GENES)

@@ -186,6 +186,22 @@ def test_several_files_are_batches_of_their_own(raw: AnnData, tmp_path: Path) ->
     assert anndata.read_h5ad(tmp_path / "filtered.h5ad").uns["ldvae_qc"]["batch_key"] == "file"
 
 
+def test_the_input_is_only_read(raw: AnnData, tmp_path: Path) -> None:
+    folder = tmp_path / "read only"
+    folder.mkdir()
+    raw.write_h5ad(folder / "counts.h5ad")
+    before = (folder / "counts.h5ad").read_bytes()
+    (folder / "counts.h5ad").chmod(0o444)
+    folder.chmod(0o555)
+    outputs = {name: tmp_path / name for name in ("filtered", "cells", "summary")}
+    try:
+        qc(input=[str(folder / "counts.h5ad")], **outputs, config=QcConfig(doublets="off"))
+    finally:
+        folder.chmod(0o755)
+    assert [path.name for path in folder.iterdir()] == ["counts.h5ad"]
+    assert (folder / "counts.h5ad").read_bytes() == before
+
+
 # Of each file: cells and genes of the input, cells and genes that are kept; or what check and qc say, or qc alone.
 REAL_FILES = {
     "anndata_v0.5.0_legacy_format_lognorm.h5ad": "X holds negative values",

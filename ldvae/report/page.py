@@ -506,6 +506,8 @@ def _programs_table(results: Results) -> Table:
         Column(key="best_association", title="Strongest association"),
         Column(key="technical", title="May be technical"),
     ]
+    if len(results.chosen_runs) == 1:  # alike with itself, which tells nothing
+        columns = [column for column in columns if column.key not in ("stability", "n_runs_found")]
     return Table(name="programs", title="Programs", frame=frame, columns=columns, page=60)
 
 
