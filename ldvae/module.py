@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -239,9 +240,11 @@ def dropout_masks(shape: tuple[int, int, int], drop: float, generator: torch.Gen
     numbers take a quarter of the time, which a fast training step feels.
     """
     n = math.prod(shape)
+    if not n:
+        return ()
     bits = torch.empty(-(-n // 4), dtype=torch.int64).random_(-(2**63), None, generator=generator)
-    kept = bits.view(torch.int16)[:n] >= round(drop * 2**16) - 2**15
-    return (kept.float() / (1 - drop)).view(shape).unbind() if n else ()
+    kept = bits.numpy().view(np.int16)[:n] >= round(drop * 2**16) - 2**15
+    return torch.from_numpy(kept * np.float32(1 / (1 - drop))).view(shape).unbind()  # numpy: ten times less time here
 
 
 class Encoder(nn.Module):

@@ -300,6 +300,7 @@ class FusedStep:
         self.module, self.optimizer, self.plain = module, optimizer, plain
         self.passes: dict[int, Pass] = {}
         self.adam: AdamState | None = None
+        self.tracked = [values for name, values in module.named_buffers() if name.endswith("num_batches_tracked")]
 
     def train(self, counts: Any, rows: np.ndarray, noise: Any, kl_weight: float) -> Tensor:
         """Update the module; sums over cells of reconstruction, KL(z) and KL(library), in nats, shape (3,)."""
@@ -311,12 +312,8 @@ class FusedStep:
         terms = self.forward(work, counts, rows, noise, training=True)
         self.backward(work, kl_weight)
         self.adam.step(work)
-        for encoder in (self.module.z_encoder, self.module.l_encoder):
-            if encoder is not None:
-                encoder.norms[0].num_batches_tracked += 1
-        for decoder in (self.module.decoder, self.module.zi_decoder):
-            if decoder is not None and decoder.norm is not None:
-                decoder.norm.num_batches_tracked += 1
+        for tracked in self.tracked:
+            tracked += 1
         return torch.tensor([values.sum(dtype=np.float64) for values in terms], dtype=torch.float32)
 
     def evaluate(self, counts: Any, rows: np.ndarray, noise: Any) -> Tensor:
