@@ -15,6 +15,7 @@ from pipelines import BIN, ROOT, Pipeline
 pytestmark = pytest.mark.nextflow
 
 MEASURED = ["wall_s", "wall_s_mean", "cells_per_s", "peak_memory_mb", "peak_gpu_memory_mb", "host"]
+NAMES = ["uuid", "run_name"]  # drawn anew for every model, as scvi-tools does
 TABLES = ("*.tsv", "*.tsv.gz", "*.csv", "*.gmt", "*.json", "*.npz", "*.h5ad", "*.safetensors")
 TIMES = ("resolved.json", "report.json")  # written by the engine, and what the report says of times
 
@@ -24,8 +25,9 @@ def contents(path: Path) -> object:
     if path.suffix == ".npz":
         with np.load(path) as arrays:
             return {name: (array.dtype.str, array.shape, array.tobytes()) for name, array in arrays.items()}
-    if path.name == "metrics.json":
-        return {key: value for key, value in json.loads(path.read_text()).items() if key not in MEASURED}
+    if path.name in ("metrics.json", "model.json"):
+        left_out = (*MEASURED, *NAMES)
+        return json.loads(path.read_text(), object_pairs_hook=lambda pairs: [p for p in pairs if p[0] not in left_out])
     if path.parts[-2:] == ("qc", "summary.json"):
         summary = json.loads(path.read_text())
         return summary | {"inputs": [{**file, "path": Path(file["path"]).name} for file in summary["inputs"]]}
