@@ -979,68 +979,15 @@ def _likelihood_block(
         for row in range(len(theta)):
             for j in range(n):
                 theta[row, j] = exp(log_theta[start + j, row])
+        tile, factor, slope = tiles[block], scale[block], slopes[block]
+        value, total = log_prob[block], mean_slope[block]
         if kind == 1:
-            _nb_zeros(
-                theta_row,
-                theta,
-                tiles[block],
-                scale[block],
-                slopes[block],
-                theta_slope,
-                log_prob[block],
-                mean_slope[block],
-            )
-            _nb_counts(
-                genes,
-                start,
-                theta_row,
-                theta,
-                tiles[block],
-                scale[block],
-                slopes[block],
-                theta_slope,
-                log_prob[block],
-                mean_slope[block],
-            )
+            _nb_zeros(theta_row, theta, tile, factor, slope, theta_slope, value, total)
         else:
-            _zinb_zeros(
-                theta_row,
-                theta,
-                tiles[block],
-                scale[block],
-                zi[block],
-                slopes[block],
-                zi_slopes[block],
-                theta_slope,
-                log_prob[block],
-                mean_slope[block],
-            )
-            _zinb_counts(
-                genes,
-                start,
-                theta_row,
-                theta,
-                tiles[block],
-                scale[block],
-                zi[block],
-                slopes[block],
-                zi_slopes[block],
-                theta_slope,
-                log_prob[block],
-                mean_slope[block],
-            )
-            _nb_counts(
-                genes,
-                start,
-                theta_row,
-                theta,
-                tiles[block],
-                scale[block],
-                slopes[block],
-                theta_slope,
-                log_prob[block],
-                mean_slope[block],
-            )
+            of_zero = zi[block], slope, zi_slopes[block], theta_slope, value, total
+            _zinb_zeros(theta_row, theta, tile, factor, *of_zero)
+            _zinb_counts(genes, start, theta_row, theta, tile, factor, *of_zero)
+        _nb_counts(genes, start, theta_row, theta, tile, factor, slope, theta_slope, value, total)
         for row in range(len(theta)):
             for j in range(n):
                 theta_slopes[start + j, row] = theta_slope[row, j]
