@@ -518,13 +518,49 @@ def load_config(path: Path) -> dict[str, Any]:
 
 
 def expand_config(config: Mapping[str, Any]) -> Plan:
-    """Datasets, options and runs of a config.
+    """Datasets, options and runs of a config, whose data are not looked at.
 
     Raises
     ------
     InputError
         With every mistake of the config in one message.
     """
+    plan, problems = _expand(config)
+    raise_problems(problems, "the config")
+    return plan
+
+
+def expand_checked(config: Mapping[str, Any], *, made_elsewhere: bool = False) -> Plan:
+    """The same, with what the headers of the data tell: files, layers, obs columns and groups that it names are there.
+
+    Quick, since no counts are read; formats without a header (text, 10x) are left to `ldvae check`.
+
+    Parameters
+    ----------
+    config
+        As `load_config` reads it.
+    made_elsewhere
+        Missing files are no mistake: another workflow makes them.
+
+    Raises
+    ------
+    InputError
+        With every mistake of the config and of every dataset in one message.
+    """
+    plan, problems = find_problems(config, made_elsewhere=made_elsewhere)
+    raise_problems(problems, "the config and its data")
+    return plan
+
+
+def find_problems(config: Mapping[str, Any], *, made_elsewhere: bool = False) -> tuple[Plan, list[str]]:
+    """What `expand_checked` returns and what it would raise; a mistaken option of the plan has its default."""
+    plan, problems = _expand(config)
+    for dataset in plan.datasets.values():
+        problems += [f"datasets.{dataset.name}.{problem}" for problem in _check_dataset(dataset, made_elsewhere)]
+    return plan, problems
+
+
+def _expand(config: Mapping[str, Any]) -> tuple[Plan, list[str]]:
     problems: list[str] = []
     sections = get_type_hints(Sections)
     _refuse_unknown(config, ["outdir", "datasets", *sections], "", problems)
@@ -553,11 +589,10 @@ def expand_config(config: Mapping[str, Any]) -> Plan:
         runs = _runs(options["model"], options["train"], options["sweep"], where, problems)
         projections = _projections(entry.get("project"), f"{where}.project", problems)
         datasets[str(name)] = Dataset(name=str(name), inputs=inputs, runs=runs, projections=projections, **options)
-    _raise(problems, "the config")
-    return Plan(outdir, datasets)
+    return Plan(outdir, datasets), problems
 
 
-def _raise(problems: Iterable[str], subject: str) -> None:
+def raise_problems(problems: Iterable[str], subject: str) -> None:
     """Raise one InputError that lists the problems, each once, if there are any."""
     distinct = list(dict.fromkeys(problems))
     if len(distinct) == 1:
@@ -701,7 +736,7 @@ def expand_sweep(model: ModelConfig, train: TrainConfig, sweep: SweepConfig) -> 
     """
     problems: list[str] = []
     runs = _runs(model, train, sweep, "", problems)
-    _raise(problems, "the sweep")
+    raise_problems(problems, "the sweep")
     return runs
 
 
@@ -909,31 +944,6 @@ def named(options: Any, kind: Literal["obs", "file"]) -> list[tuple[str, str]]:
     return result
 
 
-def check_data(plan: Plan, *, made_elsewhere: bool = False) -> None:
-    """Check what the data's headers tell: files exist, and so do layers, obs columns and groups that the config names.
-
-    Quick, since no counts are read; formats without a header (text, 10x) are left to `ldvae check`.
-
-    Parameters
-    ----------
-    plan
-        From `expand_config`.
-    made_elsewhere
-        Missing files are no mistake: another workflow makes them.
-
-    Raises
-    ------
-    InputError
-        With every mistake of every dataset in one message.
-    """
-    problems = [
-        f"datasets.{dataset.name}.{problem}"
-        for dataset in plan.datasets.values()
-        for problem in _check_dataset(dataset, made_elsewhere)
-    ]
-    _raise(problems, "the config and its data")
-
-
 def _check_dataset(dataset: Dataset, made_elsewhere: bool) -> list[str]:
     problems: list[str] = []
     headers: list[Header | None] = []
@@ -980,7 +990,7 @@ def check_columns(dataset: Dataset, columns: Mapping[str, set[str] | None]) -> l
     columns
         The groups of each obs column; none for columns of numbers.
     """
-    known, problems = [*columns, *QC_COLUMNS], []
+    known, problems = [*sorted(columns), *QC_COLUMNS], []
     for section in get_type_hints(Sections):
         for option_name, column in named(getattr(dataset, section), "obs"):
             if column not in known:

@@ -388,3 +388,22 @@ def test_check_reads_configs_and_files(tmp_path, capsys):
     assert cli.main(["check", str(tmp_path / "config.yaml")]) == 2
     assert "datasets.b: " in capsys.readouterr().err
     assert cli.main(["check", "--quick", str(tmp_path / "config.yaml")]) == 0
+
+
+def test_check_tells_mistakes_of_the_config_of_headers_and_of_counts_in_one_message(tmp_path, capsys):
+    anndata.AnnData(np.full((4, 3), 0.5, dtype=np.float32)).write_h5ad(tmp_path / "bad.h5ad")
+    (tmp_path / "table.csv").write_text("cell,g1,g2\nc1,1,2\nc2,3,4\n")  # has no header: its cells must be read
+    (tmp_path / "config.yaml").write_text(
+        f"datasets: {{a: '{tmp_path}/bad.h5ad', b: '{tmp_path}/gone.h5ad', c: '{tmp_path}/table.csv'}}\n"
+        "setup: {n_top_gene: 3, batch_key: donor}\n"
+    )
+    assert cli.main(["check", str(tmp_path / "config.yaml")]) == 2
+    told = capsys.readouterr().err
+    for part in (
+        "setup.n_top_gene: there is no such key. Did you mean 'n_top_genes'",
+        "datasets.a.setup.batch_key: no obs column 'donor'",
+        "datasets.a: ",
+        "gone.h5ad is not there",
+        "datasets.c.setup.batch_key: no obs column 'donor'",
+    ):
+        assert told.count(part) == 1, part

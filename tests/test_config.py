@@ -17,9 +17,9 @@ from ldvae.config import (
     ModelConfig,
     Sections,
     TrainConfig,
-    check_data,
     coerce,
     describe,
+    expand_checked,
     expand_config,
     flags,
     load_config,
@@ -261,7 +261,7 @@ def test_names_that_the_data_do_not_have_are_found_with_the_nearest_ones(counts)
         },
     }
     with pytest.raises(InputError) as caught:
-        check_data(expand_config(config))
+        expand_checked(config)
     message = str(caught.value)
     for part in (
         "a.qc.layer: no layer 'count'. Did you mean 'counts'",
@@ -284,13 +284,13 @@ def test_a_config_that_fits_its_data_passes(counts):
         "programs": {"variables": ["total_counts"]},  # added by qc
         "de": {"contrasts": [{"column": "condition", "group1": "stim"}, {"column": "leiden"}]},
     }
-    check_data(expand_config(config))
+    expand_checked(config)
 
 
 def test_a_missing_file_and_a_url_that_cannot_be_fetched_are_told_with_what_may_be_meant(counts):
     near = str(counts.with_name(counts.name.replace("c", "k")))
     with pytest.raises(InputError) as caught:
-        check_data(expand_config({"datasets": {"a": near, "b": "ftp://x.org/y.h5ad", "c": "https://x.org/y.h5ad"}}))
+        expand_checked({"datasets": {"a": near, "b": "ftp://x.org/y.h5ad", "c": "https://x.org/y.h5ad"}})
     message = str(caught.value)
     assert f"{near} is not there" in message
     assert f"Did you mean {str(counts)!r}?" in message
@@ -299,16 +299,16 @@ def test_a_missing_file_and_a_url_that_cannot_be_fetched_are_told_with_what_may_
 
 
 def test_missing_files_are_no_mistake_when_another_workflow_makes_them(tmp_path):
-    plan = expand_config({"datasets": {"a": str(tmp_path / "later.h5ad")}})
-    check_data(plan, made_elsewhere=True)
+    config = {"datasets": {"a": str(tmp_path / "later.h5ad")}}
+    expand_checked(config, made_elsewhere=True)
     with pytest.raises(InputError, match="is not there"):
-        check_data(plan)
+        expand_checked(config)
 
 
 def test_a_file_that_is_no_hdf5_is_named(tmp_path):
     (tmp_path / "counts.h5ad").write_text("not HDF5")
     with pytest.raises(InputError, match=r"counts\.h5ad: is not an h5ad file"):
-        check_data(expand_config({"datasets": {"a": str(tmp_path / "counts.h5ad")}}))
+        expand_checked({"datasets": {"a": str(tmp_path / "counts.h5ad")}})
 
 
 def test_headers_of_old_formats_are_read(shared_data):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ldvae.config import Dataset, check_columns, check_data, expand_config, load_config
+from ldvae.config import Dataset, check_columns, find_problems, load_config, raise_problems
 from ldvae.errors import InputError
 from ldvae.io import read_input
 
@@ -41,26 +41,25 @@ def check(paths: list[str], *, quick: bool = False, layer: str | None = None, ge
 
 def check_config(path: Path, quick: bool) -> list[str]:
     """A line for each dataset of a config, whose data are read unless `quick`."""
-    plan = expand_config(load_config(path))
-    check_data(plan)
-    lines, problems = [], []
+    plan, problems = find_problems(load_config(path))
+    unreadable = {problem.split(".input: ")[0] for problem in problems}
+    lines = []
     for name, dataset in plan.datasets.items():
+        where, size = f"datasets.{name}", ""
         remote = any("://" in source for source in dataset.inputs.values())
-        try:
-            size = "" if quick or remote else check_counts(dataset)
-        except InputError as error:
-            problems.append(f"datasets.{name}: {error}")
-            continue
+        if dataset.inputs and not (quick or remote or where in unreadable):
+            try:
+                size, found = check_counts(dataset)
+                problems += [f"{where}.{problem}" for problem in found]
+            except InputError as error:
+                problems.append(f"{where}: {error}")
         lines.append(f"{path}: {name}: {size}{len(dataset.runs)} runs, {len(dataset.de.contrasts)} contrasts.")
-    if len(problems) > 1:
-        problems = [f"{len(problems)} problems in the data:", *(f"- {problem}" for problem in problems)]
-    if problems:
-        raise InputError("\n".join(problems))
+    raise_problems(problems, f"{path} and its data")
     return lines
 
 
-def check_counts(dataset: Dataset) -> str:
-    """Read a dataset's counts and compare its columns with the options; its size in words."""
+def check_counts(dataset: Dataset) -> tuple[str, list[str]]:
+    """Read a dataset's counts: its size in words, and what the options name that is not there."""
     names = None if "" in dataset.inputs else list(dataset.inputs)
     adata = read_input(
         list(dataset.inputs.values()),
@@ -73,7 +72,4 @@ def check_counts(dataset: Dataset) -> str:
         name: None if column.dtype.kind in "iuf" else set(column.dropna().astype(str))
         for name, column in adata.obs.items()
     }
-    problems = check_columns(dataset, columns)
-    if problems:
-        raise InputError("\n".join(problems))
-    return f"{adata.n_obs} cells, {adata.n_vars} genes, "
+    return f"{adata.n_obs} cells, {adata.n_vars} genes, ", check_columns(dataset, columns)

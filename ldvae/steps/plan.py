@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ldvae.config import Output, check_data, describe, expand_config, load_config, resolved, runs_table
+from ldvae.config import Output, describe, expand_checked, load_config, resolved, runs_table
 
 
 def plan(config_yaml: Path, *, tables: Output | None = None, made_elsewhere: bool = False) -> str:
@@ -21,8 +21,7 @@ def plan(config_yaml: Path, *, tables: Output | None = None, made_elsewhere: boo
     made_elsewhere
         Missing files of counts are no mistake: another pipeline makes them.
     """
-    expanded = expand_config(load_config(config_yaml))
-    check_data(expanded, made_elsewhere=made_elsewhere)
+    expanded = expand_checked(load_config(config_yaml), made_elsewhere=made_elsewhere)
     if tables is not None:
         for name, dataset in expanded.datasets.items():
             folder = tables / name

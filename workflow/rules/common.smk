@@ -16,14 +16,15 @@ os.environ.update(PATH=os.pathsep.join([*os.get_exec_path(), str(Path(sys.execut
 # In a clone, Snakemake may run in an environment of its own: the rules need nothing of ldvae but its config.
 sys.path.append(str(Path(workflow.basedir).parent))
 
-from ldvae.config import check_data, expand_config, flags, named, resolved, runs_table
+from ldvae.config import expand_checked, expand_config, flags, named, resolved, runs_table
 from ldvae.errors import InputError
 
 try:
-    plan = expand_config(config)
     if workflow.is_main_process:
         # As a module, files may come from rules of the workflow around it; Snakemake then says what is missing.
-        check_data(plan, made_elsewhere=len(workflow.modifier_stack) > 1)
+        plan = expand_checked(config, made_elsewhere=len(workflow.modifier_stack) > 1)
+    else:
+        plan = expand_config(config)
 except InputError as error:
     raise WorkflowError(str(error))
 
