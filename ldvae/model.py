@@ -93,6 +93,7 @@ PLAN_KEYS = frozenset(
         "max_kl_weight",
         "min_kl_weight",
         "schedule",
+        "start_at_mean",
     ]
 )
 TRAINER_KEYS = frozenset(
@@ -379,7 +380,8 @@ class LinearSCVI:
         plan_kwargs
             optimizer, lr, weight_decay, eps, n_epochs_kl_warmup, n_steps_kl_warmup, min_kl_weight, max_kl_weight,
             reduce_lr_on_plateau, lr_factor, lr_patience, lr_threshold, lr_min, lr_scheduler_metric: the reference's;
-            and schedule: "constant", "cosine" or "plateau".
+            schedule: "constant", "cosine" or "plateau"; and start_at_mean: whether an untrained decoder starts at the
+            mean profile of the training cells (False), which abundant genes need where steps are few.
         enable_progress_bar
             Show epoch, ELBO, cells per second and the time left.
         seed

@@ -128,6 +128,12 @@ class LDVAE(nn.Module):
             self.register_buffer("library_log_means", means.float())
             self.register_buffer("library_log_vars", variances.float())
 
+    @property
+    def is_untrained(self) -> bool:
+        """Whether no step of training has been done."""
+        tracked = self.z_encoder.norms[0].num_batches_tracked
+        return tracked is not None and int(tracked) == 0
+
     def encode(self, x: Tensor, noise: Noise | None = None) -> Posterior:
         """Posterior of z and of the log library size given counts, shape (n_obs, n_vars)."""
         if self.config.log_variational:
@@ -292,6 +298,13 @@ class LinearDecoder(nn.Module):
         linear = nn.Linear(n_inputs, n_vars, bias=bias)
         self.weight, self.bias = linear.weight, linear.bias
         self.norm = nn.BatchNorm1d(n_vars, BN_EPS, BN_MOMENTUM) if use_batch_norm else None
+
+    @torch.no_grad()
+    def start_at(self, profile: Tensor) -> None:
+        """Let the softmax of the intercepts be `profile`, shape (n_vars,); nothing happens where there is none."""
+        intercept = self.bias if self.norm is None else self.norm.bias
+        if intercept is not None:
+            intercept.copy_(profile.log() - profile.log().mean())
 
     def forward(self, u: Tensor) -> Tensor:
         """Gene scores before the softmax, shape (..., n_obs, n_vars), from u of shape (..., n_obs, n_inputs)."""

@@ -242,6 +242,8 @@ def fit(
         raise InputError("There is no cell to train on; train_size must leave at least one.")
     if config.early_stopping and len(split.validation) == 0:
         raise InputError("Can't run early stopping with no validation set; lower train_size, or do not stop early.")
+    if config.start_at_mean and module.is_untrained:
+        module.decoder.start_at(mean_profile(source, split.train))
     optimizer = make_optimizer(module, config)
     step = (make_step or pick_step)(module, optimizer, config)
     state = State(lr=config.lr)
@@ -297,6 +299,14 @@ def fit(
         seconds=state.seconds,
         cells_per_s=state.epoch * len(split.train) / max(state.seconds, 1e-9),
     )
+
+
+def mean_profile(source: Source, rows: np.ndarray, block: int = 4096) -> Tensor:
+    """Mean share of each gene in the counts of the given cells, shape (n_vars,), with one count added to each gene."""
+    total = np.zeros(source.n_vars, dtype=np.float64)
+    for counts, chosen in source.minibatches(rows, block):
+        total += np.asarray(counts.x[chosen].sum(axis=0)).ravel()
+    return torch.from_numpy((total + 1) / (total + 1).sum())
 
 
 def report(state: State, config: FitConfig, split: Split, steps: int, seconds: float) -> EpochReport:

@@ -15,7 +15,7 @@ from ldvae.config import FitConfig, ModelConfig, TrainConfig, default_max_epochs
 from ldvae.data import Counts, DataShape, Split, library_prior, read_counts, register, registered, split_cells
 from ldvae.errors import InputError
 from ldvae.module import LDVAE
-from ldvae.train import Checkpoint, Fit, Interrupted, fit, kl_weight, seeded
+from ldvae.train import Checkpoint, Fit, Interrupted, fit, kl_weight, mean_profile, seeded
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +30,13 @@ SPLIT = split_cells(150, 0.7, 0.2)
 CONFIG = FitConfig(max_epochs=4, batch_size=32, lr=5e-3, n_epochs_kl_warmup=2, schedule="cosine")
 
 
-def run(counts: Counts, config: FitConfig = CONFIG, split: Split = SPLIT, **options) -> tuple[LDVAE, Fit]:
+def make(counts: Counts, **options) -> LDVAE:
     with seeded(0):
-        module = LDVAE(ModelConfig(n_hidden=8, n_latent=3), DataShape(30), *library_prior(counts, 1))
+        return LDVAE(ModelConfig(n_hidden=8, n_latent=3, **options), DataShape(30), *library_prior(counts, 1))
+
+
+def run(counts: Counts, config: FitConfig = CONFIG, split: Split = SPLIT, **options) -> tuple[LDVAE, Fit]:
+    module = make(counts)
     return module, fit(module, counts, split, config, **{"seed": 1} | options)
 
 
@@ -235,3 +239,32 @@ def test_workflow_options_become_a_schedule_that_fits_the_number_of_epochs():
     config = TrainConfig(kl_warmup=0.25).fit_config(40_000)
     assert (config.max_epochs, config.n_epochs_kl_warmup, config.early_stopping_warmup_epochs) == (80, 20, 20)
     assert [TrainConfig().fit_config(n_obs).max_epochs for n_obs in (100, 600, 1600, 20_000)] == [400, 400, 160, 160]
+
+
+@pytest.mark.parametrize("options", [{}, {"use_batch_norm": False, "bias": True}])
+def test_a_decoder_can_start_at_the_mean_profile(counts, options):
+    module = make(counts, **options)
+    profile = mean_profile(counts, SPLIT.train, block=40)
+    total = counts.x[SPLIT.train].toarray().sum(axis=0) + 1.0
+    np.testing.assert_allclose(profile, total / total.sum(), rtol=1e-6)
+    module.decoder.start_at(profile)
+    np.testing.assert_allclose(module.decoder.folded()[1].softmax(0).detach(), profile, rtol=1e-5)
+
+
+def test_without_an_intercept_there_is_nothing_to_start(counts):
+    module = make(counts, use_batch_norm=False)
+    before = {name: values.clone() for name, values in module.state_dict().items()}
+    module.decoder.start_at(mean_profile(counts, SPLIT.train))
+    assert all(torch.equal(values, before[name]) for name, values in module.state_dict().items())
+
+
+def test_only_an_untrained_decoder_starts_at_the_mean_profile(counts):
+    config = FitConfig(max_epochs=1, batch_size=32, lr=1e-9, weight_decay=0, start_at_mean=True)
+    module, _ = run(counts, config)
+    np.testing.assert_allclose(
+        module.decoder.norm.bias.detach().softmax(0), mean_profile(counts, SPLIT.train), rtol=1e-4
+    )
+    with torch.no_grad():
+        module.decoder.norm.bias.zero_()
+    fit(module, counts, SPLIT, config)  # goes on from where it was
+    assert module.decoder.norm.bias.abs().max() < 1e-6
