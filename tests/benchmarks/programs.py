@@ -367,6 +367,7 @@ def run_regimes(cache: Path, counts: Path, seeds: int, factors: int) -> None:
     for epochs in (40, 80, None):
         name = f"workflow, {epochs} epochs" if epochs else "workflow, its default"
         ways[name] = TrainConfig(max_epochs=epochs).fit_config(len(split.train))
+    ways["workflow, from equal genes"] = TrainConfig(start_at_mean=False).fit_config(len(split.train))
     rows = []
     for name, config in ways.items():
         for seed in range(seeds):
