@@ -115,7 +115,7 @@ class TrainConfig:
         None, "Passes over the training cells; none: 160, more below 1,600 cells, fewer above 20,000.", minimum=1
     )
     batch_size: int = option(128, "Cells in a minibatch.", minimum=1)
-    lr: float = option(2e-2, "Learning rate of Adam at the start.", exclusiveMinimum=0)
+    lr: float = option(1e-2, "Learning rate of Adam at the start.", exclusiveMinimum=0)
     eps: float = option(0.01, "Adam's epsilon.", exclusiveMinimum=0)
     weight_decay: float = option(1e-6, "L2 penalty on the weights, added to the gradient.", minimum=0)
     schedule: Literal["constant", "cosine", "plateau"] = option(
@@ -125,7 +125,7 @@ class TrainConfig:
         0.25, "Share of the epochs over which the weight of KL(z) rises from 0 to 1.", minimum=0, maximum=1
     )
     start_at_mean: bool = option(
-        True, "Start the decoder's intercepts at the mean profile of the cells; without, all genes start equal."
+        False, "Start the decoder's intercepts at the mean profile of the cells; without, all genes start equal."
     )
     early_stopping: bool = option(True, "Stop when the validation ELBO has not improved for `patience` epochs.")
     patience: int = option(45, "Epochs without improvement before an early stop.", minimum=1)

@@ -115,7 +115,10 @@ def _about_fit(results: Results) -> Iterator[str]:
     missed = shares[((ratio < 0.5) | (ratio > 2)) & (shares > 0.02)].sort_values(ascending=False)
     if len(missed):
         genes = listed(f"{gene} ({share:.0%} of all counts)" for gene, share in missed.items())
-        yield f"The model misses the mean of genes with many counts by more than twofold: {genes}."
+        yield (
+            f"The model misses the mean of genes with many counts by more than twofold: {genes}. Starting at the mean "
+            "profile (train: start_at_mean) or more epochs would mend it."
+        )
 
 
 def _about_contrasts(results: Results) -> Iterator[str]:

@@ -367,7 +367,9 @@ def run_regimes(cache: Path, counts: Path, seeds: int, factors: int) -> None:
     for epochs in (40, 80, None):
         name = f"workflow, {epochs} epochs" if epochs else "workflow, its default"
         ways[name] = TrainConfig(max_epochs=epochs).fit_config(len(split.train))
-    ways["workflow, from equal genes"] = TrainConfig(start_at_mean=False).fit_config(len(split.train))
+    for lr in (1e-2, 2e-2):
+        started = TrainConfig(lr=lr, start_at_mean=True)
+        ways[f"workflow, lr {lr:g}, start at mean"] = started.fit_config(len(split.train))
     rows = []
     for name, config in ways.items():
         for seed in range(seeds):

@@ -1,6 +1,6 @@
 """Where the time of one training step goes, part by part.
 
-    python tests/benchmarks/step_profile.py [--data pbmc3k-2000] [--likelihood nb] [--threads 2] [--steps 200]
+    python tests/benchmarks/step_profile.py [--data pbmc3k-2000] [--likelihood nb] [--batches 1] [--threads 2]
 
 Prints the median time of every compiled loop, of drawing the noise, and of the step as a whole. Needs the data of
 ../shared/data.
@@ -32,6 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="pbmc3k-2000", choices=["pbmc3k-2000", "pbmc3k", "kang"])
     parser.add_argument("--likelihood", default="nb", choices=["nb", "zinb", "poisson"])
+    parser.add_argument("--batches", type=int, default=1, help="to which the cells are assigned at random")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, default=200)
     arguments = parser.parse_args()
@@ -43,10 +44,12 @@ def main() -> None:
     n_obs, n_vars = x.shape
     none = torch.zeros(n_obs, 0)
     zeros = torch.zeros(n_obs, dtype=torch.int64)
+    batch = torch.randint(arguments.batches, (n_obs,))
     library = torch.from_numpy(np.log(np.asarray(x.sum(axis=1))))
-    counts = Counts(x, Covariates(zeros, zeros, none.long(), none, library))
-    prior = library.mean()[None], library.var()[None]
-    module = LDVAE(ModelConfig(gene_likelihood=arguments.likelihood), DataShape(n_vars), *prior).train()
+    counts = Counts(x, Covariates(batch, zeros, none.long(), none, library))
+    prior = (value.expand(arguments.batches).clone() for value in (library.mean(), library.var()))
+    shape = DataShape(n_vars, arguments.batches)
+    module = LDVAE(ModelConfig(gene_likelihood=arguments.likelihood), shape, *prior).train()
     step = fused_step(module, torch.optim.Adam(module.parameters(), eps=0.01, weight_decay=1e-6))
     generator, rng = torch.Generator().manual_seed(0), np.random.default_rng(0)
     times: dict[str, list[float]] = defaultdict(list)
@@ -81,7 +84,8 @@ def main() -> None:
     for _ in range(arguments.steps):
         train()
     print(f"{cpu_name()}, {arguments.threads} threads, load {os.getloadavg()[0]:.1f}")
-    print(f"{arguments.data}, {n_vars:,} genes, {x.nnz / n_obs / n_vars:.1%} nonzero, {arguments.likelihood}\n")
+    print(f"{arguments.data}, {n_vars:,} genes, {x.nnz / n_obs / n_vars:.1%} nonzero, ", end="")
+    print(f"{arguments.likelihood}, {arguments.batches} batches\n")
     print("| part | median ms per step |\n|---|---|")
     for name in ("noise", "step"):
         print(f"| {name} | {1e3 * statistics.median(whole[name]):.3f} |")
