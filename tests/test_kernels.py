@@ -101,7 +101,8 @@ def test_likelihood_and_its_gradients_match_the_plain_formula_in_double_precisio
     batch = loops.Minibatch(
         csr.indptr[:-1].astype(np.int64), csr.indptr[1:].astype(np.int64), csr.indices, csr.data, csr.data
     )
-    genes = cpu.grouped(cpu.no_entries(n_vars), batch)
+    genes = cpu.room(cpu.no_entries(n_vars), batch)
+    loops.group_by_gene(batch, genes)
     tiles, zi_tiles = to_tiles(mu), to_tiles(zi)
     slopes, zi_slopes, theta_slopes = np.empty_like(tiles), np.empty_like(tiles), np.zeros_like(theta)
     log_prob, mean_slope = (np.empty((len(tiles), n_obs), np.float32) for _ in range(2))

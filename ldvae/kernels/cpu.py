@@ -17,16 +17,15 @@ from ldvae.kernels.loops import (
     ByGene,
     Decoder,
     Encoder,
+    Inputs,
     Minibatch,
     Moments,
     adam_step,
-    count_by_gene,
     decode,
     decoder_gradient,
     draw,
     draw_gradient,
     encoder_gradient,
-    fill_by_gene,
     first_layers,
     first_layers_step,
     heads_forward,
@@ -35,7 +34,6 @@ from ldvae.kernels.loops import (
     input_gradient,
     likelihood,
     moments_of,
-    running_total,
     softmax_scales,
 )
 
@@ -151,43 +149,32 @@ class DecoderPass:
         n_vars, n_inputs = self.weights.weight.shape
         n_blocks = -(-n_vars // BLOCK)
         self.tiles, self.slopes = (np.empty((n_blocks, n_obs, BLOCK), f32) for _ in range(2))
-        self.folded = np.empty((n_blocks, n_inputs, BLOCK), f32)
+        self.folded, self.spread = (np.empty((n_blocks, n_inputs, BLOCK), f32) for _ in range(2))
         self.inv_std = np.empty(n_vars, f32)
         # Sums over a block of genes, which a softmax and the gradients then put together.
         self.highest, self.total, self.scale, self.pull = (
             np.empty((n_blocks, n_obs) if softmax else (0, 0), f32) for _ in range(4)
         )
         self.u_slopes = np.empty((n_blocks, n_obs, n_latent), f32)
-        self.cov_slopes = np.empty((n_blocks, n_inputs, n_inputs), f32)
+        self.cov_slopes = np.empty((n_blocks, n_latent, n_inputs), f32)
         self.gradient = Decoder(*map(np.empty_like, self.weights))
 
-    def forward(self, u: InputMoments, training: bool) -> None:
+    def forward(self, u: Inputs, training: bool) -> None:
         """Scores, tile by tile; exponentiated if there is a softmax to come."""
         n_obs = len(u.u)
         unbiased = n_obs / (n_obs - 1) if training else 0.0
         spread(
-            decode, len(self.tiles), u.u, self.weights, self.moments, u.centre, u.covariance, f32(unbiased),
-            self.folded, self.inv_std, self.tiles, self.highest, self.total,
+            decode, len(self.tiles), u, self.weights, self.moments, f32(unbiased),
+            self.folded, self.inv_std, self.spread, self.tiles, self.highest, self.total,
         )  # fmt: skip
 
-    def backward(self, u: InputMoments, weight: float, u_slope: np.ndarray) -> None:
+    def backward(self, u: Inputs, weight: float, u_slope: np.ndarray) -> None:
         """Gradients from that by the scores, in `slopes`; that by z is added to `u_slope`."""
-        has_norm = self.weights.scale.size > 0
         spread(
-            decoder_gradient, len(self.tiles), self.tiles, self.pull, self.slopes, f32(weight),
-            u.centred if has_norm else u.u, u.covariance,
-            self.folded, self.inv_std, self.weights, u_slope.shape[1], self.gradient, self.u_slopes, self.cov_slopes,
+            decoder_gradient, len(self.tiles), self.tiles, self.pull, self.slopes, f32(weight), u,
+            self.folded, self.inv_std, self.spread, self.weights, self.gradient, self.u_slopes, self.cov_slopes,
         )  # fmt: skip
-        input_gradient(self.u_slopes, self.cov_slopes, u.centred, has_norm, u_slope)
-
-
-class InputMoments(NamedTuple):
-    """The decoder's input and its moments over the minibatch."""
-
-    u: np.ndarray  # (n_obs, n_inputs)
-    centre: np.ndarray
-    centred: np.ndarray
-    covariance: np.ndarray
+        input_gradient(self.u_slopes, self.cov_slopes, u.centred, self.weights.scale.size > 0, u_slope)
 
 
 class Pass:
@@ -202,7 +189,8 @@ class Pass:
         n_inputs = self.decoder.weights.weight.shape[1]
         square = np.empty((n_inputs, n_inputs), f32)
         tall = [np.empty((n_obs, n_inputs), f32) for _ in range(2)]
-        self.u = InputMoments(tall[0], np.empty(n_inputs, f32), tall[1], square)
+        columns = (config.n_latent, shape.n_batch if shape.n_batch > 1 else 0)
+        self.u = Inputs(tall[0], np.empty(n_inputs, f32), tall[1], square, np.zeros(n_obs, np.int64), *columns)
         self.log_theta = array(module.log_theta).reshape(shape.n_vars, -1) if module.log_theta is not None else _NONE2
         self.theta_gradient = np.empty_like(self.log_theta)
         self.log_prob, self.mean_slope = (np.empty_like(self.decoder.highest) for _ in range(2))
@@ -329,7 +317,7 @@ class FusedStep:
     def encode(self, counts: Any, rows: np.ndarray) -> list[Tensor | None]:
         """Mean and variance of the posterior of z, (n_obs, n_latent), and of the log library size, (n_obs, 1)."""
         work = self.work(len(rows))
-        first_layer(work, minibatch(counts, rows, self.module.config.log_variational))
+        first_layer(work, minibatch(counts, rows, self.module.config.log_variational), group=False)
         for encoder in work.encoders:
             encoder.forward(None)
         moments = [torch.from_numpy(v.copy()) for encoder in work.encoders for v in (encoder.mean, encoder.var)]
@@ -347,11 +335,10 @@ class FusedStep:
         """Each cell's terms of the ELBO."""
         config = self.module.config
         batch = minibatch(counts, rows, config.log_variational)
-        work.genes = grouped(work.genes, batch)
         covariates = counts.covariates.rows(rows)
         work.masks = [array(masks[0]) if masks else _NONE2 for masks in (noise.z_masks, noise.l_masks)]
         work.noise = [array(noise.z), array(noise.library)]
-        first_layer(work, batch)
+        first_layer(work, batch, group=True)
         work.priors = [work.standard]
         if work.library is not None:
             index = covariates.batch_index
@@ -364,8 +351,9 @@ class FusedStep:
         u.u[:, :n_latent] = work.z.draw
         if u.u.shape[1] > n_latent:
             u.u[:, n_latent:] = array(self.module.decoder_input(torch.empty(len(rows), 0), covariates))
+            np.add(array(covariates.batch_index), n_latent, out=u.hot)
         if training:
-            moments_of(*u)
+            moments_of(u)
         for decoder in work.decoders:
             decoder.forward(u, training)
         px = work.decoder
@@ -410,11 +398,16 @@ def minibatch(counts: Any, rows: np.ndarray, log_variational: bool) -> Minibatch
     return Minibatch(starts, stops, x.indices, x.data, counts.log1p if log_variational else x.data)
 
 
-def first_layer(work: Pass, batch: Minibatch) -> None:
-    """First linear layer of the encoders that there are."""
+def first_layer(work: Pass, batch: Minibatch, group: bool) -> None:
+    """First linear layer of the encoders that there are; and the minibatch gene by gene, if it is wanted."""
     first = [(e.weights.weight, e.weights.bias, e.hidden) for e in work.encoders] + [(_NONE2, _NONE1, _NONE2)]
     (z_weight, z_bias, z_out), (l_weight, l_bias, l_out) = first[:2]
-    spread(first_layers, len(batch.starts), batch, z_weight, z_bias, l_weight, l_bias, z_out, l_out)
+    n_obs = len(batch.starts)
+    n_parts = n_obs
+    if group:
+        work.genes = room(work.genes, batch)
+        n_parts += 1 + n_obs // 4  # grouping takes as long as these cells
+    spread(first_layers, n_parts, batch, work.genes, z_weight, z_bias, l_weight, l_bias, z_out, l_out)
 
 
 def no_entries(n_vars: int) -> ByGene:
@@ -422,14 +415,10 @@ def no_entries(n_vars: int) -> ByGene:
     return ByGene(np.empty(n_vars + 1, np.int64), np.empty(0, np.int32), _NONE1, _NONE1)
 
 
-def grouped(genes: ByGene, batch: Minibatch) -> ByGene:
-    """A minibatch gene by gene, in the memory of `genes` where it is large enough."""
+def room(genes: ByGene, batch: Minibatch) -> ByGene:
+    """Memory for a minibatch gene by gene: that of `genes` where it is large enough."""
     size = int((batch.stops - batch.starts).sum())
-    if size > len(genes.cell):
-        size += size // 4
-        genes = ByGene(genes.first, np.empty(size, np.int32), np.empty(size, f32), np.empty(size, f32))
-    place = np.zeros((torch.get_num_threads(), len(genes.first) - 1), np.int64)
-    spread(count_by_gene, len(place), batch, place)
-    running_total(place, genes.first)
-    spread(fill_by_gene, len(place), batch, place, genes)
-    return genes
+    if size <= len(genes.cell):
+        return genes
+    size += size // 4
+    return ByGene(genes.first, np.empty(size, np.int32), np.empty(size, f32), np.empty(size, f32))

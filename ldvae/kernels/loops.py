@@ -196,6 +196,22 @@ class Decoder(NamedTuple):
     shift: np.ndarray
 
 
+class Inputs(NamedTuple):
+    """The decoder's input u = [z, one-hot batch, other covariates] and its moments over the minibatch.
+
+    Of the one-hot columns, `n_latent` to `n_latent + n_hot`, each cell has one, which `hot` names: together they cost
+    what one column costs. Their covariance with each other is not stored: it is centre[k] ([k = l] - centre[l]).
+    """
+
+    u: np.ndarray  # (n_obs, n_inputs)
+    centre: np.ndarray
+    centred: np.ndarray
+    covariance: np.ndarray  # (n_inputs, n_inputs)
+    hot: np.ndarray  # int64, (n_obs,)
+    n_latent: int
+    n_hot: int
+
+
 class Moments(NamedTuple):
     """Running mean and variance of a batch norm."""
 
@@ -234,48 +250,21 @@ class Adam(NamedTuple):
 
 
 @compiled()
-def count_by_gene(begin, end, batch, place):
-    """How many entries each gene has in each of several ranges of cells, added to `place`, (n_ranges, n_vars)."""
-    for i in range(begin, end):
-        _count_range(batch, place, i)
-
-
-@compiled()
-def _count_range(batch, place, i):
-    n_obs, n_ranges = len(batch.starts), len(place)
-    for b in range(i * n_obs // n_ranges, (i + 1) * n_obs // n_ranges):
+def group_by_gene(batch, genes):
+    """Put the entries of a minibatch into `genes` (a `ByGene`)."""
+    first = genes.first
+    first[:] = 0
+    for b in range(len(batch.starts)):
         for k in range(batch.starts[b], batch.stops[b]):
-            place[i, batch.indices[k]] += 1
-
-
-@compiled()
-def running_total(place, first):
-    """From counts to where each gene, and each range within it, begins."""
-    total = 0
-    for g in range(place.shape[1]):
-        first[g] = total
-        for i in range(len(place)):
-            count = place[i, g]
-            place[i, g] = total
-            total += count
-    first[place.shape[1]] = total
-
-
-@compiled()
-def fill_by_gene(begin, end, batch, place, genes):
-    """Put the entries of a minibatch into `genes` (a `ByGene`), from the places on that `running_total` gave."""
-    for i in range(begin, end):
-        _fill_range(batch, place, genes, i)
-
-
-@compiled()
-def _fill_range(batch, place, genes, i):
-    n_obs, n_ranges = len(batch.starts), len(place)
-    for b in range(i * n_obs // n_ranges, (i + 1) * n_obs // n_ranges):
+            first[batch.indices[k] + 1] += 1
+    for g in range(len(first) - 1):
+        first[g + 1] += first[g]
+    place = first[:-1].copy()
+    for b in range(len(batch.starts)):
         for k in range(batch.starts[b], batch.stops[b]):
             g = batch.indices[k]
-            to = place[i, g]
-            place[i, g] = to + 1
+            to = place[g]
+            place[g] = to + 1
             genes.cell[to] = b
             genes.x[to] = batch.x[k]
             genes.inputs[to] = batch.inputs[k]
@@ -302,12 +291,15 @@ def _add_rows(out, row, weight, indices, values, start, stop):
 
 
 @compiled()
-def first_layers(begin, end, batch, z_weight, z_bias, l_weight, l_bias, z_out, l_out):
+def first_layers(begin, end, batch, genes, z_weight, z_bias, l_weight, l_bias, z_out, l_out):
     """First linear layer of both encoders for the cells from `begin` to `end`, into arrays (n_obs, n_hidden).
 
     The cells go through the genes together, block by block, so that a block's weights are read from memory once:
-    indices ascend within a cell.
+    indices ascend within a cell. What comes after the last cell is the grouping of the minibatch by gene.
     """
+    if begin <= len(batch.starts) < end:
+        group_by_gene(batch, genes)
+    end = min(end, len(batch.starts))
     place = batch.starts[begin:end].copy()
     for b in range(begin, end):
         for h in range(len(z_bias)):
@@ -508,11 +500,31 @@ def adam_step(parameters, gradients, firsts, seconds, adam):
 
 
 @compiled(EXACT_MATH)
-def _fold(decoder, moments, centre, covariance, unbiased, start, folded, offset, inv_std):
+def _spread_of_weights(u, weight, n, out):
+    """out = covariance of u @ weight, shape (n_inputs, n of BLOCK)."""
+    n_inputs = len(weight)
+    first, last = u.n_latent, u.n_latent + u.n_hot
+    level = np.zeros(BLOCK, f32)  # mean weight of the one-hot columns
+    for p in range(first, last):
+        for j in range(n):
+            level[j] += u.centre[p] * weight[p, j]
+    for p in range(n_inputs):
+        for j in range(n):
+            out[p, j] = u.centre[p] * (weight[p, j] - level[j]) if first <= p < last else f32(0)
+        for q in range(n_inputs):
+            if first <= p < last and first <= q < last:
+                continue
+            shared = u.covariance[p, q]
+            for j in range(n):
+                out[p, j] += shared * weight[q, j]
+
+
+@compiled(EXACT_MATH)
+def _fold(decoder, moments, u, unbiased, start, folded, offset, inv_std, spread):
     """Weight (n_inputs, n of BLOCK) and offset (n,) of the genes from `start` on, with the batch norm folded in.
 
-    With `unbiased` > 0 the moments are those of u in the minibatch, and the running moments move (their variance times
-    `unbiased`); else the running ones.
+    With `unbiased` > 0 the moments are those of u in the minibatch, `spread` is its covariance times the weight, and
+    the running moments move (their variance times `unbiased`); else the running ones.
     """
     n_inputs, n = len(folded), len(offset)
     for p in range(n_inputs):
@@ -524,12 +536,11 @@ def _fold(decoder, moments, centre, covariance, unbiased, start, folded, offset,
         return
     if unbiased > f32(0):
         mean, var = np.zeros(BLOCK, f32), np.zeros(BLOCK, f32)
+        _spread_of_weights(u, folded, n, spread)
         for p in range(n_inputs):
             for j in range(n):
-                mean[j] += folded[p, j] * centre[p]
-            for q in range(n_inputs):
-                for j in range(n):
-                    var[j] += folded[p, j] * covariance[p, q] * folded[q, j]
+                mean[j] += folded[p, j] * u.centre[p]
+                var[j] += folded[p, j] * spread[p, j]
         for j in range(n):
             g = start + j
             moments.mean[g] += BN_MOMENTUM * (mean[j] + offset[j] - moments.mean[g])
@@ -548,14 +559,23 @@ def _fold(decoder, moments, centre, covariance, unbiased, start, folded, offset,
 
 @compiled()
 def _scores(u, b, folded, offset, out):
-    """out = offset + u[b] @ folded, and zeros up to a whole block; five inputs at a time, for fewer stores."""
-    n_inputs, n = len(folded), len(offset)
+    """out = offset + u[b] @ folded, and zeros up to a whole block."""
+    n = len(offset)
     for j in range(n):
         out[b, j] = offset[j]
     for j in range(n, BLOCK):
         out[b, j] = f32(0)
-    p = 0
-    while p + 5 <= n_inputs:
+    if u.n_hot > 0:
+        for j in range(n):
+            out[b, j] += folded[u.hot[b], j]
+    _add_scores(u.u, b, folded, 0, u.n_latent, n, out)
+    _add_scores(u.u, b, folded, u.n_latent + u.n_hot, len(folded), n, out)
+
+
+@compiled()
+def _add_scores(u, b, folded, p, end, n, out):
+    """out += u[b] @ folded for the inputs from `p` to `end`; five at a time, for fewer stores."""
+    while p + 5 <= end:
         u0, u1, u2, u3, u4 = u[b, p], u[b, p + 1], u[b, p + 2], u[b, p + 3], u[b, p + 4]
         for j in range(n):
             out[b, j] += (
@@ -566,7 +586,7 @@ def _scores(u, b, folded, offset, out):
                 + u4 * folded[p + 4, j]
             )
         p += 5
-    while p < n_inputs:
+    while p < end:
         u0 = u[b, p]
         for j in range(n):
             out[b, j] += u0 * folded[p, j]
@@ -582,36 +602,36 @@ def _row_max(row, b, n):
 
 
 @compiled()
-def decode(begin, end, u, decoder, moments, centre, covariance, unbiased, folded, inv_std, tiles, highest, total):
+def decode(begin, end, u, decoder, moments, unbiased, folded, inv_std, spread, tiles, highest, total):
     """Gene scores of each cell, tile by tile; exponentiated for a softmax unless `highest` has size 0.
 
     Parameters
     ----------
     u
-        Decoder input, (n_obs, n_inputs).
-    unbiased, centre, covariance
+        `Inputs`.
+    unbiased
         As in `_fold`.
-    folded
-        Out: weights with the batch norm folded in, (n_blocks, n_inputs, BLOCK).
+    folded, spread
+        Out: weights with the batch norm folded in; covariance of u times the weights; (n_blocks, n_inputs, BLOCK).
     tiles
         Out: scores, or exp(score - highest), (n_blocks, n_obs, BLOCK).
     highest, total
         Out: largest score of a cell in a block, sum of the exponentials, (n_blocks, n_obs).
     """
     for block in range(begin, end):
-        _decode_block(block, u, decoder, moments, centre, covariance, unbiased, folded, inv_std, tiles, highest, total)
+        _decode_block(block, u, decoder, moments, unbiased, folded, inv_std, spread, tiles, highest, total)
 
 
 @compiled()
-def _decode_block(block, u, decoder, moments, centre, covariance, unbiased, folded, inv_std, tiles, highest, total):
+def _decode_block(block, u, decoder, moments, unbiased, folded, inv_std, spread, tiles, highest, total):
     n_vars = len(decoder.weight)
     start = block * BLOCK
     n = min(BLOCK, n_vars - start)
     offset = np.empty(BLOCK, f32)[:n]
     weight = folded[block]
-    _fold(decoder, moments, centre, covariance, unbiased, start, weight, offset, inv_std)
+    _fold(decoder, moments, u, unbiased, start, weight, offset, inv_std, spread[block])
     tile = tiles[block]
-    for b in range(len(u)):
+    for b in range(len(u.u)):
         _scores(u, b, weight, offset, tile)
         if highest.size > 0:
             top = _row_max(tile, b, n)
@@ -641,21 +661,33 @@ def softmax_scales(highest, total, library, scale):
 
 
 @compiled(EXACT_MATH)
-def moments_of(u, centre, centred, covariance):
-    """Mean, deviations and (population) covariance of u over the minibatch."""
-    n_obs, n_inputs = u.shape
-    centre[:] = 0
+def moments_of(u):
+    """Mean, deviations and (population) covariance of `Inputs` over the minibatch."""
+    n_obs, n_inputs = u.u.shape
+    first, last = u.n_latent, u.n_latent + u.n_hot
+    u.centre[:] = 0
     for b in range(n_obs):
         for p in range(n_inputs):
-            centre[p] += u[b, p] / f32(n_obs)
+            u.centre[p] += u.u[b, p] / f32(n_obs)
     for b in range(n_obs):
         for p in range(n_inputs):
-            centred[b, p] = u[b, p] - centre[p]
-    covariance[:] = 0
+            u.centred[b, p] = u.u[b, p] - u.centre[p]
+    u.covariance[:] = 0
     for b in range(n_obs):
         for p in range(n_inputs):
-            for q in range(n_inputs):
-                covariance[p, q] += centred[b, p] * centred[b, q] / f32(n_obs)
+            if first <= p < last:
+                continue
+            part = u.centred[b, p] / f32(n_obs)
+            for q in range(first):
+                u.covariance[p, q] += part * u.centred[b, q]
+            for q in range(last, n_inputs):
+                u.covariance[p, q] += part * u.centred[b, q]
+            if first < last:
+                u.covariance[p, u.hot[b]] += part
+    for p in range(n_inputs):
+        if not first <= p < last:
+            for q in range(first, last):
+                u.covariance[q, p] = u.covariance[p, q]
 
 
 @compiled()
@@ -682,21 +714,38 @@ def _input_slopes(slopes, b, folded, n, n_latent, out):
 
 
 @compiled()
-def _weight_slopes(slopes, u, n, out):
-    """out[p] = sum over cells of slopes[b] * u[b, p]; four cells at a time. Shape (n_inputs, n)."""
-    n_obs, n_inputs = u.shape
+def _weight_slopes(slopes, sums, u, has_norm, n, out):
+    """out[p] = sum over cells of slopes[b] * u[b, p], u centred where there is a batch norm. Shape (n_inputs, n).
+
+    `sums` are those of the slopes over the cells.
+    """
+    n_inputs = len(out)
+    first, last = u.n_latent, u.n_latent + u.n_hot
     for p in range(n_inputs):
         for j in range(n):
-            out[p, j] = f32(0)
+            out[p, j] = -u.centre[p] * sums[j] if has_norm and first <= p < last else f32(0)
+    if first < last:
+        for b in range(len(slopes)):
+            for j in range(n):
+                out[u.hot[b], j] += slopes[b, j]
+    dense = u.centred if has_norm else u.u
+    _add_weight_slopes(slopes, dense, 0, first, n, out)
+    _add_weight_slopes(slopes, dense, last, n_inputs, n, out)
+
+
+@compiled()
+def _add_weight_slopes(slopes, u, begin, end, n, out):
+    """out[p] += sum over cells of slopes[b] * u[b, p], p from `begin` to `end`; four cells at a time."""
+    n_obs = len(u)
     b = 0
     while b + 4 <= n_obs:
-        for p in range(n_inputs):
+        for p in range(begin, end):
             u0, u1, u2, u3 = u[b, p], u[b + 1, p], u[b + 2, p], u[b + 3, p]
             for j in range(n):
                 out[p, j] += u0 * slopes[b, j] + u1 * slopes[b + 1, j] + u2 * slopes[b + 2, j] + u3 * slopes[b + 3, j]
         b += 4
     while b < n_obs:
-        for p in range(n_inputs):
+        for p in range(begin, end):
             u0 = u[b, p]
             for j in range(n):
                 out[p, j] += u0 * slopes[b, j]
@@ -712,11 +761,10 @@ def decoder_gradient(
     slopes,
     weight,
     u,
-    covariance,
     folded,
     inv_std,
+    spread,
     decoder,
-    n_latent,
     gradient,
     u_slopes,
     cov_slopes,
@@ -732,13 +780,15 @@ def decoder_gradient(
     weight
         Factor from log-likelihood to loss.
     u
-        Decoder input, centred where there is a batch norm, (n_obs, n_inputs).
+        `Inputs`.
+    folded, spread
+        As `decode` left them.
     gradient
         Out: a `Decoder`.
     u_slopes
         Out: gradient by the latent part of u with the batch moments fixed, (n_blocks, n_obs, n_latent).
     cov_slopes
-        Out: gradient by the covariance of u, (n_blocks, n_inputs, n_inputs).
+        Out: gradient by the covariance of the latent part of u with u, (n_blocks, n_latent, n_inputs).
     """
     for block in range(begin, end):
         _decoder_gradient_block(
@@ -748,11 +798,10 @@ def decoder_gradient(
             slopes,
             weight,
             u,
-            covariance,
             folded,
             inv_std,
+            spread,
             decoder,
-            n_latent,
             gradient,
             u_slopes,
             cov_slopes,
@@ -776,17 +825,16 @@ def _decoder_gradient_block(
     slopes,
     weight,
     u,
-    covariance,
     folded,
     inv_std,
+    spread,
     decoder,
-    n_latent,
     gradient,
     u_slopes,
     cov_slopes,
 ):
     n_vars, n_inputs = decoder.weight.shape
-    n_obs = len(u)
+    n_obs = len(u.u)
     start = block * BLOCK
     n = min(BLOCK, n_vars - start)
     tile, slope = tiles[block], slopes[block]
@@ -801,10 +849,11 @@ def _decoder_gradient_block(
             for j in range(n):
                 slope[b, j] *= weight
                 sums[j] += slope[b, j]
-        _input_slopes(slope, b, folded[block], n, n_latent, u_slopes[block])
+        _input_slopes(slope, b, folded[block], n, u.n_latent, u_slopes[block])
     by_weight = np.empty((n_inputs, BLOCK), f32)
-    _weight_slopes(slope, u, n, by_weight)
-    if decoder.scale.size == 0:
+    has_norm = decoder.scale.size > 0
+    _weight_slopes(slope, sums, u, has_norm, n, by_weight)
+    if not has_norm:
         for p in range(n_inputs):
             for j in range(n):
                 gradient.weight[start + j, p] = by_weight[p, j]
@@ -827,15 +876,15 @@ def _decoder_gradient_block(
         if decoder.bias.size > 0:
             gradient.bias[g] = f32(0)  # the batch norm takes it out again
     for p in range(n_inputs):
-        spread = np.zeros(BLOCK, f32)  # C w
-        for q in range(n_inputs):
-            shared = covariance[p, q]
-            for j in range(n):
-                spread[j] += shared * own[q, j]
-            cov_slopes[block, p, q] = _weighted_product(by_var, own[p], own[q], n)
         for j in range(n):
             g = start + j
-            gradient.weight[g, p] = decoder.scale[g] * inv_std[g] * by_weight[p, j] + f32(2) * by_var[j] * spread[j]
+            direct = decoder.scale[g] * inv_std[g] * by_weight[p, j]
+            gradient.weight[g, p] = direct + f32(2) * by_var[j] * spread[block, p, j]
+    for p in range(u.n_latent):
+        for q in range(p, n_inputs):
+            cov_slopes[block, p, q] = _weighted_product(by_var, own[p], own[q], n)
+            if q < u.n_latent:
+                cov_slopes[block, q, p] = cov_slopes[block, p, q]
 
 
 @compiled(EXACT_MATH)
@@ -853,9 +902,9 @@ def input_gradient(u_slopes, cov_slopes, centred, has_norm, out):
             for p in range(n_latent):
                 mean[p] += direct[b, p] / f32(n_obs)
         n_inputs = centred.shape[1]
-        by_cov = np.zeros((n_inputs, n_inputs), f32)
+        by_cov = np.zeros((n_latent, n_inputs), f32)
         for block in range(n_blocks):
-            for p in range(n_inputs):
+            for p in range(n_latent):
                 for q in range(n_inputs):
                     by_cov[p, q] += cov_slopes[block, p, q]
         for b in range(n_obs):

@@ -23,7 +23,7 @@ from ldvae.module import LDVAE
 
 BATCH_SIZE = 128
 SIDE_BY_SIDE = {  # these are given to `spread`
-    "count_by_gene", "fill_by_gene", "first_layers", "decode", "likelihood", "decoder_gradient", "first_layers_step",
+    "first_layers", "decode", "likelihood", "decoder_gradient", "first_layers_step",
 }  # fmt: skip
 
 
