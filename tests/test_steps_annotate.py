@@ -15,7 +15,7 @@ from scipy import sparse
 from ldvae.config import AnnotateConfig
 from ldvae.errors import InputError
 from ldvae.io import write_table
-from ldvae.steps.annotate import annotate
+from ldvae.steps.annotate import add_embedding, annotate
 
 CELLS = [f"c{i}" for i in range(90)]
 GENES = [f"G{i}" for i in range(30)]
@@ -126,3 +126,14 @@ def test_files_of_another_run_are_refused(inputs: dict[str, object], tmp_path: P
         with pytest.raises(InputError, match=message):
             annotate(**inputs | change, annotated=tmp_path / "out.h5ad", config=AnnotateConfig())  # type: ignore[arg-type]
     assert not (tmp_path / "out.h5ad").exists()
+
+
+def test_many_cells_whose_neighbours_are_approximate() -> None:
+    """From 8,192 cells on, scanpy leaves the neighbours to pynndescent."""
+    rng = np.random.default_rng(0)
+    cloud = rng.integers(0, 4, 8_400)
+    adata = AnnData(np.zeros((len(cloud), 1), np.float32))
+    adata.obsm["X_ldvae"] = (10 * np.eye(4)[cloud] + rng.normal(size=(len(cloud), 4))).astype(np.float32)
+    add_embedding(adata, AnnotateConfig(resolution=0.1))
+    assert pd.crosstab(adata.obs["leiden"], cloud).max().sum() > 0.99 * len(cloud)
+    assert adata.obsm["X_umap"].shape == (len(cloud), 2)
