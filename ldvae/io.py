@@ -432,6 +432,8 @@ def counts_of(stored: Stored, where: str, kind: str, layer: str | None) -> AnnDa
         raise InputError(f"{where}: has {adata.n_obs} cells and {adata.n_vars} genes; there is nothing to read.")
     if (sparse.issparse(x) or isinstance(x, np.ndarray)) and x.dtype.kind in "biuf":
         x = sparse.csr_matrix(x)
+        if x.indptr.dtype != x.indices.dtype:  # as anndata's concatenation on disk writes; scipy cannot work on it
+            x = sparse.csr_matrix((x.data, x.indices, x.indptr), x.shape)
         problem = not_counts(x, adata.var_names)
     else:
         problem = "no values" if x is None else f"values of type {getattr(x, 'dtype', type(x).__name__)}"

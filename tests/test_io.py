@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import anndata
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -218,6 +219,17 @@ def test_the_filtered_matrix_is_taken_beside_the_raw_one(tmp_path: Path) -> None
     write_10x(tmp_path / "outs/raw_feature_bc_matrix", version=3, gz=True, x=X + 1)
     write_10x(tmp_path / "outs/filtered_feature_bc_matrix", version=3, gz=True)
     np.testing.assert_array_equal(io.read_file(tmp_path / "outs").X.toarray(), X)
+
+
+def test_a_matrix_whose_offsets_are_longer_integers_than_its_indices(tmp_path: Path, counts: AnnData) -> None:
+    path = tmp_path / "counts.h5ad"
+    counts.write_h5ad(path)
+    with h5py.File(path, "a") as file:
+        indptr = file["X/indptr"][:].astype(np.int64)
+        indices = file["X/indices"][:].astype(np.int32)
+        del file["X/indptr"], file["X/indices"]
+        file["X/indptr"], file["X/indices"] = indptr, indices
+    pd.testing.assert_frame_equal(io.read_file(path).to_df(), counts.to_df(), check_names=False)
 
 
 @pytest.mark.parametrize(
