@@ -19,7 +19,7 @@ from ldvae.io import atomic, collected_warnings, listed, obs_column, read_input,
 logger = logging.getLogger(__name__)
 
 METRICS = ("total_counts", "n_genes_by_counts", "pct_counts_mt", "pct_counts_ribo", "pct_counts_hb")
-MAX_CELLS_OF_SCRUBLET = 100_000  # it simulates twice as many, and looks for the neighbours of all
+MAX_CELLS_OF_SCRUBLET = 30_000  # more than a capture has; scrublet makes dense matrices, 1.4 GB of them for 9,000 cells
 RIBOSOMAL = (
     r"RP[SL]\d+(A|X|AL?|L\d?|Y\d)?$|RPLP\d$|RPSA$"  # proteins of the ribosome, not their kinases and pseudogenes
 )

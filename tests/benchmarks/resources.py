@@ -9,6 +9,7 @@ has at most 3.2 million: its line is scaled to that. With a FOLDER that holds fi
 """
 
 import argparse
+import ast
 import csv
 import json
 import os
@@ -74,7 +75,7 @@ def inputs(folder: Path) -> dict[tuple[str, str], float]:
         with path.open() as file:
             row = next(csv.DictReader(file, delimiter="\t"))
         dataset = json.loads(row["wildcards"].replace("'", '"'))["dataset"]
-        found[row["rule_name"], dataset] = float(row["input_size_mb"])
+        found[row["rule_name"], dataset] = sum(ast.literal_eval(row["input_size_mb"]).values())
     return found
 
 
