@@ -6,8 +6,7 @@ import json
 import logging
 import uuid
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -169,21 +168,9 @@ class BackedCounts:
         rows = np.sort(rows)
         blocks = np.split(rows, np.flatnonzero(np.diff(rows // BLOCK_ROWS)) + 1)
         drawn = order.permutation(len(blocks))
-        parts = [np.sort(drawn[start : start + BUFFER_BLOCKS]) for start in range(0, len(drawn), BUFFER_BLOCKS)]
-        for buffer in ahead(self.read, [np.concatenate([blocks[i] for i in part]) for part in parts]):
-            yield from buffer.minibatches(np.arange(len(buffer)), size, order)
-
-
-def ahead(read: Callable[[np.ndarray], Counts], parts: Sequence[np.ndarray]) -> Iterator[Counts]:
-    """`read` of each part in turn, the next one meanwhile in a thread of its own."""
-    coming = None
-    with ThreadPoolExecutor(1, thread_name_prefix="ldvae-read") as thread:
-        for part in parts:
-            now, coming = coming, thread.submit(read, part)
-            if now is not None:
-                yield now.result()
-        if coming is not None:
-            yield coming.result()
+        for start in range(0, len(drawn), BUFFER_BLOCKS):
+            buffer = np.concatenate([blocks[i] for i in np.sort(drawn[start : start + BUFFER_BLOCKS])])
+            yield from self.read(buffer).minibatches(np.arange(len(buffer)), size, order)
 
 
 def as_csr(x: Any) -> sparse.csr_matrix:
