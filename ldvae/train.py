@@ -242,14 +242,14 @@ def fit(
         raise InputError("There is no cell to train on; train_size must leave at least one.")
     if config.early_stopping and len(split.validation) == 0:
         raise InputError("Can't run early stopping with no validation set; lower train_size, or do not stop early.")
-    if config.start_at_mean and module.is_untrained:
-        module.decoder.start_at(mean_profile(source, split.train))
     optimizer = make_optimizer(module, config)
     step = (make_step or pick_step)(module, optimizer, config)
     state = State(lr=config.lr)
     mark = fingerprint(module, source, split, config, seed) if checkpoint else ""
     if checkpoint:
         state = resume(checkpoint.path, module, optimizer, mark) or state
+    if config.start_at_mean and module.is_untrained:
+        module.decoder.start_at(mean_profile(source, split.train))
     saved_at = started = time.monotonic()
     seconds_before, done_before = state.seconds, state.global_step
     interrupted = False
