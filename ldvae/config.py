@@ -1060,7 +1060,7 @@ def read_header(path: str) -> Header | None:
             obs, layers = file["obs"], [*file.get("layers", ()), *(["raw"] if "raw" in file else ())]
             if isinstance(obs, h5py.Dataset):  # anndata before 0.7: one structured array, groups as codes
                 return Header(dict.fromkeys(obs.dtype.names or ()), layers)
-            names = obs.keys() - {"__categories", obs.attrs.get("_index", "index")}
+            names = obs.keys() - {"__categories", obs.attrs.get("_index")}
             return Header({name: _groups(obs[name]) for name in sorted(names)}, layers)
     except (OSError, KeyError) as error:
         raise InputError(f"{path}: is not an h5ad file that can be read ({error}).") from error
