@@ -1059,7 +1059,7 @@ def read_header(path: str) -> Header | None:
         with h5py.File(path) as file:
             obs, layers = file["obs"], [*file.get("layers", ()), *(["raw"] if "raw" in file else ())]
             if isinstance(obs, h5py.Dataset):  # anndata before 0.7: one structured array, groups as codes
-                return Header(dict.fromkeys(obs.dtype.names or ()), layers)
+                return Header(dict.fromkeys((obs.dtype.names or ("index",))[1:]), layers)  # the first is the index
             names = obs.keys() - {"__categories", obs.attrs.get("_index")}
             return Header({name: _groups(obs[name]) for name in sorted(names)}, layers)
     except (OSError, KeyError) as error:
