@@ -6,7 +6,7 @@ import json
 import logging
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
+from anndata.abc import CSRDataset
 from scipy import sparse
 from torch import Tensor
 
@@ -143,11 +144,17 @@ class BackedCounts:
         """Number of genes."""
         return int(self.x.shape[1])
 
+    @cached_property
+    def between(self) -> Callable[[int, int], sparse.csr_matrix]:
+        """Reads the cells from one row to before another."""
+        return reader(self.x)
+
     def read(self, rows: np.ndarray) -> Counts:
         """Counts of some cells, rows ascending, read in runs of neighbours."""
+        apart = (np.diff(rows) > BLOCK_ROWS // 8) | (np.diff(rows // (16 * BLOCK_ROWS)) > 0)
         blocks = []
-        for run in np.split(rows, np.flatnonzero(np.diff(rows) > BLOCK_ROWS // 8) + 1):
-            block = as_csr(self.x[int(run[0]) : int(run[-1]) + 1])
+        for run in np.split(rows, np.flatnonzero(apart) + 1):
+            block = self.between(int(run[0]), int(run[-1]) + 1)
             blocks.append(block if len(run) == block.shape[0] else block[run - run[0]])
         return Counts(sparse.vstack(blocks, format="csr"), self.covariates.rows(rows))
 
@@ -159,11 +166,12 @@ class BackedCounts:
     def minibatches(
         self, rows: np.ndarray, size: int, order: np.random.Generator | None = None
     ) -> Iterator[tuple[Counts, np.ndarray]]:
-        """As `Counts.minibatches`; cells in the order given are read minibatch by minibatch."""
+        """As `Counts.minibatches`; cells in the order given are read for as many minibatches as a buffer holds."""
         if order is None:
-            for start in range(0, len(rows), size):
-                unique, position = np.unique(rows[start : start + size], return_inverse=True)
-                yield self.read(unique), position
+            together = size * max(1, BUFFER_BLOCKS * BLOCK_ROWS // size)
+            for start in range(0, len(rows), together):
+                unique, position = np.unique(rows[start : start + together], return_inverse=True)
+                yield from self.read(unique).minibatches(position, size)
             return
         rows = np.sort(rows)
         blocks = np.split(rows, np.flatnonzero(np.diff(rows // BLOCK_ROWS)) + 1)
@@ -171,6 +179,25 @@ class BackedCounts:
         for start in range(0, len(drawn), BUFFER_BLOCKS):
             buffer = np.concatenate([blocks[i] for i in np.sort(drawn[start : start + BUFFER_BLOCKS])])
             yield from self.read(buffer).minibatches(np.arange(len(buffer)), size, order)
+
+
+def reader(x: Any) -> Callable[[int, int], sparse.csr_matrix]:
+    """What reads the rows of a matrix from one to before another, as `as_csr` gives them.
+
+    CSR on disk (h5ad or zarr) is read from its stored arrays: a slice by anndata takes milliseconds more, which it
+    spends on the metadata of installed packages, and on an empty matrix of the full shape.
+    """
+    if not isinstance(x, CSRDataset):
+        return lambda start, stop: as_csr(x[start:stop])
+    data, indices, indptr = x.group["data"], x.group["indices"], x.group["indptr"][...]
+    n_vars = x.shape[1]
+
+    def between(start: int, stop: int) -> sparse.csr_matrix:
+        first, last = indptr[start], indptr[stop]
+        arrays = data[first:last], indices[first:last], indptr[start : stop + 1] - first
+        return as_csr(sparse.csr_matrix(arrays, shape=(stop - start, n_vars)))
+
+    return between
 
 
 def as_csr(x: Any) -> sparse.csr_matrix:
@@ -555,8 +582,9 @@ def matrix(adata: AnnData, registry: Registry) -> Any:
 
 def row_blocks(x: Any, size: int = 16 * BLOCK_ROWS) -> Iterator[sparse.csr_matrix]:
     """The rows of a matrix in memory or on disk, as CSR blocks."""
+    between = reader(x)
     for start in range(0, x.shape[0], size):
-        yield as_csr(x[start : start + size])
+        yield between(start, min(start + size, x.shape[0]))
 
 
 def obs_column(adata: AnnData, key: str | None) -> pd.Series | None:

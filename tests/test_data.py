@@ -2,11 +2,14 @@
 
 import warnings
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+import zarr
 from anndata import AnnData, read_h5ad
+from anndata.io import sparse_dataset, write_elem
 from scipy import sparse
 
 from ldvae import InputError, LinearSCVI
@@ -57,6 +60,70 @@ def test_backed_counts_are_read_like_counts_in_memory(tmp_path):
         expected = adata.X[rows].toarray()
         np.testing.assert_array_equal(torch.cat(seen).numpy()[order], expected[np.lexsort(expected.T)])
         assert not np.array_equal(torch.cat(seen).numpy(), expected)
+
+
+def shuffled_and_split(x: sparse.csr_matrix) -> sparse.csr_matrix:
+    """The same matrix, the genes of a cell in no order, and each count stored as two entries."""
+    coo = x.tocoo()
+    row = np.tile(coo.row, 2)
+    at = np.random.default_rng(0).permutation(len(row))
+    at = at[np.argsort(row[at], kind="stable")]
+    data = np.concatenate([coo.data // 2, coo.data - coo.data // 2])
+    return sparse.csr_matrix((data[at], np.tile(coo.col, 2)[at], 2 * x.indptr), shape=x.shape)
+
+
+@pytest.mark.parametrize(
+    ("make", "dtype", "index", "compression"),
+    [
+        (sparse.csr_matrix, np.float32, np.int32, None),
+        (sparse.csr_matrix, np.float64, np.int64, "gzip"),
+        (shuffled_and_split, np.float32, np.int32, "gzip"),
+        (shuffled_and_split, np.int32, np.int64, None),
+        (shuffled_and_split, np.uint8, np.int32, "lzf"),
+        (sparse.csc_matrix, np.float32, np.int32, None),
+        (sparse.csr_matrix.toarray, np.int32, np.int32, "gzip"),
+    ],
+)
+@pytest.mark.parametrize("store", ["h5ad", "zarr"])
+@pytest.mark.filterwarnings("ignore:zarr v3 autosharding")
+def test_every_storage_on_disk_gives_the_same_counts(store, make, dtype, index, compression, tmp_path):
+    adata = make_adata(n_obs=1500)
+    expected = adata.X.toarray()
+    x = make(adata.X).astype(dtype)
+    if store == "h5ad":
+        file = h5py.File(tmp_path / "x.h5", "w")
+        write_elem(file, "x", x, dataset_kwargs={"compression": compression})
+    else:
+        file = zarr.open_group(tmp_path / "x.zarr", mode="w")
+        write_elem(file, "x", x)
+    if sparse.issparse(x):
+        for name in ("indices", "indptr"):
+            stored = file["x"][name][...]
+            del file["x"][name]
+            write_elem(file["x"], name, stored.astype(index))
+        np.testing.assert_array_equal(file["x/indices"][...], x.indices)  # as they are: in no order, and repeated
+    adata.X = sparse_dataset(file["x"]) if sparse.issparse(x) else file["x"]
+    counts = counts_of(adata)
+    np.testing.assert_allclose(counts.covariates.library[:, 0], np.log(expected.sum(axis=1)), rtol=1e-6)
+    for rows in ([3, 4, 5, 6], [1499, 0, 700, 70, 71]):
+        np.testing.assert_array_equal(counts.minibatch(np.array(rows))[0], expected[rows])
+    everything = counts.read(np.arange(1500)).x
+    assert everything.has_canonical_format
+    assert (everything.dtype, everything.indices.dtype) == (np.float32, np.int32)
+
+
+def test_cells_in_order_are_read_a_buffer_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr("ldvae.data.BLOCK_ROWS", 16)
+    monkeypatch.setattr("ldvae.data.BUFFER_BLOCKS", 4)
+    adata = make_adata(n_obs=1000)
+    adata.write_h5ad(tmp_path / "counts.h5ad")
+    backed = counts_of(read_h5ad(tmp_path / "counts.h5ad", backed="r"))
+    rows = np.random.default_rng(0).permutation(1000)[:333]
+    minibatches = list(backed.minibatches(rows, 15))
+    assert [len(chosen) for _, chosen in minibatches] == [15] * 22 + [3]
+    assert {len(counts) for counts, _ in minibatches} == {60, 33}
+    seen = torch.cat([counts.minibatch(chosen)[0] for counts, chosen in minibatches])
+    np.testing.assert_array_equal(seen, adata.X[rows].toarray())
 
 
 def test_covariates_are_coded_and_the_library_is_the_log_total():
