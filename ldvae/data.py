@@ -88,6 +88,11 @@ class Counts:
         """log(1 + count) of the stored entries, float32, shape (nnz,)."""
         return np.log1p(self.x.data)
 
+    @cached_property
+    def genes(self) -> np.ndarray:
+        """Gene of each stored entry, int32, shape (nnz,)."""
+        return self.x.indices.astype(np.int32, copy=False)
+
     def minibatch(self, rows: np.ndarray, device: torch.device | str = "cpu") -> tuple[Tensor, Covariates]:
         """Dense counts (len(rows), n_vars) and covariates of some cells."""
         return torch.from_numpy(self.x[rows].toarray()).to(device), self.covariates.rows(rows).to(device)

@@ -1,8 +1,7 @@
-"""The loops of a training step and of inference on a CPU, compiled by numba.
+"""The training step and inference on a CPU, compiled by numba: its loops, and `step`, which puts them together.
 
-Genes are handled in blocks of `BLOCK` (a tile: all cells of the minibatch by one block) and each sum runs in an order
-that does not depend on the number of threads: neither do the results. Functions that take `begin` and `end` do that
-range of blocks (or cells), and are meant to run side by side.
+Genes are handled in blocks of `BLOCK` (a tile: all cells of the minibatch by one block), and each sum runs in an order
+that does not depend on the number of threads: neither do the results.
 
 Notes
 -----
@@ -27,18 +26,28 @@ from typing import Any, NamedTuple
 import numba
 import numpy as np
 from llvmlite import ir
+from llvmlite.binding import get_host_cpu_features
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 f32 = np.float32
 
 BLOCK = 128  # genes in a tile: 128 cells x 128 genes stay in the L2 cache
-ENCODER_BLOCK = 256  # genes whose first-layer weights (two encoders, 128 units) stay in the L2 cache
+ENCODER_BLOCK = 512  # genes whose first-layer weights (128 units) stay in the L2 cache
+IN_CACHE = 1 << 19  # entries of a matrix that is still in a cache when it is needed again
+POISSON, NB, ZINB = range(3)
+FEW = 8  # cells whose part of a tile stays in the L1 cache
+LEAST = f32(1.2e-38)  # no smaller number is normal
 SMALL = 16  # counts up to here have their log Gamma differences in tables
 EPS = f32(1e-8)  # as in likelihoods.py
 VAR_EPS = f32(1e-4)  # as in module.py, like the next two
 BN_EPS = f32(1e-3)
 BN_MOMENTUM = f32(0.01)
+
+ENCODE, EVALUATE, TRAIN = range(3)  # how far a step goes
+PHASES = ("first layers", "encoders", "decoder", "softmax", "likelihood", "sums", "decoder gradient", "z, Adam", "Adam")
+CELLS = 32  # cells in a part of a phase that goes through cells
 
 # Sums may be reordered, so that they vectorise; NaN and infinity keep their meaning. Bits stay the same from run to run
 # as long as the compiled code takes the same path: it goes one by one where two arrays lie within 256 bytes of each
@@ -67,17 +76,18 @@ def compiled(fastmath: set[str] | frozenset[str] = frozenset(FAST_MATH)) -> Call
 
 _i32, _float = ir.IntType(32), ir.FloatType()
 _SQRT_HALF = 0x3F3504F3  # bits of sqrt(1/2)
+_TO_INTEGER = f32(1.5 * 2**23)  # a small number plus this is an integer plus this
 
 
 @intrinsic
-def _power_of_two(typing_context, n):
-    """2^n for a float n that holds an integer from -126 to 127."""
+def _times_power_of_two(typing_context, x, n):
+    """x 2^k, where `n` is k plus `_TO_INTEGER`; x and the product are normal."""
 
     def codegen(context, builder, signature, args):
-        exponent = builder.add(builder.fptosi(args[0], _i32), _i32(127))
-        return builder.bitcast(builder.shl(exponent, _i32(23)), _float)
+        x, n = (builder.bitcast(value, _i32) for value in args)
+        return builder.bitcast(builder.add(x, builder.shl(n, _i32(23))), _float)
 
-    return types.float32(types.float32), codegen
+    return types.float32(types.float32, types.float32), codegen
 
 
 @intrinsic
@@ -107,8 +117,8 @@ def exp(x):
     """e^x to 1e-7 relative error, x held within -87 and 88 (Cephes expf)."""
     x = f32(-87) if x < f32(-87) else x
     x = f32(88) if x > f32(88) else x
-    half = f32(0.5) if x > f32(0) else f32(-0.5)
-    n = f32(np.int32(x * f32(1.44269504) + half))
+    shifted = x * f32(1.44269504) + _TO_INTEGER
+    n = shifted - _TO_INTEGER
     r = x - n * f32(0.693359375) - n * f32(-2.12194440e-4)
     p = f32(1.9875691500e-4)
     p = p * r + f32(1.3981999507e-3)
@@ -116,7 +126,7 @@ def exp(x):
     p = p * r + f32(4.1665795894e-2)
     p = p * r + f32(1.6666665459e-1)
     p = p * r + f32(5.0000001201e-1)
-    return (p * r * r + r + f32(1)) * _power_of_two(n)
+    return _times_power_of_two(p * r * r + r + f32(1), shifted)
 
 
 @compiled(EXACT_MATH)
@@ -208,6 +218,8 @@ class Inputs(NamedTuple):
     centred: np.ndarray
     covariance: np.ndarray  # (n_inputs, n_inputs)
     hot: np.ndarray  # int64, (n_obs,)
+    columns: np.ndarray  # int32, (n_obs, n_terms): the inputs that are not zero by construction, and their values
+    values: np.ndarray
     n_latent: int
     n_hot: int
 
@@ -234,8 +246,15 @@ class ByGene(NamedTuple):
 
     first: np.ndarray  # int64, (n_vars + 1,)
     cell: np.ndarray  # int32
-    x: np.ndarray
     inputs: np.ndarray
+
+
+class ByBlock(NamedTuple):
+    """The nonzero counts of a minibatch block by block of genes, each cell by cell, so that they are read in order."""
+
+    first: np.ndarray  # int64, (n_blocks, n_obs + 1): those of cell b are first[block, b] to first[block, b + 1]
+    column: np.ndarray  # uint8, gene within the block
+    x: np.ndarray
 
 
 class Adam(NamedTuple):
@@ -249,72 +268,257 @@ class Adam(NamedTuple):
     weight_decay: np.float32
 
 
+class EncoderPass(NamedTuple):
+    """An encoder as arrays, and what one minibatch leaves in it; of one that does not exist, arrays of size 0."""
+
+    weights: Encoder
+    moments: Moments
+    gradient: Encoder  # of all but the first weight
+    first_layer: tuple[np.ndarray, np.ndarray]  # Adam's moments of the first weight
+    hidden: np.ndarray  # (n_obs, n_hidden), as the next two
+    normalised: np.ndarray
+    hidden_slope: np.ndarray
+    inv_std: np.ndarray
+    mean: np.ndarray  # (n_obs, n_latent), as the next five
+    var: np.ndarray
+    draw: np.ndarray
+    slope: np.ndarray
+    mean_slope: np.ndarray
+    log_var_slope: np.ndarray
+    kl: np.ndarray  # (n_obs,)
+
+
+class DecoderPass(NamedTuple):
+    """A decoder as arrays, and what one minibatch leaves behind in it; one that does not exist has no tiles."""
+
+    weights: Decoder
+    moments: Moments
+    gradient: Decoder
+    tiles: np.ndarray  # (n_blocks, n_obs, BLOCK), as the next
+    slopes: np.ndarray
+    folded: np.ndarray  # (n_blocks, n_inputs, BLOCK), as the next
+    spread: np.ndarray
+    inv_std: np.ndarray
+    highest: np.ndarray  # (n_blocks, n_obs), as the next three; of size 0 without a softmax
+    total: np.ndarray
+    scale: np.ndarray
+    pull: np.ndarray
+    u_slopes: np.ndarray
+    cov_slopes: np.ndarray
+
+
+class Trained(NamedTuple):
+    """All parameters but the encoders' first weights, flat, with gradients and state of Adam."""
+
+    parameters: tuple[np.ndarray, ...]
+    gradients: tuple[np.ndarray, ...]
+    firsts: tuple[np.ndarray, ...]
+    seconds: tuple[np.ndarray, ...]
+
+
+class Pass(NamedTuple):
+    """A module as arrays, with the memory that minibatches of `n_obs` cells need."""
+
+    encoders: tuple[EncoderPass, EncoderPass]  # of z, of the library size
+    decoders: tuple[DecoderPass, DecoderPass]  # of the mean, of the zero inflation
+    trained: Trained
+    u: Inputs
+    log_theta: np.ndarray  # (n_vars, n_rows), as the next
+    theta_gradient: np.ndarray
+    log_prob: np.ndarray  # (n_blocks, n_obs), as the next
+    mean_slope: np.ndarray
+    reconstruction: np.ndarray  # float64, (n_obs,)
+    block_starts: np.ndarray  # int64, (n_blocks, n_obs + 1)
+
+
+class Draw(NamedTuple):
+    """What an encoder is given besides the counts: noise, a dropout mask, and the moments of the prior of each cell."""
+
+    noise: np.ndarray
+    mask: np.ndarray
+    prior: Moments
+
+
+class Cells(NamedTuple):
+    """A minibatch with all that a step needs to know of its cells."""
+
+    counts: Minibatch
+    genes: ByGene
+    blocks: ByBlock
+    draws: tuple[Draw, Draw]
+    library: np.ndarray  # observed log library size (n_obs, 1), of size 0 where it is encoded
+    theta_row: np.ndarray  # row of theta of each cell
+
+
+class Task(NamedTuple):
+    """What to do with a minibatch."""
+
+    stage: int  # ENCODE, EVALUATE or TRAIN
+    kind: int  # of the likelihood, as in `likelihood`
+    kl_weights: tuple[np.float32, np.float32]  # of the KL divergence of each encoder
+    adam: Adam
+    n_threads: int
+
+
+@compiled()
+def group_by_block(batch, blocks):
+    """Put the nonzero counts of a minibatch into `blocks` (a `ByBlock`)."""
+    first, n_obs = blocks.first, len(batch.starts)
+    first[:] = 0
+    for b in range(n_obs):
+        indices, counts = batch.indices[batch.starts[b] : batch.stops[b]], batch.x[batch.starts[b] : batch.stops[b]]
+        for k in range(len(indices)):
+            first[np.uint32(indices[k]) // np.uint32(BLOCK), b] += np.int64(counts[k] > f32(0))
+    n = 0
+    for block in range(len(first)):
+        for b in range(n_obs):
+            n, first[block, b] = n + first[block, b], n
+        first[block, n_obs] = n
+    place = np.empty(len(first), np.int64)
+    for b in range(n_obs):
+        for block in range(len(first)):
+            place[block] = first[block, b]
+        indices, counts = batch.indices[batch.starts[b] : batch.stops[b]], batch.x[batch.starts[b] : batch.stops[b]]
+        for k in range(len(indices)):
+            if counts[k] > f32(0):  # a zero that is stored is one like others
+                g = np.uint32(indices[k])
+                to = place[g // np.uint32(BLOCK)]
+                place[g // np.uint32(BLOCK)] = to + 1
+                blocks.column[to] = g % np.uint32(BLOCK)
+                blocks.x[to] = counts[k]
+
+
 @compiled()
 def group_by_gene(batch, genes):
     """Put the entries of a minibatch into `genes` (a `ByGene`)."""
     first = genes.first
     first[:] = 0
     for b in range(len(batch.starts)):
-        for k in range(batch.starts[b], batch.stops[b]):
-            first[batch.indices[k] + 1] += 1
+        for g in batch.indices[batch.starts[b] : batch.stops[b]]:
+            first[np.uint32(g) + np.uint32(1)] += 1
     for g in range(len(first) - 1):
         first[g + 1] += first[g]
-    place = first[:-1].copy()
+    place = first[:-1].astype(np.uint32)
     for b in range(len(batch.starts)):
-        for k in range(batch.starts[b], batch.stops[b]):
-            g = batch.indices[k]
+        indices, inputs = (
+            batch.indices[batch.starts[b] : batch.stops[b]],
+            batch.inputs[batch.starts[b] : batch.stops[b]],
+        )
+        for k in range(len(indices)):
+            g = np.uint32(indices[k])
             to = place[g]
-            place[g] = to + 1
+            place[g] = to + np.uint32(1)
             genes.cell[to] = b
-            genes.x[to] = batch.x[k]
-            genes.inputs[to] = batch.inputs[k]
+            genes.inputs[to] = inputs[k]
 
 
 # -- encoders ----------------------------------------------------------------------------------------------------------
 
 
+def _row_adder(width):
+    """Make the inner loop of `_add_rows` for `width` columns, whose sums it keeps in vector registers."""
+
+    @intrinsic
+    def add(typing_context, out, place, matrix, column, indices, values, start, stop):
+        def codegen(context, builder, signature, args):
+            int64, vector = ir.IntType(64), ir.VectorType(_float, width)
+            out, matrix, indices, values = (
+                context.make_array(signature.args[i])(context, builder, args[i]) for i in (0, 2, 4, 5)
+            )
+            n_columns = builder.extract_value(matrix.shape, 1)
+
+            def vector_at(data, place):
+                return builder.bitcast(builder.gep(data, [place]), vector.as_pointer())
+
+            target = vector_at(out.data, args[1])
+            total = cgutils.alloca_once(builder, vector)
+            builder.store(builder.load(target, align=4), total)
+            with cgutils.for_range_slice(builder, args[6], args[7], int64(1), int64) as (k, _):
+                index = builder.load(builder.gep(indices.data, [k]))
+                index = index if index.type.width == 64 else builder.sext(index, int64)
+                source = vector_at(matrix.data, builder.add(builder.mul(index, n_columns), args[3]))
+                value = builder.load(builder.gep(values.data, [k]))
+                nothing, first = ir.Constant(vector, ir.Undefined), ir.Constant(ir.VectorType(_i32, width), [0] * width)
+                factor = builder.shuffle_vector(builder.insert_element(nothing, value, _i32(0)), nothing, first)
+                product = builder.fmul(factor, builder.load(source, align=4), flags=("contract",))
+                builder.store(builder.fadd(builder.load(total), product, flags=("contract",)), total)
+            builder.store(builder.load(total), target, align=4)
+            return context.get_dummy_value()
+
+        return types.none(out, types.int64, matrix, types.int64, indices, values, types.int64, types.int64), codegen
+
+    return add
+
+
+_WIDTH = 128 if get_host_cpu_features().get("avx512f") else 64  # columns that eight registers hold
+_add_wide, _add_some, _add_one = _row_adder(_WIDTH), _row_adder(16), _row_adder(1)
+
+
 @compiled(EXACT_MATH)
-def _add_rows(out, row, weight, indices, values, start, stop):
-    """out[row] += sum of values[k] * weight[indices[k]], k from start to stop; four at a time, for fewer stores."""
-    k = start
-    while k + 4 <= stop:
-        g0, g1, g2, g3 = indices[k], indices[k + 1], indices[k + 2], indices[k + 3]
-        v0, v1, v2, v3 = values[k], values[k + 1], values[k + 2], values[k + 3]
-        for h in range(weight.shape[1]):
-            out[row, h] += v0 * weight[g0, h] + v1 * weight[g1, h] + v2 * weight[g2, h] + v3 * weight[g3, h]
-        k += 4
-    while k < stop:
-        g0, v0 = indices[k], values[k]
-        for h in range(weight.shape[1]):
-            out[row, h] += v0 * weight[g0, h]
-        k += 1
+def _add_rows(out, row, matrix, indices, values, start, stop):
+    """out[row] += sum of values[k] * matrix[indices[k]], k from start to stop; `out` has the columns of `matrix`."""
+    n = matrix.shape[1]
+    h = 0
+    while h + _WIDTH <= n:
+        _add_wide(out, row * n + h, matrix, h, indices, values, start, stop)
+        h += _WIDTH
+    while h + 16 <= n:
+        _add_some(out, row * n + h, matrix, h, indices, values, start, stop)
+        h += 16
+    while h < n:
+        _add_one(out, row * n + h, matrix, h, indices, values, start, stop)
+        h += 1
+
+
+@intrinsic
+def _prefetch(typing_context, array, begin, end):
+    """Ask for some entries, of four bytes each, of the flat array to be brought into the L2 cache."""
+
+    def codegen(context, builder, signature, args):
+        array = context.make_array(signature.args[0])(context, builder, args[0])
+        int64, address = ir.IntType(64), ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [address, _i32, _i32, _i32])
+        prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        with cgutils.for_range_slice(builder, args[1], args[2], int64(16), int64) as (k, _):  # of a cache line
+            place = builder.bitcast(builder.gep(array.data, [k]), address)
+            builder.call(prefetch, [place, _i32(0), _i32(2), _i32(1)])  # to read; level 2; data
+        return context.get_dummy_value()
+
+    return types.none(array, types.int64, types.int64), codegen
 
 
 @compiled()
-def first_layers(begin, end, batch, genes, z_weight, z_bias, l_weight, l_bias, z_out, l_out):
-    """First linear layer of both encoders for the cells from `begin` to `end`, into arrays (n_obs, n_hidden).
+def prefetch_entries(begin, end, batch):
+    """Ask for the counts of the cells from `begin` to `end`, which lie anywhere in memory."""
+    for b in range(begin, end):
+        _prefetch(batch.indices, batch.starts[b], batch.stops[b])
+        _prefetch(batch.inputs, batch.starts[b], batch.stops[b])
+        _prefetch(batch.x, batch.starts[b], batch.stops[b])
+
+
+@compiled()
+def first_layer(begin, end, batch, weight, bias, out):
+    """First linear layer of an encoder for the cells from `begin` to `end`, into an array (n_obs, n_hidden).
 
     The cells go through the genes together, block by block, so that a block's weights are read from memory once:
-    indices ascend within a cell. What comes after the last cell is the grouping of the minibatch by gene.
+    indices ascend within a cell.
     """
-    if begin <= len(batch.starts) < end:
-        group_by_gene(batch, genes)
-    end = min(end, len(batch.starts))
     place = batch.starts[begin:end].copy()
     for b in range(begin, end):
-        for h in range(len(z_bias)):
-            z_out[b, h] = z_bias[h]
-        for h in range(len(l_bias)):
-            l_out[b, h] = l_bias[h]
-    for limit in range(ENCODER_BLOCK, len(z_weight) + ENCODER_BLOCK, ENCODER_BLOCK):
+        for h in range(len(bias)):
+            out[b, h] = bias[h]
+    ahead = ENCODER_BLOCK if weight.size > IN_CACHE else len(weight)
+    for limit in range(ENCODER_BLOCK, len(weight) + ENCODER_BLOCK, ENCODER_BLOCK):
         for b in range(begin, end):
+            for g in range(ahead, min(len(weight), limit + (b - begin + 1) * ENCODER_BLOCK // (end - begin))):
+                _prefetch(weight, g * weight.shape[1], (g + 1) * weight.shape[1])
+                ahead = g + 1
             start = place[b - begin]
             stop = start
             while stop < batch.stops[b] and batch.indices[stop] < limit:
                 stop += 1
             place[b - begin] = stop
-            _add_rows(z_out, b, z_weight, batch.indices, batch.inputs, start, stop)
-            _add_rows(l_out, b, l_weight, batch.indices, batch.inputs, start, stop)
+            _add_rows(out, b, weight, batch.indices, batch.inputs, start, stop)
 
 
 @compiled(EXACT_MATH)
@@ -443,57 +647,33 @@ def _adam_row(weight, first, second, row, gradient, adam):
         weight[row, h] -= adam.rate * m / (math.sqrt(v) * adam.root + adam.eps)
 
 
-@compiled(EXACT_MATH)
-def _weigh_cells(gradient, cell, value, start, stop, slope):
-    """gradient = sum of value[k] * slope[cell[k]], k from start to stop."""
-    for h in range(slope.shape[1]):
-        gradient[h] = f32(0)
-    k = start
-    while k + 4 <= stop:
-        b0, b1, b2, b3 = cell[k], cell[k + 1], cell[k + 2], cell[k + 3]
-        v0, v1, v2, v3 = value[k], value[k + 1], value[k + 2], value[k + 3]
-        for h in range(slope.shape[1]):
-            gradient[h] += v0 * slope[b0, h] + v1 * slope[b1, h] + v2 * slope[b2, h] + v3 * slope[b3, h]
-        k += 4
-    while k < stop:
-        b0, v0 = cell[k], value[k]
-        for h in range(slope.shape[1]):
-            gradient[h] += v0 * slope[b0, h]
-        k += 1
-
-
 @compiled()
-def first_layers_step(begin, end, genes, z_slope, z, z_first, z_second, l_slope, l_weight, l_first, l_second, adam):
-    """Gradient of both encoders' first weights and their step of Adam, gene by gene, in one pass over the memory."""
-    for block in range(begin, end):
-        _first_layers_block(block, genes, z_slope, z, z_first, z_second, l_slope, l_weight, l_first, l_second, adam)
+def first_layer_step(block, genes, slope, weight, first, second, adam):
+    """Gradient of the first weight of an encoder and its step of Adam, for a block of genes, in one pass over memory.
 
-
-@compiled()
-def _first_layers_block(block, genes, z_slope, z, z_first, z_second, l_slope, l_weight, l_first, l_second, adam):
-    n_vars = len(z)
-    z_gradient = np.empty(max(z.shape[1], BLOCK), f32)
-    l_gradient = np.empty(max(l_weight.shape[1], BLOCK), f32)
-    for g in range(block * BLOCK, min((block + 1) * BLOCK, n_vars)):
-        start, stop = genes.first[g], genes.first[g + 1]
-        _weigh_cells(z_gradient, genes.cell, genes.inputs, start, stop, z_slope)
-        _adam_row(z, z_first, z_second, g, z_gradient, adam)
-        _weigh_cells(l_gradient, genes.cell, genes.inputs, start, stop, l_slope)
-        _adam_row(l_weight, l_first, l_second, g, l_gradient, adam)
+    `slope` is the gradient by the first layer, (n_obs, n_hidden); weight and state of Adam are (n_vars, n_hidden).
+    """
+    gradient = np.empty(max(weight.shape[1], BLOCK), f32)
+    for g in range(block * BLOCK, min((block + 1) * BLOCK, len(weight))):
+        if weight.size > IN_CACHE and g + 8 < len(weight):
+            ahead = (g + 8) * weight.shape[1]
+            for matrix in (weight, first, second):
+                _prefetch(matrix, ahead, ahead + weight.shape[1])
+        gradient[:] = 0
+        _add_rows(gradient, 0, slope, genes.cell, genes.inputs, genes.first[g], genes.first[g + 1])
+        _adam_row(weight, first, second, g, gradient, adam)
 
 
 @compiled(EXACT_MATH)
-def adam_step(parameters, gradients, firsts, seconds, adam):
-    """One step of Adam of flat arrays, given as tuples."""
-    for i in range(len(parameters)):
-        parameter, gradient, first, second = parameters[i], gradients[i], firsts[i], seconds[i]
-        for k in range(parameter.size):
-            slope = gradient[k] + adam.weight_decay * parameter[k]
-            m = first[k] + (slope - first[k]) * (f32(1) - adam.beta1)
-            v = second[k] * adam.beta2 + slope * slope * (f32(1) - adam.beta2)
-            first[k] = m
-            second[k] = v
-            parameter[k] -= adam.rate * m / (math.sqrt(v) * adam.root + adam.eps)
+def adam_step(parameter, first, second, gradient, adam):
+    """One step of Adam of flat arrays."""
+    for k in range(parameter.size):
+        slope = gradient[k] + adam.weight_decay * parameter[k]
+        m = first[k] + (slope - first[k]) * (f32(1) - adam.beta1)
+        v = second[k] * adam.beta2 + slope * slope * (f32(1) - adam.beta2)
+        first[k] = m
+        second[k] = v
+        parameter[k] -= adam.rate * m / (math.sqrt(v) * adam.root + adam.eps)
 
 
 # -- decoder -----------------------------------------------------------------------------------------------------------
@@ -559,51 +739,32 @@ def _fold(decoder, moments, u, unbiased, start, folded, offset, inv_std, spread)
 
 @compiled()
 def _scores(u, b, folded, offset, out):
-    """out = offset + u[b] @ folded, and zeros up to a whole block."""
-    n = len(offset)
-    for j in range(n):
+    """out[b] = offset + u[b] @ folded."""
+    for j in range(BLOCK):
         out[b, j] = offset[j]
-    for j in range(n, BLOCK):
-        out[b, j] = f32(0)
-    if u.n_hot > 0:
-        for j in range(n):
-            out[b, j] += folded[u.hot[b], j]
-    _add_scores(u.u, b, folded, 0, u.n_latent, n, out)
-    _add_scores(u.u, b, folded, u.n_latent + u.n_hot, len(folded), n, out)
+    n_terms = u.columns.shape[1]
+    _add_rows(out, b, folded, u.columns, u.values, b * n_terms, (b + 1) * n_terms)
 
 
 @compiled()
-def _add_scores(u, b, folded, p, end, n, out):
-    """out += u[b] @ folded for the inputs from `p` to `end`; five at a time, for fewer stores."""
-    while p + 5 <= end:
-        u0, u1, u2, u3, u4 = u[b, p], u[b, p + 1], u[b, p + 2], u[b, p + 3], u[b, p + 4]
-        for j in range(n):
-            out[b, j] += (
-                u0 * folded[p, j]
-                + u1 * folded[p + 1, j]
-                + u2 * folded[p + 2, j]
-                + u3 * folded[p + 3, j]
-                + u4 * folded[p + 4, j]
-            )
-        p += 5
-    while p < end:
-        u0 = u[b, p]
-        for j in range(n):
-            out[b, j] += u0 * folded[p, j]
-        p += 1
-
-
-@compiled(FAST_MATH | {"nnan"})
-def _row_max(row, b, n):
-    highest = row[b, 0]
-    for j in range(n):
-        highest = max(highest, row[b, j])
-    return highest
+def _row_max(row, lanes):
+    """Largest of BLOCK numbers; the compiler makes no vector loop of a plain maximum."""
+    n = len(lanes)
+    for i in range(n):
+        lanes[i] = row[i]
+    for j in range(n, BLOCK, n):
+        for i in range(n):
+            lanes[i] = row[j + i] if row[j + i] > lanes[i] else lanes[i]
+    while n > 1:
+        n //= 2
+        for i in range(n):
+            lanes[i] = lanes[n + i] if lanes[n + i] > lanes[i] else lanes[i]
+    return lanes[0]
 
 
 @compiled()
-def decode(begin, end, u, decoder, moments, unbiased, folded, inv_std, spread, tiles, highest, total):
-    """Gene scores of each cell, tile by tile; exponentiated for a softmax unless `highest` has size 0.
+def decode(block, u, decoder, moments, unbiased, folded, inv_std, spread, tiles, highest, total):
+    """Gene scores of each cell for a block of genes; exponentiated for a softmax unless `highest` has size 0.
 
     Parameters
     ----------
@@ -618,36 +779,33 @@ def decode(begin, end, u, decoder, moments, unbiased, folded, inv_std, spread, t
     highest, total
         Out: largest score of a cell in a block, sum of the exponentials, (n_blocks, n_obs).
     """
-    for block in range(begin, end):
-        _decode_block(block, u, decoder, moments, unbiased, folded, inv_std, spread, tiles, highest, total)
-
-
-@compiled()
-def _decode_block(block, u, decoder, moments, unbiased, folded, inv_std, spread, tiles, highest, total):
     n_vars = len(decoder.weight)
     start = block * BLOCK
     n = min(BLOCK, n_vars - start)
-    offset = np.empty(BLOCK, f32)[:n]
+    offset = np.full(BLOCK, f32(-1e30) if highest.size > 0 else f32(0))  # beyond the last gene: no share of the softmax
+    lanes = np.empty(16, f32)
     weight = folded[block]
-    _fold(decoder, moments, u, unbiased, start, weight, offset, inv_std, spread[block])
+    _fold(decoder, moments, u, unbiased, start, weight, offset[:n], inv_std, spread[block])
     tile = tiles[block]
     for b in range(len(u.u)):
         _scores(u, b, weight, offset, tile)
         if highest.size > 0:
-            top = _row_max(tile, b, n)
+            top = _row_max(tile[b], lanes)
             mass = f32(0)
             for j in range(n):
                 tile[b, j] = exp(tile[b, j] - top)
                 mass += tile[b, j]
+            for j in range(n, BLOCK):
+                tile[b, j] = f32(0)
             highest[block, b] = top
             total[block, b] = mass
 
 
 @compiled(EXACT_MATH)
-def softmax_scales(highest, total, library, scale):
+def softmax_scales(begin, end, highest, total, library, scale):
     """Factor (n_blocks, n_obs) that turns the exponentials of a tile into means: exp(library) * softmax."""
-    n_blocks, n_obs = highest.shape
-    for b in range(n_obs):
+    n_blocks = len(highest)
+    for b in range(begin, end):
         top = highest[0, b]
         for block in range(n_blocks):
             top = max(top, highest[block, b])
@@ -691,12 +849,12 @@ def moments_of(u):
 
 
 @compiled()
-def _input_slopes(slopes, b, folded, n, n_latent, out):
+def _input_slopes(slopes, b, folded, n_latent, out):
     """out[b, p] = sum over genes of slopes[b] * folded[p], for the latent inputs p; five at a time."""
     p = 0
     while p + 5 <= n_latent:
         s0, s1, s2, s3, s4 = f32(0), f32(0), f32(0), f32(0), f32(0)
-        for j in range(n):
+        for j in range(BLOCK):
             slope = slopes[b, j]
             s0 += slope * folded[p, j]
             s1 += slope * folded[p + 1, j]
@@ -707,55 +865,63 @@ def _input_slopes(slopes, b, folded, n, n_latent, out):
         p += 5
     while p < n_latent:
         s0 = f32(0)
-        for j in range(n):
+        for j in range(BLOCK):
             s0 += slopes[b, j] * folded[p, j]
         out[b, p] = s0
         p += 1
 
 
 @compiled()
-def _weight_slopes(slopes, sums, u, has_norm, n, out):
-    """out[p] = sum over cells of slopes[b] * u[b, p], u centred where there is a batch norm. Shape (n_inputs, n).
+def _weight_slopes(slopes, sums, u, has_norm, out):
+    """out[p] = sum over cells of slopes[b] * u[b, p], u centred where there is a batch norm. Shape (n_inputs, BLOCK).
 
     `sums` are those of the slopes over the cells.
     """
     n_inputs = len(out)
     first, last = u.n_latent, u.n_latent + u.n_hot
     for p in range(n_inputs):
-        for j in range(n):
+        for j in range(BLOCK):
             out[p, j] = -u.centre[p] * sums[j] if has_norm and first <= p < last else f32(0)
     if first < last:
         for b in range(len(slopes)):
-            for j in range(n):
+            for j in range(BLOCK):
                 out[u.hot[b], j] += slopes[b, j]
     dense = u.centred if has_norm else u.u
-    _add_weight_slopes(slopes, dense, 0, first, n, out)
-    _add_weight_slopes(slopes, dense, last, n_inputs, n, out)
+    _add_weight_slopes(slopes, dense, 0, first, out)
+    _add_weight_slopes(slopes, dense, last, n_inputs, out)
 
 
 @compiled()
-def _add_weight_slopes(slopes, u, begin, end, n, out):
+def _add_weight_slopes(slopes, u, begin, end, out):
     """out[p] += sum over cells of slopes[b] * u[b, p], p from `begin` to `end`; four cells at a time."""
     n_obs = len(u)
     b = 0
     while b + 4 <= n_obs:
         for p in range(begin, end):
             u0, u1, u2, u3 = u[b, p], u[b + 1, p], u[b + 2, p], u[b + 3, p]
-            for j in range(n):
+            for j in range(BLOCK):
                 out[p, j] += u0 * slopes[b, j] + u1 * slopes[b + 1, j] + u2 * slopes[b + 2, j] + u3 * slopes[b + 3, j]
         b += 4
     while b < n_obs:
         for p in range(begin, end):
             u0 = u[b, p]
-            for j in range(n):
+            for j in range(BLOCK):
                 out[p, j] += u0 * slopes[b, j]
         b += 1
 
 
 @compiled()
+def _weighted_product(weight, a, b, n):
+    """Sum of weight[j] * a[j] * b[j]; it stores nothing, so that its order does not depend on where the arrays lie."""
+    total = f32(0)
+    for j in range(n):
+        total += weight[j] * a[j] * b[j]
+    return total
+
+
+@compiled(EXACT_MATH)
 def decoder_gradient(
-    begin,
-    end,
+    block,
     tiles,
     pull,
     slopes,
@@ -769,7 +935,7 @@ def decoder_gradient(
     u_slopes,
     cov_slopes,
 ):
-    """Gradient of a decoder's parameters, and by its input, from that by the log means.
+    """Gradient of a decoder's parameters, and by its input, from that by the log means, for a block of genes.
 
     Parameters
     ----------
@@ -790,49 +956,6 @@ def decoder_gradient(
     cov_slopes
         Out: gradient by the covariance of the latent part of u with u, (n_blocks, n_latent, n_inputs).
     """
-    for block in range(begin, end):
-        _decoder_gradient_block(
-            block,
-            tiles,
-            pull,
-            slopes,
-            weight,
-            u,
-            folded,
-            inv_std,
-            spread,
-            decoder,
-            gradient,
-            u_slopes,
-            cov_slopes,
-        )
-
-
-@compiled()
-def _weighted_product(weight, a, b, n):
-    """Sum of weight[j] * a[j] * b[j]; it stores nothing, so that its order does not depend on where the arrays lie."""
-    total = f32(0)
-    for j in range(n):
-        total += weight[j] * a[j] * b[j]
-    return total
-
-
-@compiled(EXACT_MATH)
-def _decoder_gradient_block(
-    block,
-    tiles,
-    pull,
-    slopes,
-    weight,
-    u,
-    folded,
-    inv_std,
-    spread,
-    decoder,
-    gradient,
-    u_slopes,
-    cov_slopes,
-):
     n_vars, n_inputs = decoder.weight.shape
     n_obs = len(u.u)
     start = block * BLOCK
@@ -842,17 +965,17 @@ def _decoder_gradient_block(
     for b in range(n_obs):
         if pull.size > 0:
             factor = pull[block, b]
-            for j in range(n):
+            for j in range(BLOCK):
                 slope[b, j] = weight * (slope[b, j] - tile[b, j] * factor)
                 sums[j] += slope[b, j]
         else:
-            for j in range(n):
+            for j in range(BLOCK):
                 slope[b, j] *= weight
                 sums[j] += slope[b, j]
-        _input_slopes(slope, b, folded[block], n, u.n_latent, u_slopes[block])
+        _input_slopes(slope, b, folded[block], u.n_latent, u_slopes[block])
     by_weight = np.empty((n_inputs, BLOCK), f32)
     has_norm = decoder.scale.size > 0
-    _weight_slopes(slope, sums, u, has_norm, n, by_weight)
+    _weight_slopes(slope, sums, u, has_norm, by_weight)
     if not has_norm:
         for p in range(n_inputs):
             for j in range(n):
@@ -934,15 +1057,16 @@ def _sigmoid(x, e):
 
 
 @compiled()
-def _log_gamma_tables(theta, top):
-    """log Gamma(k + theta) - log Gamma(theta) for k up to `top`, and theta times its derivative by theta."""
-    n_rows, n = theta.shape
-    value, slope = np.zeros((top + 1, n_rows, n), f32), np.zeros((top + 1, n_rows, n), f32)
-    for k in range(top):
-        for row in range(n_rows):
-            for j in range(n):
-                value[k + 1, row, j] = value[k, row, j] + log(theta[row, j] + f32(k))
-                slope[k + 1, row, j] = slope[k, row, j] + theta[row, j] / (theta[row, j] + f32(k))
+def _log_gamma_tables(theta):
+    """log Gamma(k + theta) - log Gamma(theta) - log k! for k up to SMALL, and its derivative by log theta."""
+    n = len(theta)
+    value, slope = np.empty((SMALL + 1, n), f32), np.empty((SMALL + 1, n), f32)
+    value[0], slope[0] = 0, 0
+    for k in range(SMALL):
+        for j in range(n):
+            total = theta[j] + f32(k)
+            value[k + 1, j] = value[k, j] + log(total * (f32(1) / f32(k + 1)))
+            slope[k + 1, j] = slope[k, j] + theta[j] / total
     return value, slope
 
 
@@ -953,12 +1077,45 @@ def _log_factorial(x):
     return LOG_FACTORIAL[SMALL] + log_gamma_ratio(SMALL + 1.0, x - SMALL)[0]
 
 
+class Tile(NamedTuple):
+    """All cells by a block of genes: what the likelihood is given of them, and what it leaves."""
+
+    mean: np.ndarray  # (n_obs, BLOCK), to be multiplied by `scale`, (n_obs,)
+    scale: np.ndarray
+    theta_row: np.ndarray  # of each cell
+    theta: np.ndarray  # (n_rows * BLOCK,), and 1 / theta
+    inverse: np.ndarray
+    zi: np.ndarray  # zero-inflation logits, (n_obs, BLOCK)
+    slope: np.ndarray  # gradient by log mean, (n_obs, BLOCK), and by log theta and zi as they are
+    theta_slope: np.ndarray
+    zi_slope: np.ndarray
+    log_prob: np.ndarray  # of each cell, (n_obs,), as the sum of its slopes
+    mean_slope: np.ndarray
+
+
+class Entries(NamedTuple):
+    """The nonzero counts of a few cells in a block of genes, one after the other, and what they add to a `Tile`.
+
+    Loops go through all of them at once: a loop for the few of one cell would end where no processor expects it.
+    """
+
+    end: np.ndarray  # of each cell, after its last entry
+    place: np.ndarray  # in the flat part of a tile that these cells have
+    theta_place: np.ndarray  # in the flat theta
+    x: np.ndarray
+    mu: np.ndarray
+    theta: np.ndarray
+    slope: np.ndarray
+    theta_slope: np.ndarray
+    zi_slope: np.ndarray
+    log_prob: np.ndarray
+
+
 @compiled()
 def likelihood(
-    begin,
-    end,
+    block,
     kind,
-    genes,
+    blocks,
     theta_row,
     log_theta,
     tiles,
@@ -970,14 +1127,14 @@ def likelihood(
     log_prob,
     mean_slope,
 ):
-    """Log-likelihood of each cell and its gradient by the log means, the log thetas and the zero-inflation logits.
+    """Log-likelihood of cells in a block of genes, and its gradient by log means, log thetas and zero-inflation logits.
 
     Parameters
     ----------
     kind
-        0 poisson, 1 nb, 2 zinb.
-    genes
-        The minibatch, `ByGene`.
+        POISSON, NB or ZINB.
+    blocks
+        The minibatch, `ByBlock`.
     theta_row
         Row of theta that each cell uses, (n_obs,).
     log_theta
@@ -993,176 +1150,437 @@ def likelihood(
     log_prob, mean_slope
         Out: parts of each cell's log-likelihood and of the sum of its `slopes`, (n_blocks, n_obs).
     """
-    for block in range(begin, end):
-        _likelihood_block(
-            block,
-            kind,
-            genes,
-            theta_row,
-            log_theta,
-            tiles,
-            scale,
-            zi,
-            slopes,
-            zi_slopes,
-            theta_slopes,
-            log_prob,
-            mean_slope,
+    n_rows, n_obs = log_theta.shape[1], len(theta_row)
+    n = min(BLOCK, len(log_theta) - block * BLOCK)
+    z = block if kind == ZINB else 0
+    tile = Tile(
+        tiles[block], scale[block], theta_row, np.ones(max(n_rows, 1) * BLOCK, f32), np.empty(n_rows * BLOCK, f32),
+        zi[z] if kind == ZINB else tiles[block], slopes[block], np.zeros(n_rows * BLOCK, f32),
+        zi_slopes[z] if kind == ZINB else slopes[block], log_prob[block], mean_slope[block],
+    )  # fmt: skip
+    for row in range(n_rows):
+        for j in range(n):
+            tile.theta[row * BLOCK + j] = exp(log_theta[block * BLOCK + j, row])
+    for k in range(n_rows * BLOCK):
+        tile.inverse[k] = f32(1) / (tile.theta[k] + EPS)
+    tables = _log_gamma_tables(tile.theta)
+    size = FEW * BLOCK
+    floats = np.empty(size, f32), np.empty(size, f32), np.empty(size, f32), np.empty(size, f32)
+    entries = Entries(
+        np.empty(FEW, np.int64), np.empty(size, np.uint32), np.empty(size, np.uint32), *floats,
+        np.empty(size, f32), np.empty(size, f32), np.empty(size),
+    )  # fmt: skip
+    for begin in range(0, n_obs, FEW):
+        end = min(begin + FEW, n_obs)
+        n_entries = _gather(begin, end, block, blocks, tile, entries)
+        if kind == POISSON:
+            _poisson_zeros(begin, end, tile)
+            _poisson_counts(n_entries, entries)
+        else:
+            _nb_counts(n_entries, entries)
+            if kind == NB:
+                _nb_zeros(begin, end, tile)
+            else:
+                _zinb_zeros(begin, end, tile)
+                _zinb_counts(n_entries, tile.zi[begin:end].reshape(-1), entries)
+                _scatter(n_entries, entries.place, entries.zi_slope, tile.zi_slope[begin:end].reshape(-1))
+            _log_gammas(n_entries, tables, entries)
+            _scatter(n_entries, entries.theta_place, entries.theta_slope, tile.theta_slope)
+        _scatter(n_entries, entries.place, entries.slope, tile.slope[begin:end].reshape(-1))
+        _sum_cells(begin, end, entries, tile)
+    for row in range(n_rows):
+        for j in range(n):
+            theta_slopes[block * BLOCK + j, row] = tile.theta_slope[row * BLOCK + j]
+
+
+@compiled()
+def _gather(begin, end, block, blocks, tile, entries):
+    """Put the nonzero counts of the cells from `begin` to `end` into `entries`; how many there are."""
+    first = blocks.first[block]
+    start = first[begin]
+    n = first[end] - start
+    columns, counts = blocks.column[start:], blocks.x[start:]
+    i = 0
+    for b in range(begin, end):
+        mean, scale = tile.mean[b], tile.scale[b]
+        row, theta_row = np.uint32((b - begin) * BLOCK), np.uint32(tile.theta_row[b] * BLOCK)
+        theta = tile.theta[theta_row : theta_row + BLOCK]
+        while i < first[b + 1] - start:
+            j = np.uint32(columns[i])
+            entries.place[i] = row + j
+            entries.theta_place[i] = theta_row + j
+            entries.mu[i] = mean[j] * scale
+            entries.theta[i] = theta[j]
+            i += 1
+        entries.end[b - begin] = i
+    for i in range(n):
+        entries.x[i] = counts[i]
+    return n
+
+
+@compiled(EXACT_MATH)
+def _scatter(n, place, values, out):
+    """out[place[i]] += values[i]."""
+    for i in range(n):
+        out[place[i]] += values[i]
+
+
+@compiled()
+def _sum_cells(begin, end, entries, tile):
+    """Each cell's sum of slopes, and of what its entries add to its log-likelihood."""
+    total, i = 0.0, 0
+    for b in range(begin, end):
+        mean_slope, before = f32(0), total
+        for j in range(BLOCK):
+            mean_slope += tile.slope[b, j]
+        tile.mean_slope[b] = mean_slope
+        while i < entries.end[b - begin]:
+            total += entries.log_prob[i]
+            i += 1
+        tile.log_prob[b] += f32(total - before)
+
+
+@compiled()
+def _log_gammas(n, tables, entries):
+    """Add to `entries` log Gamma(x + theta) - log Gamma(theta) - log x! and its derivative by log theta."""
+    value, derivative = tables
+    for i in range(n):
+        x, at = entries.x[i], entries.theta_place[i]
+        count = np.uint32(min(x, f32(SMALL)))
+        entries.log_prob[i] += value[count, at]
+        entries.theta_slope[i] += derivative[count, at]
+        if x > f32(SMALL):
+            more = np.float64(x) - SMALL
+            rest, by_theta = log_gamma_ratio(np.float64(entries.theta[i]) + SMALL, more)
+            entries.log_prob[i] += rest - log_gamma_ratio(SMALL + 1.0, more)[0]
+            entries.theta_slope[i] += f32(by_theta * entries.theta[i])
+
+
+@compiled()
+def _poisson_zeros(begin, end, tile):
+    """What every entry adds, as if its count were zero: -mu."""
+    for b in range(begin, end):
+        total = f32(0)
+        for j in range(BLOCK):
+            tile.slope[b, j] = -tile.mean[b, j] * tile.scale[b]
+            total += tile.slope[b, j]
+        tile.log_prob[b] = total
+
+
+@compiled()
+def _poisson_counts(n, entries):
+    """What the nonzero counts add: x log mu - log x!."""
+    for i in range(n):
+        entries.slope[i] = entries.x[i]
+        entries.log_prob[i] = entries.x[i] * log(max(entries.mu[i], LEAST))
+    for i in range(n):
+        entries.log_prob[i] -= _log_factorial(entries.x[i])
+
+
+@compiled()
+def _nb_zeros(begin, end, tile):
+    """What every entry adds, as if its count were zero: -theta * log(1 + mu / theta)."""
+    for b in range(begin, end):
+        row, factor, value = tile.theta_row[b] * BLOCK, tile.scale[b], f32(0)
+        thetas, inverses = tile.theta[row : row + BLOCK], tile.inverse[row : row + BLOCK]
+        theta_slope = tile.theta_slope[row : row + BLOCK]
+        for j in range(BLOCK):
+            theta, inverse = thetas[j], inverses[j]
+            ratio = tile.mean[b, j] * factor * inverse
+            log_ratio = theta * log1p(ratio)
+            share = theta * ratio / (f32(1) + ratio)
+            tile.slope[b, j] = -share
+            theta_slope[j] += share * theta * inverse - log_ratio
+            value += log_ratio
+        tile.log_prob[b] = -value
+
+
+@compiled()
+def _nb_counts(n, entries):
+    """What the nonzero counts add to `_nb_zeros`, but for the log Gammas: x log(mu / (theta + mu))."""
+    for i in range(n):
+        mean, theta = entries.mu[i] + EPS, entries.theta[i]
+        by_theta = entries.x[i] * theta / (mean + theta)
+        entries.log_prob[i] = entries.x[i] * log(max(mean / (mean + theta), LEAST))
+        entries.slope[i] = by_theta * (entries.mu[i] / mean)
+        entries.theta_slope[i] = -by_theta
+
+
+@compiled()
+def _zinb_zeros(begin, end, tile):
+    """What every entry adds, as if its count were zero: log(pi + (1 - pi) NB(0))."""
+    for b in range(begin, end):
+        row, factor, value = tile.theta_row[b] * BLOCK, tile.scale[b], f32(0)
+        thetas, inverses = tile.theta[row : row + BLOCK], tile.inverse[row : row + BLOCK]
+        theta_slope = tile.theta_slope[row : row + BLOCK]
+        for j in range(BLOCK):
+            theta, inverse, zi = thetas[j], inverses[j], tile.zi[b, j]
+            ratio = tile.mean[b, j] * factor * inverse
+            log_zero = -theta * log1p(ratio)
+            gap = log_zero - zi
+            e_gap, e_zi = exp(-abs(gap)), exp(-abs(zi))
+            counted = _sigmoid(gap, e_gap)  # share of the zero that is not inflated
+            share = theta * ratio / (f32(1) + ratio)
+            tile.slope[b, j] = -share * counted
+            tile.zi_slope[b, j] = _sigmoid(-zi, e_zi) - counted
+            theta_slope[j] += counted * (share * theta * inverse + log_zero)
+            value += _softplus(gap, e_gap) - _softplus(-zi, e_zi)
+        tile.log_prob[b] = value
+
+
+@compiled()
+def _zinb_counts(n, zis, entries):
+    """What turns that of `_zinb_zeros` into log(1 - pi) and `_nb_zeros` at the counts, added to `_nb_counts`."""
+    for i in range(n):
+        theta, zi = entries.theta[i], zis[entries.place[i]]
+        ratio = entries.mu[i] / (theta + EPS)
+        log_zero = -theta * log1p(ratio)
+        gap = log_zero - zi
+        e_gap = exp(-abs(gap))
+        inflated = _sigmoid(-gap, e_gap)
+        share = theta * ratio / (f32(1) + ratio)
+        entries.log_prob[i] += log_zero - zi - _softplus(gap, e_gap)
+        entries.slope[i] -= share * inflated
+        entries.theta_slope[i] += inflated * (share * theta / (theta + EPS) + log_zero)
+        entries.zi_slope[i] = -inflated
+
+
+# -- the step: which loops come when, and who does what of them -------------------------------------------------------
+#
+# (In this file, as numba's cache notices changes of the file of `step`, not of others that it calls.)
+#
+# Several threads run `step` side by side on the same arrays. It is made of phases, a phase of parts; each thread claims
+# one part after the other, and goes on to the next phase when all parts of this one are done. Who does which part does
+# not change the result. A thread that comes late finds less left to do, and one that never comes is not missed.
+
+# -- the team ----------------------------------------------------------------------------------------------------------
+
+_LINE = 8  # counters on cache lines of their own, so that threads do not slow each other down
+_yield = types.ExternalFunction("sched_yield", types.int32())
+
+
+@intrinsic
+def _fetch_add(typing_context, counters, place, n):
+    """Add n to counters[place] in one indivisible operation; what it was before."""
+
+    def codegen(context, builder, signature, args):
+        array = context.make_array(signature.args[0])(context, builder, args[0])
+        return builder.atomic_rmw("add", builder.gep(array.data, [args[1]]), args[2], "seq_cst")
+
+    return types.int64(types.Array(types.int64, 1, "C"), types.int64, types.int64), codegen
+
+
+@intrinsic
+def _clock(typing_context):
+    """The processor's counter of cycles."""
+
+    def codegen(context, builder, signature, args):
+        kind = ir.FunctionType(ir.IntType(64), [])
+        return builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.readcyclecounter"), [])
+
+    return types.int64(), codegen
+
+
+def new_team() -> np.ndarray:
+    """What the threads of a step share: of each phase, parts claimed, parts done, and the clock when all were done."""
+    return np.zeros(3 * len(PHASES) * _LINE, np.int64)
+
+
+@compiled()
+def clock():
+    """The processor's counter of cycles."""
+    return _clock()
+
+
+def phase_begin(team: np.ndarray) -> int:
+    """The clock when the first thread began a step that is done."""
+    return int(team[_LINE + 1])
+
+
+def phase_ends(team: np.ndarray) -> np.ndarray:
+    """The clock at the end of each phase of a step that is done."""
+    return team[2 * _LINE :: 3 * _LINE]
+
+
+@compiled()
+def parts(team, phase, n):
+    """The parts of a phase that this thread claims; it ends when all `n` parts are done, by whomever."""
+    claimed = 3 * phase * _LINE
+    done = claimed + _LINE
+    part = _fetch_add(team, claimed, 1)
+    while part < n:
+        yield part
+        _fetch_add(team, done, 1)
+        part = _fetch_add(team, claimed, 1)
+    while _fetch_add(team, done, 0) < n:
+        _yield()
+    team[done + _LINE] = _clock()
+
+
+# -- the step ----------------------------------------------------------------------------------------------------------
+
+
+@compiled()
+def step(team, cells, work, task):
+    """Encode the cells, evaluate the ELBO or train on them, as `task` says; results are in `work`."""
+    if team[_LINE + 1] == 0:
+        team[_LINE + 1] = _clock()
+    z, library = work.encoders
+    px, zi = work.decoders
+    training = task.stage == TRAIN
+    n_obs, n_blocks = len(cells.counts.starts), len(px.tiles)
+    n_decoders = 2 if len(zi.tiles) > 0 else 1
+    n_encoders = 2 if library.hidden.size > 0 else 1
+    n_spans = -(-n_obs // CELLS)
+
+    # The encoders' first layers, each in one piece for two threads; and the minibatch gene by gene.
+    n_pieces = max(1, task.n_threads // n_encoders)
+    prefetch_entries(0, n_obs, cells.counts)
+    for part in parts(team, 0, 2 + n_encoders * n_pieces):
+        if part == 0 and training:
+            group_by_gene(cells.counts, cells.genes)
+        elif part == 1 and task.stage > ENCODE:
+            group_by_block(cells.counts, cells.blocks)
+        elif part > 1:
+            piece, encoder = (part - 2) // n_encoders, work.encoders[part % n_encoders]
+            begin, end = piece * n_obs // n_pieces, (piece + 1) * n_obs // n_pieces
+            first_layer(begin, end, cells.counts, encoder.weights.weight, encoder.weights.bias, encoder.hidden)
+
+    for part in parts(team, 1, n_encoders):
+        encode(work.encoders[part], cells.draws[part], task.stage)
+        if part == 0 and task.stage > ENCODE:
+            set_inputs(work.u, z.draw)
+            if training:
+                moments_of(work.u)
+    if task.stage == ENCODE:
+        return
+
+    unbiased = f32(n_obs) / f32(n_obs - 1) if training else f32(0)
+    for part in parts(team, 2, n_decoders * n_blocks):
+        block, d = part // n_decoders, work.decoders[part % n_decoders]
+        decode(
+            block, work.u, d.weights, d.moments, unbiased, d.folded, d.inv_std, d.spread, d.tiles, d.highest, d.total
         )
 
+    log_total = (library.draw if n_encoders == 2 else cells.library)[:, 0]
+    for span in parts(team, 3, n_spans):
+        begin, end = span * CELLS, min((span + 1) * CELLS, n_obs)
+        softmax_scales(begin, end, px.highest, px.total, log_total, px.scale)
 
-@compiled()
-def _likelihood_block(
-    block, kind, genes, theta_row, log_theta, tiles, scale, zi, slopes, zi_slopes, theta_slopes, log_prob, mean_slope
-):
-    n_vars = len(genes.first) - 1
-    start = block * BLOCK
-    n = min(BLOCK, n_vars - start)
-    log_prob[block] = 0
-    mean_slope[block] = 0
-    if kind == 0:
-        _poisson_tile(genes, start, n, tiles[block], scale[block], slopes[block], log_prob[block], mean_slope[block])
-    else:
-        theta = np.ones((log_theta.shape[1], BLOCK), f32)
-        theta_slope = np.zeros((log_theta.shape[1], BLOCK), f32)
-        for row in range(len(theta)):
-            for j in range(n):
-                theta[row, j] = exp(log_theta[start + j, row])
-        tile, factor, slope = tiles[block], scale[block], slopes[block]
-        value, total = log_prob[block], mean_slope[block]
-        if kind == 1:
-            _nb_zeros(theta_row, theta, tile, factor, slope, theta_slope, value, total)
+    weight = f32(-1) / f32(n_obs)  # from log-likelihood to loss
+    for part in parts(team, 4, n_blocks):
+        block = n_blocks - 1 - part  # the last ones are still in a cache
+        likelihood(
+            block, task.kind, cells.blocks, cells.theta_row, work.log_theta, px.tiles, px.scale, zi.tiles,
+            px.slopes, zi.slopes, work.theta_gradient, work.log_prob, work.mean_slope,
+        )  # fmt: skip
+        if training:
+            work.theta_gradient[block * BLOCK : (block + 1) * BLOCK] *= weight
+
+    for span in parts(team, 5, n_spans):
+        begin, end = span * CELLS, min((span + 1) * CELLS, n_obs)
+        sum_blocks(begin, end, work.log_prob, work.reconstruction)
+        if training:
+            softmax_pull(begin, end, work.mean_slope, px.scale, log_total, px.pull, weight, library.slope)
+    if not training:
+        return
+
+    # Gradients, and Adam's step of what has its gradient.
+    for part in parts(team, 6, n_encoders - 1 + n_decoders * n_blocks):
+        if part == n_encoders - 2:
+            encoder_backward(library, cells.draws[1], task.kl_weights[1], n_obs)
         else:
-            of_zero = zi[block], slope, zi_slopes[block], theta_slope, value, total
-            _zinb_zeros(theta_row, theta, tile, factor, *of_zero)
-            _zinb_counts(genes, start, theta_row, theta, tile, factor, *of_zero)
-        _nb_counts(genes, start, theta_row, theta, tile, factor, slope, theta_slope, value, total)
-        for row in range(len(theta)):
-            for j in range(n):
-                theta_slopes[start + j, row] = theta_slope[row, j]
+            part -= n_encoders - 1
+            block, d = part // n_decoders, work.decoders[part % n_decoders]
+            decoder_gradient(
+                block, d.tiles, d.pull, d.slopes, weight, work.u, d.folded, d.inv_std, d.spread, d.weights,
+                d.gradient, d.u_slopes, d.cov_slopes,
+            )  # fmt: skip
+
+    for part in parts(team, 7, 1 + (n_encoders - 1) * n_blocks):
+        if part == 0:
+            z.slope[:] = 0
+            for i in range(n_decoders):
+                d = work.decoders[i]
+                input_gradient(d.u_slopes, d.cov_slopes, work.u.centred, d.weights.scale.size > 0, z.slope)
+            encoder_backward(z, cells.draws[0], task.kl_weights[0], n_obs)
+        else:
+            m, v = library.first_layer
+            first_layer_step(part - 1, cells.genes, library.hidden_slope, library.weights.weight, m, v, task.adam)
+
+    t = work.trained
+    for part in parts(team, 8, len(t.parameters) + n_blocks):
+        if part < len(t.parameters):
+            adam_step(t.parameters[part], t.firsts[part], t.seconds[part], t.gradients[part], task.adam)
+        else:
+            m, v = z.first_layer
+            block = part - len(t.parameters)
+            first_layer_step(block, cells.genes, z.hidden_slope, z.weights.weight, m, v, task.adam)
 
 
 @compiled()
-def _poisson_tile(genes, start, n, tile, scale, slope, log_prob, mean_slope):
-    for b in range(len(scale)):
+def encode(encoder, given, stage):
+    """Posterior from the first layer's output in `hidden`, and a draw of it; by the minibatch's moments in training."""
+    weights, moments = encoder.weights, encoder.moments
+    if stage == TRAIN:
+        hidden_forward(
+            encoder.hidden, weights.scale, weights.shift, moments, given.mask, encoder.normalised, encoder.inv_std
+        )
+    else:
+        hidden_inference(encoder.hidden, weights.scale, weights.shift, moments)
+    heads_forward(encoder.hidden, weights, encoder.mean, encoder.var)
+    if stage > ENCODE:
+        draw(encoder.mean, encoder.var, given.noise, given.prior.mean, given.prior.var, encoder.draw, encoder.kl)
+
+
+@compiled()
+def encoder_backward(encoder, given, kl_weight, n_obs):
+    """Gradients of an encoder from that by its draw, in `slope`."""
+    mean_slope, log_var_slope = encoder.mean_slope, encoder.log_var_slope
+    draw_gradient(
+        encoder.mean, encoder.var, given.noise, given.prior.mean, given.prior.var, kl_weight / f32(n_obs),
+        encoder.slope, mean_slope, log_var_slope,
+    )  # fmt: skip
+    encoder_gradient(
+        encoder.hidden, encoder.normalised, encoder.inv_std, given.mask, mean_slope, log_var_slope,
+        encoder.weights, encoder.gradient, encoder.hidden_slope,
+    )  # fmt: skip
+
+
+@compiled()
+def set_inputs(u, z):
+    """Put the latent part and the one-hot part into u; the other covariates are there."""
+    for b in range(len(z)):
+        for p in range(u.n_latent):
+            u.u[b, p] = z[b, p]
+        for p in range(u.n_latent, u.n_latent + u.n_hot):
+            u.u[b, p] = f32(1) if p == u.hot[b] else f32(0)
+        term = 0
+        for p in range(u.u.shape[1]):
+            if p < u.n_latent or p >= u.n_latent + u.n_hot or p == u.hot[b]:
+                u.columns[b, term] = p
+                u.values[b, term] = u.u[b, p]
+                term += 1
+
+
+@compiled()
+def sum_blocks(begin, end, values, out):
+    """out = sum over the blocks of values (n_blocks, n_obs), in double precision, for the cells begin to end."""
+    for b in range(begin, end):
+        out[b] = 0.0
+        for block in range(len(values)):
+            out[b] += np.float64(values[block, b])
+
+
+@compiled()
+def softmax_pull(begin, end, mean_slope, scale, log_total, pull, weight, library_slope):
+    """What the softmax takes off each gene's slope, per unit of tile; and the loss's gradient by log library size."""
+    for b in range(begin, end):
         total = f32(0)
-        for j in range(n):
-            slope[b, j] = -tile[b, j] * scale[b]
-            total += slope[b, j]
-        log_prob[b] += total
-        mean_slope[b] += total
-    for j in range(n):
-        for k in range(genes.first[start + j], genes.first[start + j + 1]):
-            b, x = genes.cell[k], genes.x[k]
-            slope[b, j] += x
-            mean_slope[b] += x
-            log_prob[b] += x * math.log(max(tile[b, j] * scale[b], f32(1.2e-38))) - _log_factorial(x)
-
-
-@compiled()
-def _nb_zeros(theta_row, theta, tile, scale, slope, theta_slope, log_prob, mean_slope):
-    """What every entry adds, as if its count were zero: -theta * log(1 + mu / theta)."""
-    n = theta.shape[1]
-    inverse = np.empty((len(theta), BLOCK), f32)
-    for row in range(len(theta)):
-        for j in range(n):
-            inverse[row, j] = f32(1) / (theta[row, j] + EPS)
-    for b in range(len(scale)):
-        row, factor = theta_row[b], scale[b]
-        value, total = f32(0), f32(0)
-        for j in range(n):
-            ratio = tile[b, j] * factor * inverse[row, j]
-            log_ratio = log1p(ratio)
-            share = theta[row, j] * ratio / (f32(1) + ratio)
-            slope[b, j] = -share
-            theta_slope[row, j] += share * theta[row, j] * inverse[row, j] - theta[row, j] * log_ratio
-            value += theta[row, j] * log_ratio
-            total += share
-        log_prob[b] -= value
-        mean_slope[b] -= total
-
-
-@compiled()
-def _nb_counts(genes, start, theta_row, theta, tile, scale, slope, theta_slope, log_prob, mean_slope):
-    """What the nonzero counts add to `_nb_zeros`."""
-    n = min(BLOCK, len(genes.first) - 1 - start)
-    begin, end = genes.first[start], genes.first[start + n]
-    top = f32(0)
-    for k in range(begin, end):
-        top = max(top, genes.x[k])
-    value, derivative = _log_gamma_tables(theta, int(min(top, f32(SMALL))))
-    mu, sum_, log_ratio = np.empty(end - begin, f32), np.empty(end - begin, f32), np.empty(end - begin, f32)
-    for j in range(n):
-        for k in range(genes.first[start + j], genes.first[start + j + 1]):
-            b = genes.cell[k]
-            mu[k - begin] = tile[b, j] * scale[b]
-            sum_[k - begin] = theta[theta_row[b], j]
-    for i in range(end - begin):
-        sum_[i] += mu[i] + EPS
-        log_ratio[i] = log(mu[i] + EPS) - log(sum_[i])
-    for j in range(n):
-        for k in range(genes.first[start + j], genes.first[start + j + 1]):
-            b, x, i = genes.cell[k], genes.x[k], k - begin
-            row = theta_row[b]
-            by_mean = x * mu[i] * (f32(1) / (mu[i] + EPS) - f32(1) / sum_[i])
-            slope[b, j] += by_mean
-            mean_slope[b] += by_mean
-            theta_slope[row, j] -= x * theta[row, j] / sum_[i]
-            if x <= f32(SMALL):
-                log_prob[b] += x * log_ratio[i] + value[int(x), row, j] - LOG_FACTORIAL[int(x)]
-                theta_slope[row, j] += derivative[int(x), row, j]
-            else:
-                rest, by_theta = log_gamma_ratio(np.float64(theta[row, j]) + SMALL, np.float64(x) - SMALL)
-                rest += np.float64(x) * np.float64(log_ratio[i]) - _log_factorial(x)
-                log_prob[b] += f32(rest) + value[SMALL, row, j]
-                theta_slope[row, j] += f32(by_theta * theta[row, j]) + derivative[SMALL, row, j]
-
-
-@compiled()
-def _zinb_zeros(theta_row, theta, tile, scale, zi, slope, zi_slope, theta_slope, log_prob, mean_slope):
-    """What every entry adds, as if its count were zero: log(pi + (1 - pi) NB(0))."""
-    n = theta.shape[1]
-    inverse = np.empty((len(theta), BLOCK), f32)
-    for row in range(len(theta)):
-        for j in range(n):
-            inverse[row, j] = f32(1) / (theta[row, j] + EPS)
-    for b in range(len(scale)):
-        row, factor = theta_row[b], scale[b]
-        value, total = f32(0), f32(0)
-        for j in range(n):
-            ratio = tile[b, j] * factor * inverse[row, j]
-            log_zero = -theta[row, j] * log1p(ratio)
-            gap = log_zero - zi[b, j]
-            e_gap, e_zi = exp(-abs(gap)), exp(-abs(zi[b, j]))
-            counted = _sigmoid(gap, e_gap)  # share of the zero that is not inflated
-            share = theta[row, j] * ratio / (f32(1) + ratio)
-            slope[b, j] = -share * counted
-            zi_slope[b, j] = _sigmoid(-zi[b, j], e_zi) - counted
-            theta_slope[row, j] += counted * (share * theta[row, j] * inverse[row, j] + log_zero)
-            value += _softplus(gap, e_gap) - _softplus(-zi[b, j], e_zi)
-            total += share * counted
-        log_prob[b] += value
-        mean_slope[b] -= total
-
-
-@compiled()
-def _zinb_counts(genes, start, theta_row, theta, tile, scale, zi, slope, zi_slope, theta_slope, log_prob, mean_slope):
-    """At the nonzero counts, replace what `_zinb_zeros` added by log(1 - pi) and `_nb_zeros`."""
-    n = min(BLOCK, len(genes.first) - 1 - start)
-    for j in range(n):
-        for k in range(genes.first[start + j], genes.first[start + j + 1]):
-            if genes.x[k] == f32(0):  # stored, but a zero like others
-                continue
-            b = genes.cell[k]
-            row = theta_row[b]
-            ratio = tile[b, j] * scale[b] / (theta[row, j] + EPS)
-            log_zero = -theta[row, j] * log1p(ratio)
-            gap, logit = log_zero - zi[b, j], zi[b, j]
-            e_gap, e_zi = exp(-abs(gap)), exp(-abs(logit))
-            inflated = f32(1) - _sigmoid(gap, e_gap)
-            share = theta[row, j] * ratio / (f32(1) + ratio)
-            slope[b, j] = -share
-            zi_slope[b, j] = -_sigmoid(logit, e_zi)
-            theta_slope[row, j] += inflated * (share * theta[row, j] / (theta[row, j] + EPS) + log_zero)
-            log_prob[b] += log_zero - _softplus(logit, e_zi) - _softplus(gap, e_gap) + _softplus(-logit, e_zi)
-            mean_slope[b] -= share * inflated
+        for block in range(len(mean_slope)):
+            total += mean_slope[block, b]
+        factor = total / exp(log_total[b])
+        for block in range(len(mean_slope)):
+            pull[block, b] = scale[block, b] * factor
+        if library_slope.size > 0:
+            library_slope[b, 0] = weight * total

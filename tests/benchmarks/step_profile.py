@@ -2,15 +2,13 @@
 
     python tests/benchmarks/step_profile.py [--data pbmc3k-2000] [--likelihood nb] [--batches 1] [--threads 2]
 
-Prints the median time of every compiled loop, of drawing the noise, and of the step as a whole. Needs the data of
-../shared/data.
+Prints the median time of each phase of the compiled step, of the rest of the step, and of drawing the noise. Needs the
+data of ../shared/data.
 """
 
 import argparse
 import os
-import statistics
 import time
-from collections import defaultdict
 
 import numpy as np
 import torch
@@ -18,13 +16,10 @@ from speed import DATA, cpu_name, read
 
 from ldvae.config import ModelConfig
 from ldvae.data import Counts, Covariates, DataShape, as_csr
-from ldvae.kernels import cpu, fused_step, loops
+from ldvae.kernels import fused_step, loops
 from ldvae.module import LDVAE
 
 BATCH_SIZE = 128
-SIDE_BY_SIDE = {  # these are given to `spread`
-    "first_layers", "decode", "likelihood", "decoder_gradient", "first_layers_step",
-}  # fmt: skip
 
 
 def main() -> None:
@@ -52,47 +47,28 @@ def main() -> None:
     module = LDVAE(ModelConfig(gene_likelihood=arguments.likelihood), shape, *prior).train()
     step = fused_step(module, torch.optim.Adam(module.parameters(), eps=0.01, weight_decay=1e-6))
     generator, rng = torch.Generator().manual_seed(0), np.random.default_rng(0)
-    times: dict[str, list[float]] = defaultdict(list)
-
-    def timed(name, function):
-        def call(*values):
-            started = time.perf_counter()
-            result = function(*values)
-            times[name].append(time.perf_counter() - started)
-            return result
-
-        return call
-
-    def train() -> None:
+    names = ("noise", "before the phases", *loops.PHASES, "after the phases")
+    seconds = []
+    for _ in range(arguments.steps + 1):  # the first one compiles
         rows = rng.permutation(n_obs)[:BATCH_SIZE]
-        noise = timed("noise", module.draw_noise)(BATCH_SIZE, generator)
-        timed("step", step.train)(counts, rows, noise, 1.0)
-
-    train()  # compiles
-    times.clear()
-    for _ in range(arguments.steps):
-        train()
-    spread = cpu.spread
-    cpu.spread = lambda function, n, *values: timed(function.__name__, spread)(function, n, *values)
-    for name, function in vars(cpu).copy().items():
-        if name in vars(loops) and hasattr(function, "py_func"):
-            compiled = timed(name, function)
-            compiled.__name__ = name
-            setattr(cpu, name, compiled if name not in SIDE_BY_SIDE else function)
-    whole = times.copy()
-    times.clear()
-    for _ in range(arguments.steps):
-        train()
+        started = time.perf_counter()
+        noise = module.draw_noise(BATCH_SIZE, generator)
+        drawn = time.perf_counter()
+        begin = loops.clock()
+        step.train(counts, rows, noise, 1.0)
+        end = loops.clock()
+        done = time.perf_counter()
+        team = step.team
+        cycles = np.diff([begin, loops.phase_begin(team), *loops.phase_ends(team), end])
+        seconds.append([drawn - started, *(cycles * ((done - drawn) / (end - begin)))])
+    medians = 1e3 * np.median(seconds[1:], axis=0)
     print(f"{cpu_name()}, {arguments.threads} threads, load {os.getloadavg()[0]:.1f}")
     print(f"{arguments.data}, {n_vars:,} genes, {x.nnz / n_obs / n_vars:.1%} nonzero, ", end="")
     print(f"{arguments.likelihood}, {arguments.batches} batches\n")
     print("| part | median ms per step |\n|---|---|")
-    for name in ("noise", "step"):
-        print(f"| {name} | {1e3 * statistics.median(whole[name]):.3f} |")
-    for name, values in sorted(times.items(), key=lambda item: -sum(item[1])):
-        if name not in whole:
-            calls = len(values) / arguments.steps
-            print(f"| – {name} | {1e3 * calls * statistics.median(values):.3f} |")
+    for name, value in zip(names, medians, strict=True):
+        print(f"| {name} | {value:.3f} |")
+    print(f"| step, without the noise | {1e3 * np.median([sum(parts[1:]) for parts in seconds[1:]]):.3f} |")
 
 
 if __name__ == "__main__":
