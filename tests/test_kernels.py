@@ -152,6 +152,7 @@ def make_counts(n_obs=70, n_vars=300, n_batch=1, n_cats=(), n_continuous=0, larg
 MODELS = [
     (ModelConfig(), {}),
     (ModelConfig(gene_likelihood="poisson", n_latent=3), {}),
+    (ModelConfig(gene_likelihood="poisson", dispersion="gene-batch"), {"n_batch": 3}),
     (ModelConfig(gene_likelihood="zinb", dropout_rate=0.0), {"n_batch": 3}),
     (ModelConfig(dispersion="gene-batch", bias=True), {"n_batch": 3, "n_cats": (2,), "n_continuous": 1}),
     (ModelConfig(dispersion="gene-label", use_observed_lib_size=True, log_variational=False, n_hidden=33), {}),

@@ -309,8 +309,9 @@ class FusedStep:
                 work.u.u[:, -n_others:] = array(module.decoder_input(torch.empty(len(rows), 0), covariates))[
                     :, -n_others:
                 ]
-            index = {"gene-batch": covariates.batch_index, "gene-label": covariates.label_index}.get(config.dispersion)
-            theta_row = theta_row if index is None else array(index)
+            if module.log_theta is not None and config.dispersion != "gene":
+                of_batch_or_label = {"gene-batch": covariates.batch_index, "gene-label": covariates.label_index}
+                theta_row = array(of_batch_or_label[config.dispersion])
         n_threads = min(torch.get_num_threads(), len(work.decoders[0].tiles))
         task = Task(stage, KINDS[config.gene_likelihood], (f32(kl_weight), f32(1)), adam, n_threads)
         cell, inputs, column, x = self.entries
