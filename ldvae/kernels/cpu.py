@@ -45,7 +45,7 @@ _pools: dict[int, ThreadPoolExecutor] = {}
 os.register_at_fork(after_in_child=_pools.clear)  # a child process has the pool, but not its threads
 
 
-def run(cells: Cells, work: Pass, task: Task) -> np.ndarray:
+def run_team(cells: Cells, work: Pass, task: Task) -> np.ndarray:
     """A step by as many threads as the task says; the team's counters.
 
     Plain threads, as a step holds no lock of the interpreter: numba's own would spin while they wait (OpenMP), or stop
@@ -316,7 +316,7 @@ class FusedStep:
         task = Task(stage, KINDS[config.gene_likelihood], (f32(kl_weight), f32(1)), adam, n_threads)
         cell, inputs, column, x = self.entries
         genes, blocks = ByGene(self.gene_starts, cell, inputs), ByBlock(work.block_starts, column, x)
-        self.team = run(Cells(batch, genes, blocks, draws, library, theta_row), work, task)
+        self.team = run_team(Cells(batch, genes, blocks, draws, library, theta_row), work, task)
         return work
 
     def work(self, n_obs: int) -> Pass:

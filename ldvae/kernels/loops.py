@@ -1163,7 +1163,7 @@ def likelihood(
             tile.theta[row * BLOCK + j] = exp(log_theta[block * BLOCK + j, row])
     for k in range(n_rows * BLOCK):
         tile.inverse[k] = f32(1) / (tile.theta[k] + EPS)
-    tables = _log_gamma_tables(tile.theta)
+    tables = _log_gamma_tables(tile.theta[: n_rows * BLOCK])  # none for poisson
     size = FEW * BLOCK
     floats = np.empty(size, f32), np.empty(size, f32), np.empty(size, f32), np.empty(size, f32)
     entries = Entries(
@@ -1345,15 +1345,13 @@ def _zinb_counts(n, zis, entries):
         entries.zi_slope[i] = -inflated
 
 
-# -- the step: which loops come when, and who does what of them -------------------------------------------------------
+# -- the team ----------------------------------------------------------------------------------------------------------
 #
 # (In this file, as numba's cache notices changes of the file of `step`, not of others that it calls.)
 #
 # Several threads run `step` side by side on the same arrays. It is made of phases, a phase of parts; each thread claims
 # one part after the other, and goes on to the next phase when all parts of this one are done. Who does which part does
 # not change the result. A thread that comes late finds less left to do, and one that never comes is not missed.
-
-# -- the team ----------------------------------------------------------------------------------------------------------
 
 _LINE = 8  # counters on cache lines of their own, so that threads do not slow each other down
 _yield = types.ExternalFunction("sched_yield", types.int32())
@@ -1442,7 +1440,7 @@ def step(team, cells, work, task):
         elif part == 1 and task.stage > ENCODE:
             group_by_block(cells.counts, cells.blocks)
         elif part > 1:
-            piece, encoder = (part - 2) // n_encoders, work.encoders[part % n_encoders]
+            piece, encoder = (part - 2) // n_encoders, work.encoders[(part - 2) % n_encoders]
             begin, end = piece * n_obs // n_pieces, (piece + 1) * n_obs // n_pieces
             first_layer(begin, end, cells.counts, encoder.weights.weight, encoder.weights.bias, encoder.hidden)
 
