@@ -1400,7 +1400,7 @@ def phase_ends(team: np.ndarray) -> np.ndarray:
     return team[2 * _LINE :: 3 * _LINE]
 
 
-@compiled()
+@numba.njit(nogil=True, error_model="numpy", forceinline=True)  # numba cannot compile with a generator from its cache
 def parts(team, phase, n):
     """The parts of a phase that this thread claims; it ends when all `n` parts are done, by whomever."""
     claimed = 3 * phase * _LINE
