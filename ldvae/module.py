@@ -309,7 +309,7 @@ class LinearDecoder(nn.Module):
     def forward(self, u: Tensor) -> Tensor:
         """Gene scores before the softmax, shape (..., n_obs, n_vars), from u of shape (..., n_obs, n_inputs)."""
         weight, shift = self.folded(u if self.training else None)
-        return u @ weight.T + shift
+        return F.linear(u, weight, shift)
 
     def folded(self, u: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Weight (n_vars, n_inputs) and shift (n_vars,) with the batch norm folded in.

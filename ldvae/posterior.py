@@ -287,7 +287,7 @@ def normalized_expression(
     n_genes = module.shape.n_vars if genes is None else len(genes)
     n_draws = max(n_samples, 1)
     keep = n_draws > 1 and not return_mean
-    out = np.empty((n_draws, cells.n_obs, n_genes) if keep else (cells.n_obs, n_genes), dtype=np.float32)
+    out = torch.empty((n_draws, cells.n_obs, n_genes) if keep else (cells.n_obs, n_genes), dtype=torch.float32)
     for rows, minibatch in cells.minibatches(max(1, batch_size // n_draws)):
         expected = []
         for batch in batches:
@@ -301,8 +301,8 @@ def normalized_expression(
         values = expected[0] if len(expected) == 1 else torch.stack(expected).mean(dim=0)
         if not keep:
             values = values[0] if n_draws == 1 else values.mean(dim=0)
-        out[..., rows, :] = values.cpu()
-    return out
+        out[..., rows, :] = values
+    return out.numpy()
 
 
 def sample_cells(cells: Cells, n: int, generator: torch.Generator) -> Cells:

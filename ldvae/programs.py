@@ -10,8 +10,9 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import pandas as pd
+import scipy  # imports scipy.stats when it is first used: a second and 45 MB that a training need not have
 from numpy.typing import ArrayLike
-from scipy import sparse, stats
+from scipy import sparse
 
 from .config import ProgramsConfig
 from .errors import InputError
@@ -335,7 +336,7 @@ def stability(
     cosines = np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0)
     n_fits = len(fits)
     if n_fits > 1:
-        half_width = stats.t.ppf(0.975, n_fits - 1) * stacked.std(axis=0, ddof=1) / np.sqrt(n_fits)
+        half_width = scipy.stats.t.ppf(0.975, n_fits - 1) * stacked.std(axis=0, ddof=1) / np.sqrt(n_fits)
     else:
         half_width = np.full(rotation.loadings.shape, np.nan)
     return Stability(cosines.T, stacked.mean(axis=0), half_width)
@@ -587,7 +588,7 @@ def associations(
         if kind is None:
             continue
         table = scores[known]
-        ranks = stats.rankdata(table, axis=0)
+        ranks = scipy.stats.rankdata(table, axis=0)
         test = _test_levels if kind == "categorical" else _test_number
         share = _explained(ranks if kind == "continuous" else table.to_numpy(), values[known], kind)
         rows += [
@@ -597,7 +598,7 @@ def associations(
     if not rows:
         return pd.DataFrame(columns=columns)
     result = pd.concat(rows, ignore_index=True)
-    result["padj"] = stats.false_discovery_control(result["p"])
+    result["padj"] = scipy.stats.false_discovery_control(result["p"])
     result["technical"] = result["variable"].isin(technical)
     order = {name: k for k, name in enumerate(scores.columns)}
     return result.sort_values("program", key=lambda names: names.map(order), kind="stable")[columns].reset_index(
@@ -683,8 +684,8 @@ def enrichment(programs: Programs, library: Mapping[str, Sequence[str]], name: s
             }
         )
         both, n_term = table["overlap"], table["n_term"]
-        table["p"] = stats.hypergeom.sf(both - 1, len(background), n_term, len(members))
-        table["padj"] = stats.false_discovery_control(table["p"])
+        table["p"] = scipy.stats.hypergeom.sf(both - 1, len(background), n_term, len(members))
+        table["padj"] = scipy.stats.false_discovery_control(table["p"])
         neither = len(background) - n_term - len(members) + both
         with np.errstate(divide="ignore"):
             table["odds_ratio"] = both * neither / np.asarray((n_term - both) * (len(members) - both), float)
@@ -776,7 +777,7 @@ def _test_levels(scores: pd.DataFrame, ranks: np.ndarray, values: pd.Series) -> 
                 "level": str(level),
                 "effect": sums / n_in - (total - sums) / n_out,
                 "auc": wins / pairs,
-                "p": 2 * stats.norm.sf(np.abs(z)),
+                "p": 2 * scipy.stats.norm.sf(np.abs(z)),
             }
         )
 
@@ -790,19 +791,19 @@ def _explained(scores: np.ndarray, values: pd.Series, kind: str) -> np.ndarray:
         sums = np.zeros((codes.max() + 1, scores.shape[1]))
         np.add.at(sums, codes, centred)
         return (np.square(sums) / np.bincount(codes)[:, None]).sum(axis=0) / total
-    wanted = stats.rankdata(values.to_numpy(float))
+    wanted = scipy.stats.rankdata(values.to_numpy(float))
     wanted = wanted - wanted.mean()
     return np.square(wanted @ centred) / np.square(wanted).sum() / total
 
 
 def _test_number(scores: pd.DataFrame, ranks: np.ndarray, values: pd.Series) -> Iterator[pd.DataFrame]:
     """Spearman's correlation with the scores."""
-    wanted = stats.rankdata(values.to_numpy(float))
+    wanted = scipy.stats.rankdata(values.to_numpy(float))
     wanted = (wanted - wanted.mean()) / wanted.std()
     r = wanted @ (ranks - ranks.mean(axis=0)) / len(wanted) / np.maximum(ranks.std(axis=0), TINY)
     degrees = max(len(wanted) - 2, 1)
     t = r * np.sqrt(degrees / np.maximum(1 - r**2, TINY))
-    p = 2 * stats.t.sf(np.abs(t), degrees)
+    p = 2 * scipy.stats.t.sf(np.abs(t), degrees)
     yield pd.DataFrame({"program": scores.columns, "level": "", "effect": r, "auc": np.nan, "p": p})
 
 

@@ -1,4 +1,7 @@
 import copy
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -24,6 +27,25 @@ few_examples = settings(max_examples=40, deadline=None, suppress_health_check=[H
 def apply(function, x, out):
     for i in range(x.size):
         out[i] = function(x[i])
+
+
+def test_a_process_compiles_what_uses_parts_after_another_has_filled_the_cache(tmp_path):
+    """As jobs do that start together: a generator of a cache is nothing that numba can compile with."""
+    script = (
+        "import numba\n"
+        "from ldvae.kernels import loops\n"
+        "@numba.njit\n"
+        "def total(team):\n"
+        "    found = 0\n"
+        "    for part in loops.parts(team, 0, 5):\n"
+        "        found += part\n"
+        "    return found\n"
+        "print(total(loops.new_team()))\n"
+    )
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+        assert done.stdout == "10\n", done.stderr
 
 
 @pytest.mark.parametrize(
@@ -105,7 +127,8 @@ def test_likelihood_and_its_gradients_match_the_plain_formula_in_double_precisio
     slopes, zi_slopes, theta_slopes = np.empty_like(tiles), np.empty_like(tiles), np.zeros_like(theta)
     log_prob, mean_slope = (np.empty((len(tiles), n_obs), np.float32) for _ in range(2))
     scale = np.ones((len(tiles), n_obs), np.float32)
-    blocks = loops.ByBlock(np.empty((len(tiles), n_obs + 1), np.int64), *cpu.room_for(csr.nnz)[2:])
+    room = np.empty(csr.nnz, np.uint8), np.empty(csr.nnz, np.float32)
+    blocks = loops.ByBlock(np.empty((len(tiles), n_obs + 1), np.int64), *room)
     loops.group_by_block(batch, blocks)
     for block in range(len(tiles)):
         loops.likelihood(

@@ -20,20 +20,20 @@ from ldvae.kernels.loops import (
     TRAIN,
     ZINB,
     Adam,
-    ByBlock,
-    ByGene,
     Cells,
+    Dataset,
     Decoder,
     DecoderPass,
     Draw,
     Encoder,
     EncoderPass,
     Inputs,
-    Minibatch,
+    Kept,
     Moments,
     Pass,
     Task,
     Trained,
+    keep,
     new_team,
     step,
 )
@@ -45,7 +45,7 @@ _pools: dict[int, ThreadPoolExecutor] = {}
 os.register_at_fork(after_in_child=_pools.clear)  # a child process has the pool, but not its threads
 
 
-def run_team(cells: Cells, work: Pass, task: Task) -> np.ndarray:
+def run_team(dataset: Kept, memory: Kept, rows: np.ndarray, draws: tuple[Draw, Draw], task: Task) -> np.ndarray:
     """A step by as many threads as the task says; the team's counters.
 
     Plain threads, as a step holds no lock of the interpreter: numba's own would spin while they wait (OpenMP), or stop
@@ -56,8 +56,8 @@ def run_team(cells: Cells, work: Pass, task: Task) -> np.ndarray:
     if task.n_threads > 1 and task.n_threads not in _pools:
         _pools[task.n_threads] = ThreadPoolExecutor(task.n_threads - 1, thread_name_prefix="ldvae")
     for _ in range(task.n_threads - 1):
-        _pools[task.n_threads].submit(step, team, cells, work, task)
-    step(team, cells, work, task)
+        _pools[task.n_threads].submit(step, team, dataset, memory, rows, draws, task)
+    step(team, dataset, memory, rows, draws, task)
     return team
 
 
@@ -65,7 +65,7 @@ _NONE1, _NONE2, _NONE3 = (np.empty((0,) * n, f32) for n in (1, 2, 3))
 _NO_MOMENTS = Moments(_NONE1, _NONE1)
 _NO_ENCODER = Encoder(_NONE2, _NONE1, _NONE1, _NONE1, _NONE2, _NONE1, _NONE2, _NONE1)
 _NO_DECODER = Decoder(_NONE2, _NONE1, _NONE1, _NONE1)
-_NO_DRAW = Draw(_NONE2, _NONE2, _NO_MOMENTS)
+_NO_DRAW = Draw(_NONE2, _NONE2)
 _NO_ADAM = Adam(*[f32(0)] * 6)
 
 
@@ -106,8 +106,9 @@ def running_moments(norm: Any) -> Moments:
     return _NO_MOMENTS if norm is None else Moments(array(norm.running_mean), array(norm.running_var))
 
 
-def encoder_pass(encoder: Any, n_obs: int, first_layer: tuple[np.ndarray, np.ndarray]) -> EncoderPass:
-    """An encoder as arrays, with memory for `n_obs` cells and Adam's moments of its first weight; it may be None."""
+def encoder_pass(encoder: Any, kl: np.ndarray, first_layer: tuple[np.ndarray, np.ndarray]) -> EncoderPass:
+    """An encoder, or None, as arrays, with memory for as many cells as `kl` and Adam's moments of its first weight."""
+    n_obs = len(kl)
     if encoder is None:
         weights, moments, n_obs = _NO_ENCODER, _NO_MOMENTS, 0
     else:
@@ -120,7 +121,7 @@ def encoder_pass(encoder: Any, n_obs: int, first_layer: tuple[np.ndarray, np.nda
         *(np.empty((n_obs, n_hidden), f32) for _ in range(3)),
         np.empty(n_hidden, f32),
         *(np.empty((n_obs, n_latent), f32) for _ in range(6)),
-        np.empty(n_obs, f32),
+        kl,
     )
     return EncoderPass(weights, moments, *memory)
 
@@ -156,7 +157,10 @@ class AdamState:
                 zeros = [torch.zeros_like(parameter, memory_format=torch.preserve_format) for _ in range(2)]
                 optimizer.state[parameter] = {"step": torch.zeros(()), "exp_avg": zeros[0], "exp_avg_sq": zeros[1]}
         self.state = optimizer.state
-        self.steps = [array(self.state[parameter]["step"]) for parameter in parameters]
+        steps = torch.stack([self.state[parameter]["step"] for parameter in parameters])
+        for parameter, n_steps in zip(parameters, steps, strict=True):
+            self.state[parameter]["step"] = n_steps  # a view: they advance together
+        self.steps = array(steps)
 
     def of(self, parameter: Tensor | None, name: str) -> Tensor | None:
         """A parameter's moment of this name; None for no parameter."""
@@ -164,8 +168,7 @@ class AdamState:
 
     def advance(self) -> Adam:
         """Begin another step; its factors."""
-        for n_done in self.steps:
-            n_done += 1
+        self.steps += 1
         n_steps = float(self.steps[0])
         beta1, beta2 = self.group["betas"]
         return Adam(
@@ -193,10 +196,16 @@ def make_pass(module: Any, n_obs: int, adam: AdamState | None) -> Pass:
     """A module as arrays, with the memory that minibatches of `n_obs` cells need."""
     shape, config = module.shape, module.config
     encoders, decoders = (module.z_encoder, module.l_encoder), (module.decoder, module.zi_decoder)
-    z, library = (encoder_pass(e, n_obs, first_layer_moments(e, adam)) for e in encoders)
+    terms = np.zeros((3, n_obs))
+    z, library = (encoder_pass(e, k, first_layer_moments(e, adam)) for e, k in zip(encoders, terms[1:], strict=True))
     px, zi = (decoder_pass(d, n_obs, config.n_latent, d is module.decoder) for d in decoders)
     log_theta = _NONE2 if module.log_theta is None else array(module.log_theta).reshape(shape.n_vars, -1)
     theta_gradient = np.empty_like(log_theta)
+    standard = Moments(np.zeros(shape.n_batch, f32), np.ones(shape.n_batch, f32))
+    of_library = _NO_MOMENTS
+    if module.l_encoder is not None:
+        of_library = Moments(array(module.library_log_means), array(module.library_log_vars))
+    norms = [e and e.norms[0] for e in encoders] + [d and d.norm for d in decoders]
 
     # All parameters but the first weights, in one order whatever the model has, so that it is compiled once.
     tensors = [t for e in encoders for t in encoder_tensors(e)[1:]] + [t for d in decoders for t in decoder_tensors(d)]
@@ -204,7 +213,6 @@ def make_pass(module: Any, n_obs: int, adam: AdamState | None) -> Pass:
     gradients = [*z.gradient[1:], *library.gradient[1:], *px.gradient, *zi.gradient, theta_gradient]
     moments = [[None if adam is None else adam.of(t, name) for t in tensors] for name in MOMENTS]
     values = [tuple(array(t).reshape(-1) for t in of) for of in (tensors, *moments)]
-    trained = Trained(values[0], tuple(g.reshape(-1) for g in gradients), values[1], values[2])
 
     n_blocks, n_inputs = px.folded.shape[:2]
     columns = (config.n_latent, shape.n_batch if shape.n_batch > 1 else 0)
@@ -219,10 +227,45 @@ def make_pass(module: Any, n_obs: int, adam: AdamState | None) -> Pass:
         np.empty((n_obs, n_terms), f32),
         *columns,
     )
-    log_prob, mean_slope = np.empty((n_blocks, n_obs), f32), np.empty((n_blocks, n_obs), f32)
-    starts = np.empty((n_blocks, n_obs + 1), np.int64)
-    gene_arrays = log_theta, theta_gradient
-    return Pass((z, library), (px, zi), trained, inputs, *gene_arrays, log_prob, mean_slope, np.empty(n_obs), starts)
+    return Pass(
+        cells=Cells(*(np.empty(n_obs, np.int64) for _ in range(4)), np.empty(n_obs, f32)),
+        encoders=(z, library),
+        priors=(standard, of_library),
+        decoders=(px, zi),
+        trained=Trained(values[0], tuple(g.reshape(-1) for g in gradients), values[1], values[2]),
+        tracked=tuple(np.empty(0, int) if n is None else array(n.num_batches_tracked).reshape(-1) for n in norms),
+        u=inputs,
+        log_theta=log_theta,
+        theta_gradient=theta_gradient,
+        log_prob=np.empty((n_blocks, n_obs), f32),
+        mean_slope=np.empty((n_blocks, n_obs), f32),
+        terms=terms,
+        gene_starts=np.empty(shape.n_vars + 1, np.int64),
+        block_starts=np.empty((n_blocks, n_obs + 1), np.int64),
+    )
+
+
+def make_dataset(counts: Any, module: Any, n_obs: int) -> Dataset:
+    """All counts as arrays, with room for those of any `n_obs` cells."""
+    offsets = counts.x.indptr.astype(np.int64)
+    covariates, config = counts.covariates, module.config
+    theta_row = None
+    if module.log_theta is not None:
+        theta_row = {"gene-batch": covariates.batch_index, "gene-label": covariates.label_index}.get(config.dispersion)
+    sizes = np.diff(offsets)
+    n_obs = min(n_obs, len(sizes))
+    most = int(np.partition(sizes, len(sizes) - n_obs)[len(sizes) - n_obs :].sum())  # memory that nobody uses is free
+    return Dataset(
+        offsets=offsets,
+        indices=counts.genes,
+        x=counts.x.data,
+        inputs=counts.log1p if config.log_variational else counts.x.data,
+        batch=array(covariates.batch_index),
+        theta_row=np.empty(0, np.int64) if theta_row is None else array(theta_row),
+        log_library=array(covariates.library).reshape(-1),
+        by_gene=(np.empty(most, np.int32), np.empty(most, f32)),
+        by_block=(np.empty(most, np.uint8), np.empty(most, f32)),
+    )
 
 
 class FusedStep:
@@ -240,12 +283,12 @@ class FusedStep:
 
     def __init__(self, module: Any, optimizer: torch.optim.Optimizer | None = None, plain: Any = None) -> None:
         self.module, self.optimizer, self.plain = module, optimizer, plain
-        self.passes: dict[int, Pass] = {}
+        self.passes: dict[int, tuple[Pass, Kept]] = {}
         self.adam: AdamState | None = None
         self.team = new_team()  # of the last step
-        self.gene_starts = np.empty(module.shape.n_vars + 1, np.int64)
-        self.entries = room_for(0)
-        self.tracked = [array(values) for name, values in module.named_buffers() if name.endswith("_tracked")]
+        self.counts: Any = None  # of the last step; also as compiled code has them, with room for so many cells
+        self.kept: Kept | None = None
+        self.room = 0
 
     def train(self, counts: Any, rows: np.ndarray, noise: Any, kl_weight: float) -> Tensor:
         """Update the module; sums over cells of reconstruction, KL(z) and KL(library), in nats, shape (3,)."""
@@ -254,8 +297,6 @@ class FusedStep:
         if self.adam is None:
             self.adam = AdamState(self.module, self.optimizer)
             self.passes.clear()
-        for tracked in self.tracked:
-            tracked += 1
         return self.sums(self.run(TRAIN, counts, rows, noise, kl_weight, self.adam.advance()))
 
     def evaluate(self, counts: Any, rows: np.ndarray, noise: Any) -> Tensor:
@@ -264,7 +305,7 @@ class FusedStep:
 
     def elbo_terms(self, counts: Any, rows: np.ndarray, noise: Any) -> list[Tensor]:
         """Reconstruction, KL(z) and KL(library) of each cell, in nats, shape (n_obs,)."""
-        return [torch.from_numpy(values.astype(f32)) for values in self.terms(self.run(EVALUATE, counts, rows, noise))]
+        return list(torch.from_numpy(self.run(EVALUATE, counts, rows, noise).terms.astype(f32)))
 
     def encode(self, counts: Any, rows: np.ndarray) -> list[Tensor | None]:
         """Mean and variance of the posterior of z, (n_obs, n_latent), and of the log library size, (n_obs, 1)."""
@@ -284,66 +325,37 @@ class FusedStep:
         adam: Adam = _NO_ADAM,
     ) -> Pass:
         """A step as far as `stage`; results are in the memory for minibatches of this size."""
-        work, module, config = self.work(len(rows)), self.module, self.module.config
-        batch = minibatch(counts, rows, config.log_variational)
-        draws, library, theta_row = (_NO_DRAW, _NO_DRAW), _NONE2, np.zeros(len(rows), np.int64)
+        work, memory = self.work(len(rows))
+        dataset = self.dataset(counts, len(rows))
+        draws = (_NO_DRAW, _NO_DRAW)
         if stage > ENCODE:
-            size = int((batch.stops - batch.starts).sum())
-            self.entries = self.entries if size <= len(self.entries[0]) else room_for(size + size // 4)
-            covariates = counts.covariates.rows(rows)
-            masks = [
-                array(masks[0]) if masks and stage == TRAIN else _NONE2 for masks in (noise.z_masks, noise.l_masks)
-            ]
-            standard = Moments(np.zeros(len(rows), f32), np.ones(len(rows), f32))
-            draws = (Draw(array(noise.z), masks[0], standard), _NO_DRAW)
-            if module.l_encoder is not None:
-                of_batch = (module.library_log_means, module.library_log_vars)
-                prior = Moments(*(array(values[covariates.batch_index]) for values in of_batch))
-                draws = (draws[0], Draw(array(noise.library), masks[1], prior))
-            else:
-                library = array(covariates.library)
-            if work.u.n_hot:
-                np.add(array(covariates.batch_index), config.n_latent, out=work.u.hot)
-            n_others = work.u.u.shape[1] - config.n_latent - work.u.n_hot
-            if n_others:
-                work.u.u[:, -n_others:] = array(module.decoder_input(torch.empty(len(rows), 0), covariates))[
-                    :, -n_others:
-                ]
-            if module.log_theta is not None and config.dispersion != "gene":
-                of_batch_or_label = {"gene-batch": covariates.batch_index, "gene-label": covariates.label_index}
-                theta_row = array(of_batch_or_label[config.dispersion])
+            masks = [array(m[0]) if m and stage == TRAIN else _NONE2 for m in (noise.z_masks, noise.l_masks)]
+            draws = (Draw(array(noise.z), masks[0]), Draw(array(noise.library), masks[1]))
+            u, n_hot = work.u, work.u.n_hot
+            if u.n_latent + n_hot < u.u.shape[1]:
+                others = self.module.decoder_input(torch.empty(len(rows), 0), counts.covariates.rows(rows))
+                u.u[:, u.n_latent + n_hot :] = others.numpy()[:, n_hot:]
         n_threads = min(torch.get_num_threads(), len(work.decoders[0].tiles))
-        task = Task(stage, KINDS[config.gene_likelihood], (f32(kl_weight), f32(1)), adam, n_threads)
-        cell, inputs, column, x = self.entries
-        genes, blocks = ByGene(self.gene_starts, cell, inputs), ByBlock(work.block_starts, column, x)
-        self.team = run_team(Cells(batch, genes, blocks, draws, library, theta_row), work, task)
+        kind = KINDS[self.module.config.gene_likelihood]
+        task = Task(stage, kind, (f32(kl_weight), f32(1)), adam, n_threads)
+        self.team = run_team(dataset, memory, np.ascontiguousarray(rows, np.int64), draws, task)
         return work
 
-    def work(self, n_obs: int) -> Pass:
-        """Memory for minibatches of this size; that of the last few sizes is kept."""
+    def work(self, n_obs: int) -> tuple[Pass, Kept]:
+        """Memory for minibatches of this size, for Python and for compiled code; that of the last few sizes is kept."""
         if n_obs not in self.passes:
             if len(self.passes) > 3:
                 self.passes.clear()
-            self.passes[n_obs] = make_pass(self.module, n_obs, self.adam)
+            work = make_pass(self.module, n_obs, self.adam)
+            self.passes[n_obs] = work, keep(work)
         return self.passes[n_obs]
 
-    def terms(self, work: Pass) -> list[np.ndarray]:
-        """Each cell's terms of the negative ELBO: reconstruction, KL(z), KL(library), in nats, shape (n_obs,)."""
-        z, library = work.encoders
-        return [-work.reconstruction, z.kl, library.kl if library.kl.size else np.zeros_like(z.kl)]
+    def dataset(self, counts: Any, n_obs: int) -> Kept:
+        """The counts for compiled code; those of the last step are kept."""
+        if self.counts is not counts or self.room < n_obs:
+            self.kept, self.counts, self.room = keep(make_dataset(counts, self.module, n_obs)), counts, n_obs
+        return self.kept
 
     def sums(self, work: Pass) -> Tensor:
-        """The sums of `terms` over the cells."""
-        return torch.tensor([values.sum(dtype=np.float64) for values in self.terms(work)], dtype=torch.float32)
-
-
-def minibatch(counts: Any, rows: np.ndarray, log_variational: bool) -> Minibatch:
-    """Where the counts of some cells are."""
-    x = counts.x
-    starts, stops = x.indptr[rows].astype(np.int64), x.indptr[rows + 1].astype(np.int64)
-    return Minibatch(starts, stops, counts.genes, x.data, counts.log1p if log_variational else x.data)
-
-
-def room_for(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Memory for the counts of a minibatch gene by gene (cell, input), and block by block (column, count)."""
-    return np.empty(size, np.int32), np.empty(size, f32), np.empty(size, np.uint8), np.empty(size, f32)
+        """The sums of the terms of the negative ELBO over the cells."""
+        return torch.from_numpy(work.terms.sum(axis=1).astype(f32))

@@ -29,6 +29,7 @@ from llvmlite import ir
 from llvmlite.binding import get_host_cpu_features
 from numba import types
 from numba.core import cgutils
+from numba.experimental import structref
 from numba.extending import intrinsic
 
 f32 = np.float32
@@ -46,7 +47,10 @@ BN_EPS = f32(1e-3)
 BN_MOMENTUM = f32(0.01)
 
 ENCODE, EVALUATE, TRAIN = range(3)  # how far a step goes
-PHASES = ("first layers", "encoders", "decoder", "softmax", "likelihood", "sums", "decoder gradient", "z, Adam", "Adam")
+PHASES = (
+    "cells", "first layers", "encoders", "decoder", "softmax", "likelihood", "sums",
+    "decoder gradient", "z, Adam", "Adam",
+)  # fmt: skip
 CELLS = 32  # cells in a part of a phase that goes through cells
 
 # Sums may be reordered, so that they vectorise; NaN and infinity keep their meaning. Bits stay the same from run to run
@@ -241,6 +245,30 @@ class Minibatch(NamedTuple):
     inputs: np.ndarray  # what the encoders see of it
 
 
+class Dataset(NamedTuple):
+    """All cells: CSR arrays, and what is known of each cell."""
+
+    offsets: np.ndarray  # int64, (n_cells + 1,): cell i has entries offsets[i] to offsets[i + 1]
+    indices: np.ndarray  # as in `Minibatch`, like the next two
+    x: np.ndarray
+    inputs: np.ndarray
+    batch: np.ndarray  # int64, (n_cells,)
+    theta_row: np.ndarray  # row of theta, int64, (n_cells,); of size 0 where all have the first
+    log_library: np.ndarray  # observed, (n_cells,)
+    by_gene: tuple[np.ndarray, np.ndarray]  # room for `cell` and `inputs` of a `ByGene`
+    by_block: tuple[np.ndarray, np.ndarray]  # room for `column` and `x` of a `ByBlock`
+
+
+class Cells(NamedTuple):
+    """What `look_up` finds of each cell of a minibatch, (n_obs,) each."""
+
+    starts: np.ndarray  # int64, of its entries
+    stops: np.ndarray
+    batch: np.ndarray  # int64
+    theta_row: np.ndarray  # int64
+    log_library: np.ndarray  # observed; or, after its encoder, drawn
+
+
 class ByGene(NamedTuple):
     """A minibatch gene by gene: gene g has entries first[g] to first[g + 1], cells ascending."""
 
@@ -285,7 +313,7 @@ class EncoderPass(NamedTuple):
     slope: np.ndarray
     mean_slope: np.ndarray
     log_var_slope: np.ndarray
-    kl: np.ndarray  # (n_obs,)
+    kl: np.ndarray  # float64, (n_obs,)
 
 
 class DecoderPass(NamedTuple):
@@ -319,35 +347,27 @@ class Trained(NamedTuple):
 class Pass(NamedTuple):
     """A module as arrays, with the memory that minibatches of `n_obs` cells need."""
 
+    cells: Cells
     encoders: tuple[EncoderPass, EncoderPass]  # of z, of the library size
+    priors: tuple[Moments, Moments]  # of z, of the log library size, in each batch
     decoders: tuple[DecoderPass, DecoderPass]  # of the mean, of the zero inflation
     trained: Trained
+    tracked: tuple[np.ndarray, ...]  # int64: how many steps each batch norm has seen
     u: Inputs
     log_theta: np.ndarray  # (n_vars, n_rows), as the next
     theta_gradient: np.ndarray
     log_prob: np.ndarray  # (n_blocks, n_obs), as the next
     mean_slope: np.ndarray
-    reconstruction: np.ndarray  # float64, (n_obs,)
-    block_starts: np.ndarray  # int64, (n_blocks, n_obs + 1)
+    terms: np.ndarray  # of the negative ELBO, float64, (3, n_obs): reconstruction, KL(z), KL(library)
+    gene_starts: np.ndarray  # `first` of a `ByGene` and of a `ByBlock`
+    block_starts: np.ndarray
 
 
 class Draw(NamedTuple):
-    """What an encoder is given besides the counts: noise, a dropout mask, and the moments of the prior of each cell."""
+    """Random numbers for an encoder."""
 
-    noise: np.ndarray
-    mask: np.ndarray
-    prior: Moments
-
-
-class Cells(NamedTuple):
-    """A minibatch with all that a step needs to know of its cells."""
-
-    counts: Minibatch
-    genes: ByGene
-    blocks: ByBlock
-    draws: tuple[Draw, Draw]
-    library: np.ndarray  # observed log library size (n_obs, 1), of size 0 where it is encoded
-    theta_row: np.ndarray  # row of theta of each cell
+    noise: np.ndarray  # (n_obs, n_latent)
+    mask: np.ndarray  # dropout, (n_obs, n_hidden); of size 0 for none
 
 
 class Task(NamedTuple):
@@ -358,6 +378,37 @@ class Task(NamedTuple):
     kl_weights: tuple[np.float32, np.float32]  # of the KL divergence of each encoder
     adam: Adam
     n_threads: int
+
+
+@structref.register
+class KeptType(types.StructRef):
+    """What numba calls the type of a `Kept`."""
+
+
+class Kept(structref.StructRefProxy):
+    """A value as compiled code has it: it is handed over as one pointer, however many arrays it is made of."""
+
+
+structref.define_boxing(KeptType, Kept)
+structref.define_constructor(Kept, KeptType, ["value"])
+
+
+@compiled()
+def keep(value):
+    """Take a value apart once, for all calls with it."""
+    return Kept(value)
+
+
+@compiled()
+def look_up(rows, data, cells, u):
+    """Put what the `Dataset` has of the cells `rows` into `cells`, and their one-hot column into `u`."""
+    for b in range(len(rows)):
+        row = rows[b]
+        cells.starts[b], cells.stops[b] = data.offsets[row], data.offsets[row + 1]
+        cells.batch[b] = data.batch[row]
+        cells.theta_row[b] = data.theta_row[row] if data.theta_row.size > 0 else 0
+        cells.log_library[b] = data.log_library[row]
+        u.hot[b] = u.n_latent + data.batch[row]
 
 
 @compiled()
@@ -571,29 +622,27 @@ def heads_forward(hidden, encoder, mean, var):
 
 
 @compiled(EXACT_MATH)
-def draw(mean, var, noise, prior_mean, prior_var, out, kl):
-    """A draw of N(mean, var) into `out`, and its KL divergence from the prior of each cell into `kl`.
-
-    The prior's moments are scalars per cell, shape (n_obs,).
-    """
+def draw(mean, var, noise, prior, batch, out, kl):
+    """A draw of N(mean, var) into `out`, and the KL divergence from the prior of each cell's batch into `kl`."""
     for b in range(mean.shape[0]):
-        total = f32(0)
+        prior_mean, prior_var, total = prior.mean[batch[b]], prior.var[batch[b]], f32(0)
         for i in range(mean.shape[1]):
             out[b, i] = mean[b, i] + math.sqrt(var[b, i]) * noise[b, i]
-            shift = mean[b, i] - prior_mean[b]
-            total += log(prior_var[b] / var[b, i]) + (var[b, i] + shift * shift) / prior_var[b] - f32(1)
+            shift = mean[b, i] - prior_mean
+            total += log(prior_var / var[b, i]) + (var[b, i] + shift * shift) / prior_var - f32(1)
         kl[b] = f32(0.5) * total
 
 
 @compiled(EXACT_MATH)
-def draw_gradient(mean, var, noise, prior_mean, prior_var, kl_weight, slope, mean_slope, log_var_slope):
+def draw_gradient(mean, var, noise, prior, batch, kl_weight, slope, mean_slope, log_var_slope):
     """Gradient of the loss by mean and log-variance, from `slope`, that by the draw; `kl_weight` is per cell."""
     for b in range(mean.shape[0]):
+        prior_mean, prior_var = prior.mean[batch[b]], prior.var[batch[b]]
         for i in range(mean.shape[1]):
-            mean_slope[b, i] = slope[b, i] + kl_weight * (mean[b, i] - prior_mean[b]) / prior_var[b]
+            mean_slope[b, i] = slope[b, i] + kl_weight * (mean[b, i] - prior_mean) / prior_var
             var_slope = f32(0.5) * (
                 slope[b, i] * noise[b, i] / math.sqrt(var[b, i])
-                + kl_weight * (f32(1) / prior_var[b] - f32(1) / var[b, i])
+                + kl_weight * (f32(1) / prior_var - f32(1) / var[b, i])
             )
             log_var_slope[b, i] = var_slope * (var[b, i] - VAR_EPS)
 
@@ -1419,74 +1468,90 @@ def parts(team, phase, n):
 
 
 @compiled()
-def step(team, cells, work, task):
-    """Encode the cells, evaluate the ELBO or train on them, as `task` says; results are in `work`."""
+def step(team, dataset, memory, rows, draws, task):
+    """Encode the cells `rows`, evaluate the ELBO or train on them, as `task` says.
+
+    `dataset` is a `Dataset`, `memory` a `Pass` that has the results, both as `keep` gives them; `draws` are those of
+    both encoders.
+    """
     if team[_LINE + 1] == 0:
         team[_LINE + 1] = _clock()
+    data, work = dataset.value, memory.value
+    cells = work.cells
     z, library = work.encoders
     px, zi = work.decoders
     training = task.stage == TRAIN
-    n_obs, n_blocks = len(cells.counts.starts), len(px.tiles)
+    n_obs, n_blocks = len(rows), len(px.tiles)
     n_decoders = 2 if len(zi.tiles) > 0 else 1
     n_encoders = 2 if library.hidden.size > 0 else 1
     n_spans = -(-n_obs // CELLS)
+    counts = Minibatch(cells.starts, cells.stops, data.indices, data.x, data.inputs)
+    genes = ByGene(work.gene_starts, data.by_gene[0], data.by_gene[1])
+    blocks = ByBlock(work.block_starts, data.by_block[0], data.by_block[1])
+
+    for _ in parts(team, 0, 1):
+        look_up(rows, data, cells, work.u)
+        if training:
+            for i in range(len(work.tracked)):
+                work.tracked[i][:] += 1
 
     # The encoders' first layers, each in one piece for two threads; and the minibatch gene by gene.
     n_pieces = max(1, task.n_threads // n_encoders)
-    prefetch_entries(0, n_obs, cells.counts)
-    for part in parts(team, 0, 2 + n_encoders * n_pieces):
+    prefetch_entries(0, n_obs, counts)
+    for part in parts(team, 1, 2 + n_encoders * n_pieces):
         if part == 0 and training:
-            group_by_gene(cells.counts, cells.genes)
+            group_by_gene(counts, genes)
         elif part == 1 and task.stage > ENCODE:
-            group_by_block(cells.counts, cells.blocks)
+            group_by_block(counts, blocks)
         elif part > 1:
             piece, encoder = (part - 2) // n_encoders, work.encoders[(part - 2) % n_encoders]
             begin, end = piece * n_obs // n_pieces, (piece + 1) * n_obs // n_pieces
-            first_layer(begin, end, cells.counts, encoder.weights.weight, encoder.weights.bias, encoder.hidden)
+            first_layer(begin, end, counts, encoder.weights.weight, encoder.weights.bias, encoder.hidden)
 
-    for part in parts(team, 1, n_encoders):
-        encode(work.encoders[part], cells.draws[part], task.stage)
+    for part in parts(team, 2, n_encoders):
+        encode(work.encoders[part], draws[part], work.priors[part], cells.batch, task.stage)
         if part == 0 and task.stage > ENCODE:
             set_inputs(work.u, z.draw)
             if training:
                 moments_of(work.u)
+        elif part == 1 and task.stage > ENCODE:
+            cells.log_library[:] = library.draw[:, 0]
     if task.stage == ENCODE:
         return
 
     unbiased = f32(n_obs) / f32(n_obs - 1) if training else f32(0)
-    for part in parts(team, 2, n_decoders * n_blocks):
+    for part in parts(team, 3, n_decoders * n_blocks):
         block, d = part // n_decoders, work.decoders[part % n_decoders]
         decode(
             block, work.u, d.weights, d.moments, unbiased, d.folded, d.inv_std, d.spread, d.tiles, d.highest, d.total
         )
 
-    log_total = (library.draw if n_encoders == 2 else cells.library)[:, 0]
-    for span in parts(team, 3, n_spans):
+    for span in parts(team, 4, n_spans):
         begin, end = span * CELLS, min((span + 1) * CELLS, n_obs)
-        softmax_scales(begin, end, px.highest, px.total, log_total, px.scale)
+        softmax_scales(begin, end, px.highest, px.total, cells.log_library, px.scale)
 
     weight = f32(-1) / f32(n_obs)  # from log-likelihood to loss
-    for part in parts(team, 4, n_blocks):
+    for part in parts(team, 5, n_blocks):
         block = n_blocks - 1 - part  # the last ones are still in a cache
         likelihood(
-            block, task.kind, cells.blocks, cells.theta_row, work.log_theta, px.tiles, px.scale, zi.tiles,
+            block, task.kind, blocks, cells.theta_row, work.log_theta, px.tiles, px.scale, zi.tiles,
             px.slopes, zi.slopes, work.theta_gradient, work.log_prob, work.mean_slope,
         )  # fmt: skip
         if training:
             work.theta_gradient[block * BLOCK : (block + 1) * BLOCK] *= weight
 
-    for span in parts(team, 5, n_spans):
+    for span in parts(team, 6, n_spans):
         begin, end = span * CELLS, min((span + 1) * CELLS, n_obs)
-        sum_blocks(begin, end, work.log_prob, work.reconstruction)
+        reconstruction(begin, end, work.log_prob, work.terms[0])
         if training:
-            softmax_pull(begin, end, work.mean_slope, px.scale, log_total, px.pull, weight, library.slope)
+            softmax_pull(begin, end, work.mean_slope, px.scale, cells.log_library, px.pull, weight, library.slope)
     if not training:
         return
 
     # Gradients, and Adam's step of what has its gradient.
-    for part in parts(team, 6, n_encoders - 1 + n_decoders * n_blocks):
+    for part in parts(team, 7, n_encoders - 1 + n_decoders * n_blocks):
         if part == n_encoders - 2:
-            encoder_backward(library, cells.draws[1], task.kl_weights[1], n_obs)
+            encoder_backward(library, draws[1], work.priors[1], cells.batch, task.kl_weights[1], n_obs)
         else:
             part -= n_encoders - 1
             block, d = part // n_decoders, work.decoders[part % n_decoders]
@@ -1495,29 +1560,29 @@ def step(team, cells, work, task):
                 d.gradient, d.u_slopes, d.cov_slopes,
             )  # fmt: skip
 
-    for part in parts(team, 7, 1 + (n_encoders - 1) * n_blocks):
+    for part in parts(team, 8, 1 + (n_encoders - 1) * n_blocks):
         if part == 0:
             z.slope[:] = 0
             for i in range(n_decoders):
                 d = work.decoders[i]
                 input_gradient(d.u_slopes, d.cov_slopes, work.u.centred, d.weights.scale.size > 0, z.slope)
-            encoder_backward(z, cells.draws[0], task.kl_weights[0], n_obs)
+            encoder_backward(z, draws[0], work.priors[0], cells.batch, task.kl_weights[0], n_obs)
         else:
             m, v = library.first_layer
-            first_layer_step(part - 1, cells.genes, library.hidden_slope, library.weights.weight, m, v, task.adam)
+            first_layer_step(part - 1, genes, library.hidden_slope, library.weights.weight, m, v, task.adam)
 
     t = work.trained
-    for part in parts(team, 8, len(t.parameters) + n_blocks):
+    for part in parts(team, 9, len(t.parameters) + n_blocks):
         if part < len(t.parameters):
             adam_step(t.parameters[part], t.firsts[part], t.seconds[part], t.gradients[part], task.adam)
         else:
             m, v = z.first_layer
             block = part - len(t.parameters)
-            first_layer_step(block, cells.genes, z.hidden_slope, z.weights.weight, m, v, task.adam)
+            first_layer_step(block, genes, z.hidden_slope, z.weights.weight, m, v, task.adam)
 
 
 @compiled()
-def encode(encoder, given, stage):
+def encode(encoder, given, prior, batch, stage):
     """Posterior from the first layer's output in `hidden`, and a draw of it; by the minibatch's moments in training."""
     weights, moments = encoder.weights, encoder.moments
     if stage == TRAIN:
@@ -1528,16 +1593,16 @@ def encode(encoder, given, stage):
         hidden_inference(encoder.hidden, weights.scale, weights.shift, moments)
     heads_forward(encoder.hidden, weights, encoder.mean, encoder.var)
     if stage > ENCODE:
-        draw(encoder.mean, encoder.var, given.noise, given.prior.mean, given.prior.var, encoder.draw, encoder.kl)
+        draw(encoder.mean, encoder.var, given.noise, prior, batch, encoder.draw, encoder.kl)
 
 
 @compiled()
-def encoder_backward(encoder, given, kl_weight, n_obs):
+def encoder_backward(encoder, given, prior, batch, kl_weight, n_obs):
     """Gradients of an encoder from that by its draw, in `slope`."""
     mean_slope, log_var_slope = encoder.mean_slope, encoder.log_var_slope
     draw_gradient(
-        encoder.mean, encoder.var, given.noise, given.prior.mean, given.prior.var, kl_weight / f32(n_obs),
-        encoder.slope, mean_slope, log_var_slope,
+        encoder.mean, encoder.var, given.noise, prior, batch, kl_weight / f32(n_obs), encoder.slope, mean_slope,
+        log_var_slope,
     )  # fmt: skip
     encoder_gradient(
         encoder.hidden, encoder.normalised, encoder.inv_std, given.mask, mean_slope, log_var_slope,
@@ -1562,12 +1627,13 @@ def set_inputs(u, z):
 
 
 @compiled()
-def sum_blocks(begin, end, values, out):
-    """out = sum over the blocks of values (n_blocks, n_obs), in double precision, for the cells begin to end."""
+def reconstruction(begin, end, log_prob, out):
+    """out = -sum over the blocks of log_prob (n_blocks, n_obs), in double precision, for the cells begin to end."""
     for b in range(begin, end):
-        out[b] = 0.0
-        for block in range(len(values)):
-            out[b] += np.float64(values[block, b])
+        total = 0.0
+        for block in range(len(log_prob)):
+            total += np.float64(log_prob[block, b])
+        out[b] = -total
 
 
 @compiled()
