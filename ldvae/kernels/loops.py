@@ -641,8 +641,7 @@ def draw_gradient(mean, var, noise, prior, batch, kl_weight, slope, mean_slope, 
         for i in range(mean.shape[1]):
             mean_slope[b, i] = slope[b, i] + kl_weight * (mean[b, i] - prior_mean) / prior_var
             var_slope = f32(0.5) * (
-                slope[b, i] * noise[b, i] / math.sqrt(var[b, i])
-                + kl_weight * (f32(1) / prior_var - f32(1) / var[b, i])
+                slope[b, i] * noise[b, i] / math.sqrt(var[b, i]) + kl_weight * (f32(1) / prior_var - f32(1) / var[b, i])
             )
             log_var_slope[b, i] = var_slope * (var[b, i] - VAR_EPS)
 
