@@ -228,7 +228,7 @@ def make_pass(module: Any, n_obs: int, adam: AdamState | None) -> Pass:
         *columns,
     )
     return Pass(
-        cells=Cells(*(np.empty(n_obs, np.int64) for _ in range(4)), np.empty(n_obs, f32)),
+        cells=Cells(*(np.empty(n_obs, kind) for kind in (int, int, int, int, f32))),
         encoders=(z, library),
         priors=(standard, of_library),
         decoders=(px, zi),
@@ -287,7 +287,7 @@ class FusedStep:
         self.adam: AdamState | None = None
         self.team = new_team()  # of the last step
         self.counts: Any = None  # of the last step; also as compiled code has them, with room for so many cells
-        self.kept: Kept | None = None
+        self.kept: Any = None
         self.room = 0
 
     def train(self, counts: Any, rows: np.ndarray, noise: Any, kl_weight: float) -> Tensor:
