@@ -684,15 +684,16 @@ def encoder_gradient(hidden, normalised, inv_std, mask, mean_slope, log_var_slop
             hidden_slope[b, h] = centred * encoder.scale[h] * inv_std[h] / f32(n_obs)
 
 
-@compiled()
-def _adam_row(weight, first, second, row, gradient, adam):
-    for h in range(weight.shape[1]):
-        slope = gradient[h] + adam.weight_decay * weight[row, h]
-        m = first[row, h] + (slope - first[row, h]) * (f32(1) - adam.beta1)
-        v = second[row, h] * adam.beta2 + slope * slope * (f32(1) - adam.beta2)
-        first[row, h] = m
-        second[row, h] = v
-        weight[row, h] -= adam.rate * m / (math.sqrt(v) * adam.root + adam.eps)
+@compiled(EXACT_MATH)
+def adam_step(parameter, first, second, gradient, adam):
+    """One step of Adam of flat arrays."""
+    for k in range(parameter.size):
+        slope = gradient[k] + adam.weight_decay * parameter[k]
+        m = first[k] + (slope - first[k]) * (f32(1) - adam.beta1)
+        v = second[k] * adam.beta2 + slope * slope * (f32(1) - adam.beta2)
+        first[k] = m
+        second[k] = v
+        parameter[k] -= adam.rate * m / (math.sqrt(v) * adam.root + adam.eps)
 
 
 @compiled()
@@ -709,19 +710,7 @@ def first_layer_step(block, genes, slope, weight, first, second, adam):
                 _prefetch(matrix, ahead, ahead + weight.shape[1])
         gradient[:] = 0
         _add_rows(gradient, 0, slope, genes.cell, genes.inputs, genes.first[g], genes.first[g + 1])
-        _adam_row(weight, first, second, g, gradient, adam)
-
-
-@compiled(EXACT_MATH)
-def adam_step(parameter, first, second, gradient, adam):
-    """One step of Adam of flat arrays."""
-    for k in range(parameter.size):
-        slope = gradient[k] + adam.weight_decay * parameter[k]
-        m = first[k] + (slope - first[k]) * (f32(1) - adam.beta1)
-        v = second[k] * adam.beta2 + slope * slope * (f32(1) - adam.beta2)
-        first[k] = m
-        second[k] = v
-        parameter[k] -= adam.rate * m / (math.sqrt(v) * adam.root + adam.eps)
+        adam_step(weight[g], first[g], second[g], gradient, adam)
 
 
 # -- decoder -----------------------------------------------------------------------------------------------------------
