@@ -28,6 +28,7 @@ from ldvae.posterior import (
 
 EPS = 1e-8  # keeps the log odds finite, as in the reference
 GENE_BLOCK = 16  # genes whose samples are compared together; 5,000 samples of them stay in the cache
+IN_CACHE = 256  # samples decoded at once, whose proportions stay in the cache
 Rows = str | Sequence[int] | Sequence[bool] | np.ndarray
 
 
@@ -371,7 +372,11 @@ def decode(module: LDVAE, cells: Cells) -> np.ndarray:
     settled = cells.to(device_of(module))
     u = module.decoder_input(module.latent(settled.q.z_mean), settled.covariates)
     weight, shift = module.decoder.folded()
-    return torch.addmm(shift[:, None], weight, u.T).softmax(dim=0).cpu().numpy()
+    scale = weight.new_empty(len(weight), len(u))
+    for start in range(0, len(u), IN_CACHE):
+        part = slice(start, start + IN_CACHE)
+        scale[:, part] = torch.addmm(shift[:, None], weight, u[part].T).softmax(dim=0)
+    return scale.cpu().numpy()
 
 
 def pairs(
