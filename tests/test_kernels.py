@@ -132,9 +132,9 @@ def test_likelihood_and_its_gradients_match_the_plain_formula_in_double_precisio
     loops.group_by_block(batch, blocks)
     for block in range(len(tiles)):
         loops.likelihood(
-        block, cpu.KINDS[kind], blocks, row, theta, tiles, scale, zi_tiles,
-        slopes, zi_slopes, theta_slopes, log_prob, mean_slope,
-    )  # fmt: skip
+            block, cpu.KINDS[kind], blocks, row, theta, tiles, scale, zi_tiles,
+            slopes, zi_slopes, theta_slopes, log_prob, mean_slope,
+        )  # fmt: skip
 
     def close(found, expected, size):
         """Within single precision of terms of the given size."""

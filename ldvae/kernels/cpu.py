@@ -61,7 +61,7 @@ def run_team(dataset: Kept, memory: Kept, rows: np.ndarray, draws: tuple[Draw, D
     return team
 
 
-_NONE1, _NONE2, _NONE3 = (np.empty((0,) * n, f32) for n in (1, 2, 3))
+_NONE1, _NONE2 = (np.empty((0,) * n, f32) for n in (1, 2))
 _NO_MOMENTS = Moments(_NONE1, _NONE1)
 _NO_ENCODER = Encoder(_NONE2, _NONE1, _NONE1, _NONE1, _NONE2, _NONE1, _NONE2, _NONE1)
 _NO_DECODER = Decoder(_NONE2, _NONE1, _NONE1, _NONE1)

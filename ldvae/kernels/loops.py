@@ -51,7 +51,7 @@ PHASES = (
     "cells", "first layers", "encoders", "decoder", "softmax", "likelihood", "sums",
     "decoder gradient", "z, Adam", "Adam",
 )  # fmt: skip
-CELLS = 32  # cells in a part of a phase that goes through cells
+SPAN = 32  # cells in a part of a phase that goes through cells
 
 # Sums may be reordered, so that they vectorise; NaN and infinity keep their meaning. Bits stay the same from run to run
 # as long as the compiled code takes the same path: it goes one by one where two arrays lie within 256 bytes of each
@@ -412,12 +412,19 @@ def look_up(rows, data, cells, u):
 
 
 @compiled()
+def _of_cell(batch, b, values):
+    """The genes of a cell's entries, and what `values` has of them."""
+    start, stop = batch.starts[b], batch.stops[b]
+    return batch.indices[start:stop], values[start:stop]
+
+
+@compiled()
 def group_by_block(batch, blocks):
     """Put the nonzero counts of a minibatch into `blocks` (a `ByBlock`)."""
     first, n_obs = blocks.first, len(batch.starts)
     first[:] = 0
     for b in range(n_obs):
-        indices, counts = batch.indices[batch.starts[b] : batch.stops[b]], batch.x[batch.starts[b] : batch.stops[b]]
+        indices, counts = _of_cell(batch, b, batch.x)
         for k in range(len(indices)):
             first[np.uint32(indices[k]) // np.uint32(BLOCK), b] += np.int64(counts[k] > f32(0))
     n = 0
@@ -429,7 +436,7 @@ def group_by_block(batch, blocks):
     for b in range(n_obs):
         for block in range(len(first)):
             place[block] = first[block, b]
-        indices, counts = batch.indices[batch.starts[b] : batch.stops[b]], batch.x[batch.starts[b] : batch.stops[b]]
+        indices, counts = _of_cell(batch, b, batch.x)
         for k in range(len(indices)):
             if counts[k] > f32(0):  # a zero that is stored is one like others
                 g = np.uint32(indices[k])
@@ -445,16 +452,13 @@ def group_by_gene(batch, genes):
     first = genes.first
     first[:] = 0
     for b in range(len(batch.starts)):
-        for g in batch.indices[batch.starts[b] : batch.stops[b]]:
+        for g in _of_cell(batch, b, batch.inputs)[0]:
             first[np.uint32(g) + np.uint32(1)] += 1
     for g in range(len(first) - 1):
         first[g + 1] += first[g]
     place = first[:-1].astype(np.uint32)
     for b in range(len(batch.starts)):
-        indices, inputs = (
-            batch.indices[batch.starts[b] : batch.stops[b]],
-            batch.inputs[batch.starts[b] : batch.stops[b]],
-        )
+        indices, inputs = _of_cell(batch, b, batch.inputs)
         for k in range(len(indices)):
             g = np.uint32(indices[k])
             to = place[g]
@@ -1315,12 +1319,18 @@ def _poisson_counts(n, entries):
 
 
 @compiled()
+def _theta_of(tile, b):
+    """The theta that a cell has for each gene, 1 / theta, and the gradient by log theta."""
+    row = tile.theta_row[b] * BLOCK
+    return tile.theta[row : row + BLOCK], tile.inverse[row : row + BLOCK], tile.theta_slope[row : row + BLOCK]
+
+
+@compiled()
 def _nb_zeros(begin, end, tile):
     """What every entry adds, as if its count were zero: -theta * log(1 + mu / theta)."""
     for b in range(begin, end):
-        row, factor, value = tile.theta_row[b] * BLOCK, tile.scale[b], f32(0)
-        thetas, inverses = tile.theta[row : row + BLOCK], tile.inverse[row : row + BLOCK]
-        theta_slope = tile.theta_slope[row : row + BLOCK]
+        factor, value = tile.scale[b], f32(0)
+        thetas, inverses, theta_slope = _theta_of(tile, b)
         for j in range(BLOCK):
             theta, inverse = thetas[j], inverses[j]
             ratio = tile.mean[b, j] * factor * inverse
@@ -1347,9 +1357,8 @@ def _nb_counts(n, entries):
 def _zinb_zeros(begin, end, tile):
     """What every entry adds, as if its count were zero: log(pi + (1 - pi) NB(0))."""
     for b in range(begin, end):
-        row, factor, value = tile.theta_row[b] * BLOCK, tile.scale[b], f32(0)
-        thetas, inverses = tile.theta[row : row + BLOCK], tile.inverse[row : row + BLOCK]
-        theta_slope = tile.theta_slope[row : row + BLOCK]
+        factor, value = tile.scale[b], f32(0)
+        thetas, inverses, theta_slope = _theta_of(tile, b)
         for j in range(BLOCK):
             theta, inverse, zi = thetas[j], inverses[j], tile.zi[b, j]
             ratio = tile.mean[b, j] * factor * inverse
@@ -1472,7 +1481,7 @@ def step(team, dataset, memory, rows, draws, task):
     n_obs, n_blocks = len(rows), len(px.tiles)
     n_decoders = 2 if len(zi.tiles) > 0 else 1
     n_encoders = 2 if library.hidden.size > 0 else 1
-    n_spans = -(-n_obs // CELLS)
+    n_spans = -(-n_obs // SPAN)
     counts = Minibatch(cells.starts, cells.stops, data.indices, data.x, data.inputs)
     genes = ByGene(work.gene_starts, data.by_gene[0], data.by_gene[1])
     blocks = ByBlock(work.block_starts, data.by_block[0], data.by_block[1])
@@ -1515,7 +1524,7 @@ def step(team, dataset, memory, rows, draws, task):
         )
 
     for span in parts(team, 4, n_spans):
-        begin, end = span * CELLS, min((span + 1) * CELLS, n_obs)
+        begin, end = span * SPAN, min((span + 1) * SPAN, n_obs)
         softmax_scales(begin, end, px.highest, px.total, cells.log_library, px.scale)
 
     weight = f32(-1) / f32(n_obs)  # from log-likelihood to loss
@@ -1529,7 +1538,7 @@ def step(team, dataset, memory, rows, draws, task):
             work.theta_gradient[block * BLOCK : (block + 1) * BLOCK] *= weight
 
     for span in parts(team, 6, n_spans):
-        begin, end = span * CELLS, min((span + 1) * CELLS, n_obs)
+        begin, end = span * SPAN, min((span + 1) * SPAN, n_obs)
         reconstruction(begin, end, work.log_prob, work.terms[0])
         if training:
             softmax_pull(begin, end, work.mean_slope, px.scale, cells.log_library, px.pull, weight, library.slope)
