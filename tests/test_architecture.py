@@ -22,7 +22,7 @@ ALLOWED = {
     "differential": BASICS | {"module", "data", "posterior"},
     "storage": BASICS | {"module", "data"},
     "module": BASICS | {"likelihoods", "kernels", "data"},
-    "programs": BASICS,
+    "programs": BASICS | {"programs"},
     "data": BASICS | {"counts"},
     "io": BASICS | {"counts", "demo"},
     "config": {"errors"},

@@ -1,0 +1,46 @@
+"""Gene programs: what the fits of one model share, rotated to simple structure, with uncertainty and meaning."""
+
+from .consensus import (
+    Contribution,
+    ReproducibleRank,
+    consensus,
+    gauge,
+    information,
+    outliers,
+    reproducible_rank,
+)
+from .evidence import associations, describe, enrichment, strength, technical_flags
+from .find import Programs, find_programs, gene_sets, split_sides, top_genes
+from .projection import Frame, Projection, frame, project
+from .rotation import Rotation, drop_baseline, orient, rotate
+from .stability import Stability, stability
+
+__all__ = [
+    "Contribution",
+    "Frame",
+    "Programs",
+    "Projection",
+    "ReproducibleRank",
+    "Rotation",
+    "Stability",
+    "associations",
+    "consensus",
+    "describe",
+    "drop_baseline",
+    "enrichment",
+    "find_programs",
+    "frame",
+    "gauge",
+    "gene_sets",
+    "information",
+    "orient",
+    "outliers",
+    "project",
+    "reproducible_rank",
+    "rotate",
+    "split_sides",
+    "stability",
+    "strength",
+    "technical_flags",
+    "top_genes",
+]

@@ -1,0 +1,234 @@
+"""From fits to gene programs: all steps in their order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+
+from ldvae.config import ProgramsConfig
+from ldvae.errors import InputError
+
+from .consensus import Contribution, ReproducibleRank, Table, consensus, gauge, information, reproducible_rank
+from .rotation import drop_baseline, orient, rotate
+from .stability import members_of, stability
+
+# Below this many nats per cell (the information-weighted square of the contribution) there is nothing to rotate.
+COLLAPSED = 1e-3
+# A direction or program with a smaller share of the contribution is next to noise.
+SMALLEST_SHARE = 0.005
+# Cosine from which a fit is said to hold a program of the consensus.
+FOUND = 0.9
+SIDES = {"positive": 1, "negative": -1}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Programs:
+    """Gene programs of a set of fits, as tables; programs are called P1, P2, …, the largest first."""
+
+    loadings: pd.DataFrame  # genes by programs: log fold change per standard deviation of the score
+    weighted: pd.DataFrame  # genes by programs: loading × root of the information, by which genes are ranked
+    lower: pd.DataFrame  # genes by programs: 95 % interval of the loading over fits; nan with one fit
+    upper: pd.DataFrame
+    members: pd.DataFrame  # genes by programs: 1 where the program raises the gene, -1 where it lowers it, else 0
+    scores: pd.DataFrame  # cells by programs: unit variance
+    table: pd.DataFrame  # programs by share, stability, stability_min, n_runs, n_runs_found, n_genes_positive, …
+    cosines: pd.DataFrame  # programs by fits
+    rank: int
+    correlations: pd.DataFrame  # of `ReproducibleRank`
+    basis: pd.DataFrame  # genes by components: change of the log rate per unit of a component
+    transform: np.ndarray  # scores = [1, component scores] @ transform; shape (1 + rank, n_programs)
+    intercept: bool  # there is one program more than directions; effects are relative to the mean cell
+    warnings: list[str]
+
+
+def find_programs(
+    scores: Sequence[Table],
+    loadings: Sequence[Table],
+    *,
+    mean: ArrayLike,
+    theta: ArrayLike | None = None,
+    cells: Sequence[str] | None = None,
+    genes: Sequence[str] | None = None,
+    runs: Sequence[str] | None = None,
+    config: ProgramsConfig | None = None,
+    rank: int | None = None,
+) -> Programs:
+    """Find the gene programs that fits of the same cells and genes share.
+
+    Parameters
+    ----------
+    scores
+        Cell scores of each fit, shape (n_obs, n_factors).
+    loadings
+        Gene loadings of each fit on the log scale, as they came out, shape (n_vars, n_factors).
+    mean
+        Mean count of each gene in a cell, shape (n_vars,).
+    theta
+        Inverse dispersion of each gene, shape (n_vars,) or (n_fits, n_vars); not given: Poisson.
+    cells, genes, runs
+        Names; by default those of the first tables, else numbers.
+    config
+        Rank, rotation and baseline; the defaults where not given.
+    rank
+        Directions kept where the config does not say; by default those that two halves of the fits share.
+
+    Returns
+    -------
+    Programs
+        With one fit the same without averaging; `warnings` says what cannot be known from it.
+    """
+    config = config or ProgramsConfig()
+    genes = pd.Index(genes if genes is not None else names_of(loadings[0], "gene"), name="gene")
+    cells = pd.Index(cells if cells is not None else names_of(scores[0], "cell"), name="cell")
+    runs = list(runs if runs is not None else [f"run {s}" for s in range(len(scores))])
+    weight = information(mean, theta)
+    if weight.shape != (len(genes),):
+        raise InputError(f"mean and theta: found {len(weight)} values for {len(genes)} genes; give one per gene.")
+    weighted = [np.asarray(gauge(np.asarray(table, float), mean)) * weight[:, None] for table in loadings]
+
+    # A fit's own factors are the most that can be shared; what an average has beyond them is noise of the fits.
+    most = max(table.shape[1] for table in scores)
+    whole = consensus(scores, weighted, most)
+    sizes = np.square(whole.loadings).sum(axis=0)
+    if sizes.sum() < COLLAPSED:
+        raise InputError(
+            f"All factors are collapsed: together they change the expected counts by {sizes.sum():.1e} nats per cell, "
+            "so there are no programs in these fits. Train longer, with a slower KL warm-up, or check that the counts "
+            "vary between cells."
+        )
+    warnings: list[str] = []
+    reproducible = reproducible_rank(scores, weighted)
+    rank = _rank(config.rank or rank, reproducible, sizes, most, warnings)
+    contribution = Contribution(whole.scores[:, :rank], whole.loadings[:, :rank])
+    rotation = rotate(
+        contribution,
+        rank,
+        intercept=config.intercept,
+        balance=config.balance,
+        power=config.power,
+        n_starts=config.n_starts,
+        seed=config.seed,
+    )
+    if config.baseline == "auto":
+        rotation = drop_baseline(rotation)
+    rotation = orient(rotation)
+    stable = stability(contribution, rotation, scores, weighted)
+
+    names = [f"P{k + 1}" for k in range(rotation.scores.shape[1])]
+
+    def per_gene(values: np.ndarray, columns: Sequence[str]) -> pd.DataFrame:
+        # A gene without counts holds no information: nothing is known of its loading.
+        known = np.divide(values, weight[:, None], out=np.zeros_like(values), where=weight[:, None] > 0)
+        return pd.DataFrame(known, genes, columns)
+
+    cosines = pd.DataFrame(stable.cosines, pd.Index(names, name="program"), runs)
+    members = members_of(rotation.loadings, stable.half_width)
+    table = pd.DataFrame(
+        {
+            "share": np.square(rotation.loadings).sum(axis=0) / sizes.sum(),
+            "stability": cosines.mean(axis=1) if len(runs) > 1 else np.nan,
+            "stability_min": cosines.min(axis=1) if len(runs) > 1 else np.nan,
+            "n_runs": len(runs),
+            "n_runs_found": (cosines > FOUND).sum(axis=1),
+            "n_genes_positive": (members > 0).sum(axis=0),
+            "n_genes_negative": (members < 0).sum(axis=0),
+        },
+        index=cosines.index,
+    )
+    return Programs(
+        loadings=per_gene(rotation.loadings, names),
+        weighted=pd.DataFrame(rotation.loadings, genes, names),
+        lower=per_gene(rotation.loadings - stable.half_width, names),
+        upper=per_gene(rotation.loadings + stable.half_width, names),
+        members=pd.DataFrame(members, genes, names),
+        scores=pd.DataFrame(rotation.scores, cells, names),
+        table=table,
+        cosines=cosines,
+        rank=rank,
+        correlations=reproducible.correlations,
+        basis=per_gene(contribution.loadings, [f"U{k + 1}" for k in range(rank)]),
+        transform=rotation.transform,
+        intercept=bool(rotation.transform.shape[0] == rotation.transform.shape[1]),
+        warnings=warnings,
+    )
+
+
+def names_of(table: Table, kind: str) -> Sequence[str]:
+    return list(table.index) if isinstance(table, pd.DataFrame) else [f"{kind}_{i}" for i in range(len(table))]
+
+
+def _rank(
+    given: int | None, reproducible: ReproducibleRank, sizes: np.ndarray, n_factors: int, warnings: list[str]
+) -> int:
+    """Directions to keep, and what there is to say about their number."""
+    largest = int((sizes > SMALLEST_SHARE * sizes.sum()).sum())
+    if reproducible.rank is None:
+        warnings.append(
+            "One fit: how many programs are real, how stable they are and how far each loading is known cannot be told "
+            f"from it. Kept are the {largest} directions with at least {SMALLEST_SHARE:.1%} of the contribution. "
+            "Fit at least two seeds, better six."
+        )
+        rank = given or largest
+    else:
+        rank = given or reproducible.rank
+        if reproducible.rank == 0:
+            warnings.append(
+                "No direction is shared by two halves of the fits: what is shown is not reproducible. Fit more seeds, "
+                "or train longer."
+            )
+        elif reproducible.rank >= n_factors:
+            warnings.append(
+                f"All {n_factors} factors reproduce, so there may be more programs than factors. Fit with more factors."
+            )
+    return max(1, min(rank, len(sizes)))
+
+
+def top_genes(programs: Programs, n_top: int = 30) -> pd.DataFrame:
+    """List the genes of both sides of each program, ranked by loading × root of the information.
+
+    By the loading alone rare genes would come first, whose loadings are mostly noise.
+
+    Returns
+    -------
+    DataFrame
+        Columns program, side, rank, gene, loading, lower, upper, weighted.
+    """
+    parts = []
+    for name, weighted in programs.weighted.items():
+        for side, sign in SIDES.items():
+            ranked = (sign * weighted).sort_values(ascending=False, kind="stable")
+            genes = ranked.index[ranked > 0][:n_top]
+            tables = {"loading": programs.loadings, "lower": programs.lower, "upper": programs.upper}
+            columns = {column: table.loc[genes, name].to_numpy() for column, table in tables.items()}
+            listed = {"program": name, "side": side, "rank": np.arange(1, len(genes) + 1), "gene": genes}
+            parts.append(pd.DataFrame(listed | columns | {"weighted": weighted[genes].to_numpy()}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def gene_sets(programs: Programs) -> dict[str, list[str]]:
+    """The member genes of each side of each program, the heaviest first: `P1_positive`, `P1_negative`, ….
+
+    A side without members is left out.
+    """
+    sets = {}
+    for name, members in programs.members.items():
+        for side, sign in SIDES.items():
+            genes = (sign * programs.weighted.loc[members == sign, name]).sort_values(ascending=False, kind="stable")
+            if len(genes):
+                sets[f"{name}_{side}"] = list(genes.index)
+    return sets
+
+
+def split_sides(programs: Programs) -> pd.DataFrame:
+    """Programs without negative numbers, as NMF tools such as starCAT expect: `P1_pos`, `P1_neg`, … by genes.
+
+    The two sides of a program become two programs, of the weighted loadings; their scores are not those of the program.
+    """
+    sides = {}
+    for name, weighted in programs.weighted.items():
+        sides[f"{name}_pos"], sides[f"{name}_neg"] = weighted.clip(lower=0), (-weighted).clip(lower=0)
+    return pd.DataFrame(sides).T

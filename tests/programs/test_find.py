@@ -1,0 +1,159 @@
+"""Programs are found where they are, the same from whatever axes, and nothing is claimed that cannot be known."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from made_fits import N_VARS, Fits, cosines, make_fits, weighted_truth
+
+from ldvae import programs as gp
+from ldvae.errors import InputError
+
+
+@pytest.mark.parametrize("world", ["mixed", "gauss", "additive"])
+def test_programs_are_found_with_their_sign_and_number_where_raw_factors_are_not(world):
+    fits = make_fits(world, seed=1)
+    programs = fits.find()
+    truth = weighted_truth(fits)
+    cosine, column = cosines(truth, programs.weighted)
+    assert programs.scores.shape[1] == 8
+    assert cosine.mean() > 0.95
+    assert cosine.min() > 0.9  # positive: the sign is right too
+    r = [np.corrcoef(fits.true_scores.iloc[:, k], programs.scores.iloc[:, c])[0, 1] for k, c in enumerate(column)]
+    assert min(r) > 0.9
+    raw = [np.abs(cosines(truth, own)[0]).mean() for own in fits.weighted]
+    assert max(raw) < 0.8
+
+
+def test_effects_count_from_the_cells_without_a_program_only_where_there_are_such():
+    assert not make_fits("mixed").find().intercept
+    assert not make_fits("gauss").find().intercept
+    assert make_fits("additive").find().intercept
+    assert make_fits("mixed").find(baseline="mean").scores.shape[1] == 9
+
+
+def changed(fits, rng):
+    """The same fits with permuted, flipped, rotated, rescaled and shifted factors, in another order."""
+    scores, loadings = [], []
+    for z, w in zip(fits.scores, fits.loadings, strict=True):
+        k = z.shape[1]
+        turn = np.linalg.qr(rng.normal(size=(k, k)))[0] @ np.diag(rng.choice([-1, 1], k) * rng.uniform(0.2, 5, k))
+        turn = turn[:, rng.permutation(k)]
+        scores.append(z.astype(float) @ turn + rng.normal(size=k))
+        loadings.append(w @ np.linalg.inv(turn).T + rng.normal(size=(1, k)))
+    order = rng.permutation(len(scores))
+    return fits._replace(scores=[scores[i] for i in order], loadings=[loadings[i] for i in order])
+
+
+@pytest.mark.parametrize("world", ["mixed", "gauss", "additive"])
+def test_programs_do_not_depend_on_the_axes_of_the_fits(world):
+    fits = make_fits(world)
+    programs, other = fits.find(), changed(fits, np.random.default_rng(5)).find()
+    for name in ("loadings", "weighted", "scores", "lower", "upper"):
+        first, second = getattr(programs, name), getattr(other, name)
+        np.testing.assert_allclose(first, second, atol=1e-6 * np.abs(first).to_numpy().max(), err_msg=name)
+    np.testing.assert_allclose(programs.table["stability"], other.table["stability"], atol=1e-6)
+
+
+def test_programs_do_not_depend_on_the_order_of_cells_and_genes(mixed, found):
+    rng = np.random.default_rng(0)
+    cells, genes = rng.permutation(len(mixed.scores[0])), rng.permutation(len(mixed.mean))
+    other = Fits(
+        [z[cells] for z in mixed.scores],
+        [w[genes] for w in mixed.loadings],
+        mixed.mean[genes],
+        mixed.theta[genes],
+        mixed.true_scores.iloc[cells],
+        mixed.true_loadings.iloc[genes],
+    ).find()
+    np.testing.assert_allclose(other.scores.loc[found.scores.index], found.scores, atol=1e-5)
+    np.testing.assert_allclose(other.loadings.loc[found.loadings.index], found.loadings, atol=1e-5)
+
+
+def test_with_one_fit_the_programs_come_with_what_cannot_be_known():
+    fits = make_fits(n_fits=1, noise=0.02)
+    programs = fits.find()
+    assert "Fit at least two seeds" in programs.warnings[0]
+    assert programs.scores.shape[1] == 8
+    assert cosines(weighted_truth(fits), programs.weighted)[0].min() > 0.9
+    assert programs.lower.isna().all(axis=None)
+    assert programs.table["stability"].isna().all()
+    assert programs.correlations.empty
+
+
+def test_two_fits_are_enough_for_a_rank_and_intervals():
+    programs = make_fits(n_fits=2).find()
+    assert programs.rank == 8
+    assert programs.lower.notna().all(axis=None)
+    assert programs.warnings == []
+
+
+def test_more_genes_than_cells_are_no_hindrance():
+    programs = make_fits(n_obs=150, noise=0.05).find()
+    assert programs.scores.shape == (150, 8)
+
+
+def test_one_factor_is_one_program():
+    rng = np.random.default_rng(0)
+    scores, loadings = rng.exponential(size=(200, 1)), rng.normal(size=(50, 1)) ** 3
+    programs = gp.find_programs([scores, -scores], [loadings, -loadings], mean=np.full(50, 1.0))
+    assert programs.scores.shape == (200, 1)
+    assert abs(np.corrcoef(programs.scores.iloc[:, 0], scores[:, 0])[0, 1]) > 1 - 1e-9
+    assert "there may be more programs than factors" in programs.warnings[0]
+
+
+def test_collapsed_factors_are_called_so():
+    rng = np.random.default_rng(0)
+    with pytest.raises(InputError, match="All factors are collapsed"):
+        gp.find_programs([1e-4 * rng.normal(size=(100, 5))] * 2, [rng.normal(size=(40, 5))] * 2, mean=np.ones(40))
+
+
+def test_partly_collapsed_factors_are_left_out():
+    fits = make_fits()
+    loadings = [np.hstack([w, np.random.default_rng(0).normal(size=(N_VARS, 3))]) for w in fits.loadings]
+    scores = [np.hstack([z, np.zeros((len(z), 3), z.dtype)]) for z in fits.scores]
+    np.testing.assert_allclose(
+        fits._replace(scores=scores, loadings=loadings).find().scores, fits.find().scores, atol=1e-5
+    )
+
+
+def test_a_gene_without_counts_has_no_loading_and_disturbs_nothing(mixed, found):
+    loadings = [np.vstack([w, np.full((1, w.shape[1]), 50.0)]) for w in mixed.loadings]
+    other = gp.find_programs(
+        mixed.scores, loadings, mean=np.append(mixed.mean, 0), theta=np.append(mixed.theta, 1), rank=found.rank
+    )
+    assert (other.loadings.iloc[-1] == 0).all()
+    np.testing.assert_allclose(other.scores, found.scores, atol=1e-6)
+
+
+def test_tables_of_a_pca_will_do():
+    rng = np.random.default_rng(0)
+    cells, genes = [f"c{i}" for i in range(300)], [f"g{i}" for i in range(60)]
+    on = (rng.random((300, 3)) < 0.3) * rng.uniform(0.5, 1.5, (300, 3))
+    weights = np.kron(np.eye(6), np.ones((10, 1)))[:, :3]
+    x = on @ weights.T + 0.1 * rng.normal(size=(300, 60))
+    u, d, vt = np.linalg.svd(x - x.mean(axis=0), full_matrices=False)
+    scores, loadings = pd.DataFrame(u[:, :3] * d[:3], cells), pd.DataFrame(vt[:3].T, genes)
+    programs = gp.find_programs([scores], [loadings], mean=np.ones(60))
+    assert list(programs.loadings.index) == genes
+    assert list(programs.scores.index) == cells
+    assert cosines(gp.gauge(weights, np.ones(60)), programs.weighted)[0].min() > 0.98
+
+
+def test_means_of_another_number_of_genes_are_refused(mixed):
+    with pytest.raises(InputError, match="found 3 values for 800 genes"):
+        gp.find_programs(mixed.scores, mixed.loadings, mean=np.ones(3))
+
+
+def test_genes_are_ranked_by_loading_times_information(found):
+    top = gp.top_genes(found, 5)
+    first = top[(top["program"] == "P1") & (top["side"] == "positive")]
+    assert list(first["gene"]) == list(found.weighted["P1"].nlargest(5).index)
+    assert list(first["rank"]) == [1, 2, 3, 4, 5]
+    last = top[(top["program"] == "P1") & (top["side"] == "negative")]
+    assert list(last["gene"]) == list(found.weighted["P1"].nsmallest(5).index)
+
+
+def test_the_two_sides_without_negative_numbers_add_up_to_the_program(found):
+    sides = gp.split_sides(found)
+    assert (sides >= 0).all(axis=None)
+    np.testing.assert_allclose(sides.loc["P2_pos"] - sides.loc["P2_neg"], found.weighted["P2"])
