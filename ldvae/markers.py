@@ -1,0 +1,91 @@
+"""Tests of single genes on the counts themselves, beside the model's: rank sums with AUC, detection rates, fold change."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from scipy import sparse, stats
+
+SCALE = 1e4  # counts per ten thousand, as scanpy normalises by default in its tutorials
+FLOOR = 0.1  # added to both means, in counts per ten thousand, so that every fold change is finite
+BLOCK = 1 << 22  # dense values ranked at a time: 32 MB
+
+
+def rank_sum_test(
+    counts: sparse.csr_matrix | sparse.csr_array,
+    genes: Sequence[str],
+    rows1: np.ndarray,
+    rows2: np.ndarray,
+) -> pd.DataFrame:
+    """Compare each gene between two groups of cells by the Wilcoxon rank-sum test.
+
+    Parameters
+    ----------
+    counts
+        Raw counts of all measured genes, shape (n_obs, n_vars). Library sizes are their row sums.
+    genes
+        Gene names, length n_vars.
+    rows1, rows2
+        Row numbers of the cells of each group, none empty.
+
+    Returns
+    -------
+    DataFrame
+        Indexed by gene, in the order of `genes`. `auc`: probability that a cell of group 1 has more of the gene, as a
+        share of its counts, than one of group 2, ties counted half. `wilcoxon_p`: two-sided, corrected for ties; 1 for
+        genes without a count. `wilcoxon_padj`: false discovery rate (Benjamini and Hochberg). `log2fc`: log2 ratio of
+        the mean counts per ten thousand, 0.1 added to both so that it is finite.
+        `detected1`, `detected2`: shares of cells with at least one count.
+
+    Notes
+    -----
+    Cells are the units of the test. Its p values rank the genes of this data set; they say nothing about how a gene
+    varies between donors. Pseudobulks do.
+
+    References
+    ----------
+    Wilcoxon, Biometrics Bulletin 1, 80 (1945); Mann and Whitney, Ann. Math. Stat. 18, 50 (1947).
+
+    Examples
+    --------
+    >>> counts = sparse.csr_matrix([[5, 9], [6, 9], [7, 9], [0, 9], [0, 8], [1, 9]])
+    >>> table = rank_sum_test(counts, ["CD8A", "ACTB"], np.arange(3), np.arange(3, 6))
+    >>> float(table.loc["CD8A", "auc"]), round(float(table.loc["CD8A", "detected2"]), 2)
+    (1.0, 0.33)
+    """
+    parts = [sparse.csr_array(counts[rows]).astype(np.float64) for rows in (rows1, rows2)]
+    shares = []
+    for part in parts:
+        totals = np.maximum(np.asarray(part.sum(axis=1)).ravel(), 1)
+        # float32: shares that are equal stay equal, though 3 / 300 and 1 / 100 differ in the last bit of float64
+        shares.append(sparse.csc_array(sparse.diags_array(SCALE / totals) @ part).astype(np.float32))
+    mean1, mean2 = (np.asarray(part.mean(axis=0, dtype=np.float64)).ravel() for part in shares)
+    table = pd.DataFrame(
+        {
+            "auc": 0.5,
+            "wilcoxon_p": 1.0,
+            "wilcoxon_padj": 1.0,
+            "log2fc": np.log2((mean1 + FLOOR) / (mean2 + FLOOR)),
+            "detected1": np.diff(sparse.csc_array(parts[0]).indptr) / len(rows1),
+            "detected2": np.diff(sparse.csc_array(parts[1]).indptr) / len(rows2),
+        },
+        index=pd.Index(genes, dtype=object),
+    )
+    expressed = np.flatnonzero(mean1 + mean2 > 0)
+    if not len(expressed):
+        return table
+    step = max(1, BLOCK // (len(rows1) + len(rows2)))
+    auc, p = [], []
+    for start in range(0, len(expressed), step):
+        block = expressed[start : start + step]
+        one, two = (part[:, block].toarray() for part in shares)
+        test = stats.mannwhitneyu(one, two, axis=0, method="asymptotic", use_continuity=False)  # as scanpy
+        auc.append(test.statistic / (len(rows1) * len(rows2)))
+        p.append(test.pvalue)
+    values = np.nan_to_num(np.concatenate(p), nan=1.0)  # all ties: no evidence
+    table.iloc[expressed, table.columns.get_loc("auc")] = np.concatenate(auc)
+    table.iloc[expressed, table.columns.get_loc("wilcoxon_p")] = values
+    table.iloc[expressed, table.columns.get_loc("wilcoxon_padj")] = stats.false_discovery_control(values)
+    return table
