@@ -12,7 +12,7 @@ BASICS = {"config", "errors"}
 ALLOWED = {
     "cli": BASICS | {"provenance"},  # it imports steps by name, when they are asked for
     "steps": BASICS
-    | {"steps", "model", "programs", "report", "io", "demo", "simulate", "provenance"}
+    | {"steps", "model", "programs", "markers", "report", "io", "demo", "simulate", "provenance"}
     | {"train", "posterior", "module", "data"},  # the parts of the model, for the step train
     "report": BASICS | {"report"},
     "sweep": BASICS | {"model", "posterior", "programs", "data"},
@@ -23,6 +23,7 @@ ALLOWED = {
     "storage": BASICS | {"module", "data"},
     "module": BASICS | {"likelihoods", "kernels", "data"},
     "programs": BASICS | {"programs"},
+    "markers": BASICS,
     "data": BASICS | {"counts"},
     "io": BASICS | {"counts", "demo"},
     "config": {"errors"},

@@ -9,6 +9,7 @@ from .consensus import (
     outliers,
     reproducible_rank,
 )
+from .effects import effects_on_all_genes
 from .evidence import associations, describe, enrichment, strength, technical_flags
 from .find import Programs, find_programs, gene_sets, split_sides, top_genes
 from .projection import Frame, Projection, frame, project
@@ -27,6 +28,7 @@ __all__ = [
     "consensus",
     "describe",
     "drop_baseline",
+    "effects_on_all_genes",
     "enrichment",
     "find_programs",
     "frame",
