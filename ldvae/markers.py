@@ -1,4 +1,4 @@
-"""Tests of single genes on the counts themselves, beside the model's: rank sums with AUC, detection rates, fold change."""
+"""Tests of single genes on the counts themselves: rank sums with AUC, detection rates, fold changes."""
 
 from __future__ import annotations
 
