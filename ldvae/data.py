@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import uuid
@@ -25,6 +26,7 @@ from ldvae.errors import InputError
 logger = logging.getLogger(__name__)
 
 MINIFIED_KEY = "_scvi_adata_minify_type"  # in adata.uns, as the reference has it
+MINIFIED_BY_KEY = "_ldvae_minified_by"  # in adata.uns: hash of the weights of the model that encoded the cells
 MINIFIED_TYPES = ("latent_posterior_parameters", "latent_posterior_parameters_with_counts")
 SETUP_KEY = "_ldvae_setup"  # in adata.uns: what setup_anndata was told, as JSON, so that it survives a copy and h5ad
 BLOCK_ROWS = 512  # rows read at once from disk; shuffled as blocks
@@ -134,12 +136,15 @@ class BackedCounts:
         How to call the matrix in messages.
     covariates
         Of every cell, in memory.
+    totals
+        Total count of every cell when all were checked, shape (n_obs,); what is read later must have the same.
     """
 
     x: Any
     var_names: Sequence[str]
     where: str
     covariates: Covariates
+    totals: np.ndarray
 
     def __len__(self) -> int:
         return int(self.x.shape[0])
@@ -161,7 +166,15 @@ class BackedCounts:
         for run in np.split(rows, np.flatnonzero(apart) + 1):
             block = self.between(int(run[0]), int(run[-1]) + 1)
             blocks.append(block if len(run) == block.shape[0] else block[run - run[0]])
-        return Counts(sparse.vstack(blocks, format="csr"), self.covariates.rows(rows))
+        x = sparse.vstack(blocks, format="csr")
+        changed = np.flatnonzero(np.asarray(x.sum(axis=1)).ravel() != self.totals[rows])
+        if len(changed):
+            row = int(rows[changed[0]])
+            raise InputError(
+                f"{self.where} has changed on disk since it was checked: row {row} had a total count of "
+                f"{self.totals[row]:g}, now it has {x[changed[0]].sum():g}. Open the file again, and set model.adata."
+            )
+        return Counts(x, self.covariates.rows(rows))
 
     def minibatch(self, rows: np.ndarray, device: torch.device | str = "cpu") -> tuple[Tensor, Covariates]:
         """Dense counts (len(rows), n_vars) and covariates of some cells, in the order given."""
@@ -541,7 +554,144 @@ def read_counts(adata: AnnData, registry: Registry, check_only: bool = False) ->
             stacklevel=3,
         )
     covariates = read_covariates(adata, registry, totals)
-    return BackedCounts(x, names, where, covariates) if backed else Counts(x, covariates)
+    return BackedCounts(x, names, where, covariates, totals) if backed else Counts(x, covariates)
+
+
+class Snapshot(NamedTuple):
+    """What the counts of an AnnData were read from: enough to tell whether they are still the same."""
+
+    cells: pd.Index
+    genes: pd.Index
+    where: tuple[Any, ...]  # the arrays in memory: a matrix put in their place is another one
+    content: bytes  # checksum of every entry; of a matrix on disk nothing, its rows are checked as they are read
+    annotation: pd.DataFrame  # the registered columns of obs
+
+    @classmethod
+    def of(cls, adata: AnnData, registry: Registry) -> Snapshot:
+        """Of an AnnData as it is now."""
+        arrays = arrays_of(matrix(adata, registry))
+        # A view makes its matrix anew whenever it is asked for.
+        where = () if adata.is_view else tuple((a.ctypes.data, a.shape, a.strides, a.dtype.str) for a in arrays)
+        keys = [registry.batch_key, registry.labels_key, registry.size_factor_key]
+        keys += [*registry.categorical_covariate_keys, *registry.continuous_covariate_keys]
+        present = list(dict.fromkeys(key for key in keys if key in adata.obs))
+        content = b"".join(checksum(a) for a in arrays)
+        return cls(adata.obs_names, adata.var_names, where, content, adata.obs[present].copy())
+
+    def changes(self, now: Snapshot, where: str) -> list[str]:
+        """What is different now, in words; `where` names the matrix."""
+        found = []
+        if len(self.cells) != len(now.cells):
+            found.append(f"{len(self.cells)} cells are now {len(now.cells)}")
+        elif not same_index(self.cells, now.cells):
+            found.append("the names or the order of the cells")
+        if not same_index(self.genes, now.genes):
+            found.append("the genes")
+        if self.content != now.content:
+            found.append(f"the values of {where}")
+        elif self.where != now.where:
+            found.append(f"{where} is another matrix")
+        if not self.annotation.reset_index(drop=True).equals(now.annotation.reset_index(drop=True)):
+            found.append(f"the columns {', '.join(map(str, now.annotation.columns))} of adata.obs")
+        return found
+
+
+class ModelData:
+    """The data of a model: an AnnData as it is now, never as it was.
+
+    Whoever asks for the counts gets those of the AnnData at that moment. They are kept from one call to the next, and
+    read anew, with every check, when the AnnData has changed: other cells, genes or columns of obs, another matrix, or
+    other values in it.
+
+    Parameters
+    ----------
+    adata
+        Data with the genes and fields of the registry.
+    registry
+        Of the model.
+    """
+
+    def __init__(self, adata: AnnData, registry: Registry) -> None:
+        self.adata = adata
+        self._registry = registry
+        self._read: tuple[Snapshot, Counts | BackedCounts] | None = None
+
+    @property
+    def snapshot(self) -> Snapshot | None:
+        """The AnnData when its counts were read; None before."""
+        return None if self._read is None else self._read[0]
+
+    def counts(self) -> Counts | BackedCounts:
+        """The counts and covariates of the AnnData as it is now.
+
+        Raises
+        ------
+        InputError
+            If the data were changed to what the model cannot use; the message says what was changed.
+        """
+        now = Snapshot.of(self.adata, self._registry)
+        if self._read is None:
+            self._read = now, read_counts(self.adata, self._registry)
+            return self._read[1]
+        before, counts = self._read
+        if not (changes := before.changes(now, self._registry.where)):
+            return counts
+        try:
+            counts = read_counts(self.adata, self._registry)
+        except InputError as error:
+            raise InputError(
+                f"The data of the model have changed since they were read ({'; '.join(changes)}), and cannot be used "
+                f"as they are now: {error}"
+            ) from error
+        logger.info("The data of the model have changed (%s); they were read again.", "; ".join(changes))
+        self._read = now, counts
+        return counts
+
+
+def same_index(one: pd.Index, other: pd.Index) -> bool:
+    """Whether two indices hold the same names in the same order."""
+    return one is other or one.equals(other)
+
+
+def names_checksum(names: pd.Index) -> str:
+    """A checksum of names in their order."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in names:
+        digest.update(str(name).encode() + b"\0")
+    return digest.hexdigest()
+
+
+def arrays_of(x: Any) -> list[np.ndarray]:
+    """The arrays that a matrix in memory consists of; none for one on disk."""
+    if isinstance(x, np.ndarray):
+        return [np.asarray(x)]
+    if not sparse.issparse(x):
+        return []
+    compressed = x if x.format in ("csr", "csc") else x.tocsr()
+    return [compressed.data, compressed.indices, compressed.indptr]
+
+
+def checksum(array: np.ndarray) -> bytes:
+    """A checksum of every byte of an array that depends on their order, at the speed of memory (4 GB/s).
+
+    The bytes are laid out as a table of 64-bit numbers, and the sums of its rows and of its columns are hashed: what
+    changes one value, or exchanges two, changes a row or a column.
+    """
+    digest = hashlib.blake2b(f"{array.shape}{array.dtype}".encode(), digest_size=16)
+    if not array.flags.c_contiguous:
+        array = array.T if array.flags.f_contiguous else np.ascontiguousarray(array)
+    raw = array.reshape(-1).view(np.uint8)
+    columns, rows_at_once = 4096, 64  # 2 MB, which stay in the cache for the second sum
+    n_rows = len(raw) // (8 * columns)
+    table = raw[: n_rows * 8 * columns].view(np.uint64).reshape(n_rows, columns)
+    column_sums, row_sums = np.zeros(columns, np.uint64), np.empty(n_rows, np.uint64)
+    for start in range(0, n_rows, rows_at_once):
+        part = table[start : start + rows_at_once]
+        column_sums += part.sum(axis=0)
+        row_sums[start : start + rows_at_once] = part.sum(axis=1)
+    for values in (column_sums, row_sums, raw[n_rows * 8 * columns :]):
+        digest.update(values)
+    return digest.digest()
 
 
 def read_covariates(adata: AnnData, registry: Registry, totals: np.ndarray) -> Covariates:
@@ -730,11 +880,12 @@ def minified_type(adata: AnnData) -> str | None:
     return adata.uns.get(MINIFIED_KEY)
 
 
-def minify(adata: AnnData, registry: Registry, kind: str, kept: Minified, total_counts: np.ndarray) -> AnnData:
+def minify(adata: AnnData, kind: str, kept: Minified, total_counts: np.ndarray, made_by: str) -> AnnData:
     """A copy of `adata` with the latent posterior of its cells and, unless `kind` says so, without counts.
 
     Adds obsm `ldvae_latent_qzm` and `ldvae_latent_qzv`, obs `observed_lib_size` and, of a latent library size, obs
-    `ldvae_latent_qlm` and `ldvae_latent_qlv`; X and all layers are empty matrices, raw is gone.
+    `ldvae_latent_qlm` and `ldvae_latent_qlv`; X and all layers are empty matrices, raw is gone. `made_by` is the hash
+    of the weights of the model that encoded the cells, in uns `_ldvae_minified_by`.
     """
     if kind == MINIFIED_TYPES[1]:
         made = adata.to_memory() if adata.isbacked else adata.copy()
@@ -749,6 +900,7 @@ def minify(adata: AnnData, registry: Registry, kind: str, kept: Minified, total_
             **{name: dict(getattr(adata, name)) for name in ("obsm", "varm", "obsp", "varp")},
         )
     made.uns[MINIFIED_KEY] = kind
+    made.uns[MINIFIED_BY_KEY] = made_by
     made.obs["observed_lib_size"] = total_counts
     made.obsm["ldvae_latent_qzm"], made.obsm["ldvae_latent_qzv"] = kept.z_mean, kept.z_var
     if kept.l_mean is not None and kept.l_var is not None:

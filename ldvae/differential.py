@@ -25,11 +25,11 @@ from ldvae.posterior import (
     sample_cells,
     settle,
 )
+from ldvae.rows import Rows, rows_of
 
 EPS = 1e-8  # keeps the log odds finite, as in the reference
 GENE_BLOCK = 16  # genes whose samples are compared together; 5,000 samples of them stay in the cache
 IN_CACHE = 256  # samples decoded at once, whose proportions stay in the cache
-Rows = str | Sequence[int] | Sequence[bool] | np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,18 +203,9 @@ def comparisons(
 
 
 def rows_mask(rows: Rows, obs: pd.DataFrame, name: str) -> np.ndarray:
-    """Cells as a mask, from a mask, row numbers, or a query of `obs`."""
-    if isinstance(rows, str):
-        return obs.index.isin(obs.query(rows).index)
-    given = np.asarray(rows).ravel()
+    """Cells as a mask, from whatever `ldvae.rows.rows_of` takes."""
     mask = np.zeros(len(obs), dtype=bool)
-    if given.dtype == bool:
-        if len(given) != len(obs):
-            raise InputError(f"{name} is a mask of {len(given)} cells, but there are {len(obs)}.")
-        return given
-    if len(given) and (given.max() >= len(obs) or given.min() < -len(obs)):
-        raise InputError(f"{name} names row {given.max()}, but there are {len(obs)} cells.")
-    mask[given.astype(np.int64)] = True
+    mask[rows_of(rows, obs, name)] = True
     return mask
 
 

@@ -22,20 +22,24 @@ from torch import Tensor
 from ldvae import posterior
 from ldvae.config import FitConfig, ModelConfig, ProgramsConfig, default_max_epochs
 from ldvae.data import (
+    MINIFIED_BY_KEY,
     MINIFIED_TYPES,
     AnnDataManager,
     BackedCounts,
     Counts,
     Minified,
+    ModelData,
     Registry,
+    Snapshot,
     Split,
     library_prior,
     minified_type,
     minify,
-    read_counts,
+    names_checksum,
     read_minified,
     register,
     registered,
+    same_index,
     split_cells,
 )
 from ldvae.differential import DeOptions, comparisons, differential_expression
@@ -43,15 +47,22 @@ from ldvae.errors import InputError
 from ldvae.module import LDVAE, ElboTerms, Posterior
 from ldvae.posterior import Cells
 from ldvae.programs import Programs, find_programs
-from ldvae.storage import SavedModel, adata_path, read_legacy, read_model, write_model, write_scvi_tools
+from ldvae.rows import Rows, rows_of
+from ldvae.storage import (
+    SavedModel,
+    adata_path,
+    read_legacy,
+    read_model,
+    weights_hash,
+    write_model,
+    write_scvi_tools,
+)
 from ldvae.train import Checkpoint, EpochReport, Fit, fit, seeded
 
 if TYPE_CHECKING:
     from sparse import GCXS
 
 logger = logging.getLogger(__name__)
-
-Rows = Sequence[int] | Sequence[bool] | np.ndarray
 
 # Arguments of the reference's Trainer and data splitter that change no number: accepted, and said to do nothing.
 NO_EFFECT = frozenset(
@@ -180,12 +191,13 @@ class LinearSCVI:
             registry = registered(adata)
         self._registry = registry if isinstance(registry, Registry) else Registry.from_dict(dict(registry))
         self._seed = seed
-        self._adata: AnnData | None = None
-        self._source: Counts | BackedCounts | None = None
+        self._data: ModelData | None = None
+        self._split: Split | None = None
+        self._trained_on: Snapshot | None = None
         prior: tuple[Tensor, ...] = ()
         if adata is not None:
-            self._adata, self._source = adata, read_counts(adata, self._registry)
-            prior = library_prior(self._source, self._registry.shape.n_batch)
+            self._data = ModelData(adata, self._registry)
+            prior = library_prior(self._data.counts(), self._registry.shape.n_batch)
         check_size(self._registry, self.config)
         if self._registry.size_factor_key is not None and not self.config.use_observed_lib_size:
             # A size factor takes the place of the library size, so there is none to infer.
@@ -194,9 +206,6 @@ class LinearSCVI:
             self.module = LDVAE(self.config, self._registry.shape, *prior).eval()
         self.is_trained_ = False
         self.history_: dict[str, pd.DataFrame] | None = None
-        self.train_indices_: np.ndarray | None = None
-        self.validation_indices_: np.ndarray | None = None
-        self.test_indices_: np.ndarray | None = None
         self.run_name_ = time.strftime("run_%Y-%m-%d_%H-%M-%S")
         self.run_id_ = ""
         self.get_normalized_function_name_ = "get_normalized_expression"
@@ -248,17 +257,25 @@ class LinearSCVI:
 
     @property
     def adata(self) -> AnnData | None:
-        """The data of the model; another AnnData with the same genes and fields can be put in its place."""
-        return self._adata
+        """The data of the model; another AnnData with the same genes and fields can be put in its place.
+
+        Every method reads them as they are when it is called: what was changed in place since (cells or genes removed,
+        values, columns of obs) is taken over after the checks of `setup_anndata`, or refused by an InputError that
+        names the change.
+        """
+        return None if self._data is None else self._data.adata
 
     @adata.setter
     def adata(self, adata: AnnData) -> None:
         if adata is None:
             raise InputError("adata cannot be None.")
+        if not isinstance(adata, AnnData):
+            raise InputError(f"adata must be an AnnData, found {type(adata).__name__}.")
+        data = ModelData(adata, self._registry)
         # Where the counts are gone, what was kept of the cells is read when it is asked for.
-        gone = minified_type(adata) == MINIFIED_TYPES[0]
-        self._source = None if gone else read_counts(adata, self._registry)
-        self._adata = adata
+        if minified_type(adata) != MINIFIED_TYPES[0]:
+            data.counts()
+        self._data = data
 
     @property
     def source(self) -> Counts | BackedCounts:
@@ -292,8 +309,8 @@ class LinearSCVI:
 
     def deregister_manager(self, adata: AnnData | None = None) -> None:
         """Forget the model's data (or do nothing for other data: none are kept); memory is freed."""
-        if adata is None or adata is self._adata:
-            self._adata = self._source = None
+        if adata is None or adata is self.adata:
+            self._data = None
 
     @property
     def registry(self) -> dict[str, Any]:
@@ -314,20 +331,20 @@ class LinearSCVI:
         """Gene names in the order of the model, shape (n_vars,)."""
         return np.array(self._registry.var_names, dtype=object)
 
-    def _own_adata(self) -> AnnData:
-        if self._adata is None:
+    def _own(self) -> ModelData:
+        if self._data is None:
             raise InputError("This model has no data; pass adata=..., or set model.adata.")
-        return self._adata
+        return self._data
+
+    def _own_adata(self) -> AnnData:
+        return self._own().adata
 
     def _counts(self, adata: AnnData | None) -> tuple[AnnData, Counts | BackedCounts]:
-        """The given data, or the model's, checked against the registry."""
-        if adata is None or adata is self._adata:
-            adata = self._own_adata()
-            if self._source is not None:
-                return adata, self._source
-        if minified_type(adata) == MINIFIED_TYPES[0]:
+        """The given data, or the model's, as they are now, checked against the registry."""
+        data = self._own() if adata is None or adata is self.adata else ModelData(adata, self._registry)
+        if minified_type(data.adata) == MINIFIED_TYPES[0]:
             raise InputError("This needs counts, and the data are minified: they hold the latent posterior alone.")
-        return adata, read_counts(adata, self._registry)
+        return data.adata, data.counts()
 
     # ---------------------------------------------------------------- training
 
@@ -416,7 +433,7 @@ class LinearSCVI:
         if external is None:
             split = split_cells(len(source), train_size, validation_size, shuffle_set_split, seed % 2**32)
         else:
-            split = external_split(external, len(source))
+            split = external_split(external, self._own_adata().obs)
         self.module.to(pick_device(accelerator, devices))
         with progress_bar(enable_progress_bar) as on_epoch:
             self.fit(split, config, seed=seed, checkpoint=checkpoint, on_epoch=on_epoch)
@@ -439,7 +456,7 @@ class LinearSCVI:
         if isinstance(checkpoint, str | Path):
             checkpoint = Checkpoint(Path(checkpoint))
         done = fit(self.module, source, split, config, seed=seed, checkpoint=checkpoint, on_epoch=on_epoch, stop=stop)
-        self.train_indices_, self.validation_indices_, self.test_indices_ = split
+        self._split, self._trained_on = split, self._own().snapshot
         self.is_trained_ = True
         before = 0 if not self.history_ else len(self.history_["train_loss"])
         table = done.history.set_axis(done.history.index + before).rename_axis("epoch")
@@ -473,18 +490,39 @@ class LinearSCVI:
 
     @property
     def train_indices(self) -> np.ndarray | None:
-        """Rows of the cells that the model was trained on."""
-        return self.train_indices_
+        """Rows of the cells that the model was trained on, in its data as they are now."""
+        return self._part("train")
 
     @property
     def validation_indices(self) -> np.ndarray | None:
         """Rows of the cells that it was validated on."""
-        return self.validation_indices_
+        return self._part("validation")
 
     @property
     def test_indices(self) -> np.ndarray | None:
         """Rows of the cells that took no part."""
-        return self.test_indices_
+        return self._part("test")
+
+    train_indices_, validation_indices_, test_indices_ = train_indices, validation_indices, test_indices
+
+    def _part(self, name: str) -> np.ndarray | None:
+        """Rows of a part of the split; where cells were removed or reordered since, found again by their names."""
+        if self._split is None:
+            return None
+        rows = getattr(self._split, name)
+        before, adata = self._trained_on, self.adata
+        if before is None or adata is None or same_index(before.cells, adata.obs_names):
+            return rows
+        now = Snapshot.of(adata, self._registry)
+        if (before.where, before.content) == (now.where, now.content):
+            return rows  # the cells have other names, and are the same
+        if not (before.cells.is_unique and now.cells.is_unique):
+            raise InputError(
+                "The cells of the model's data have changed since the training, and their names repeat: which of them "
+                f"were in the {name} part cannot be told."
+            )
+        found = now.cells.get_indexer(before.cells[rows])
+        return found[found >= 0]
 
     @property
     def device(self) -> torch.device:
@@ -547,6 +585,14 @@ class LinearSCVI:
         """
         fits = (self, *others)
         adata, source = self._counts(None)
+        for i, fit in enumerate(others, start=1):
+            if not same_index(fit._own_adata().obs_names, adata.obs_names):
+                raise InputError(
+                    f"Model {i} of the others has other cells than this one, or another order; their scores cannot be "
+                    "averaged. Give models of the same data."
+                )
+            if fit._registry.var_names != self._registry.var_names:
+                raise InputError(f"Model {i} of the others has other genes than this one. Give models of the same data.")
         rows = np.arange(len(source))
         totals = sum(counts.x[chosen].sum(axis=0, dtype=float) for counts, chosen in source.minibatches(rows, 4096))
         theta = None
@@ -622,7 +668,8 @@ class LinearSCVI:
         adata
             Data with the genes and fields of the model's; none: the model's.
         indices
-            Rows of the cells, or a mask; none: all.
+            Which cells: a mask, row numbers, names of cells, or a query of obs as one string (`ldvae.rows.rows_of`);
+            none: all.
         give_mean
             The posterior mean (for "ln", over `mc_samples` draws); otherwise one draw.
         mc_samples
@@ -806,7 +853,7 @@ class LinearSCVI:
             raise TypeError(f"unexpected keyword argument {unknown!r} (only weights='importance' takes further ones)")
         data, cells = self._cells(adata, indices, batch_size)
         generator, batches = self._generator(seed), self._batch_codes(transform_batch)
-        names = data.obs_names[self._row_numbers(indices, data.n_obs)]
+        names = data.obs_names[rows_of(indices, data.obs)]
         if n_samples_overall is not None:
             drawn, chosen = self._draw_overall(
                 adata, indices, cells, n_samples_overall, weights, batches, generator, importance_weighting_kwargs
@@ -1020,8 +1067,8 @@ class LinearSCVI:
         groupby: str | None = None,
         group1: Any = None,
         group2: Any = None,
-        idx1: Rows | str | None = None,
-        idx2: Rows | str | None = None,
+        idx1: Rows | None = None,
+        idx2: Rows | None = None,
         mode: Literal["vanilla", "change"] = "vanilla",
         delta: float | None = 0.25,
         batch_size: int | None = None,
@@ -1035,7 +1082,7 @@ class LinearSCVI:
         filter_outlier_cells: bool = False,
         importance_weighting_kwargs: Mapping[str, Any] | None = None,
         *,
-        subset_idx: Rows | str | None = None,
+        subset_idx: Rows | None = None,
         seed: int | None = None,
         **kwargs: Any,
     ) -> pd.DataFrame:
@@ -1048,7 +1095,7 @@ class LinearSCVI:
         groupby, group1, group2
             Column of obs, the group or groups to compare (none: each in turn), and with which (none: all other cells).
         idx1, idx2
-            Instead, the cells: rows, a mask, or a query of obs.
+            Instead, the cells, as `indices` elsewhere: a mask, row numbers, names, or a query of obs.
         subset_idx
             Cells that groups may hold.
         silent
@@ -1111,35 +1158,59 @@ class LinearSCVI:
     def _generator(self, seed: int | None) -> torch.Generator:
         return torch.Generator().manual_seed((self.seed if seed is None else seed) % 2**63)
 
-    @staticmethod
-    def _row_numbers(indices: Rows | None, n_obs: int) -> np.ndarray:
-        """Rows of cells in the order given, from rows or a mask; all for None."""
-        if indices is None:
-            return np.arange(n_obs)
-        given = np.asarray(indices).ravel()
-        if given.dtype == bool:
-            if len(given) != n_obs:
-                raise InputError(f"indices is a mask of {len(given)} cells, but there are {n_obs}.")
-            return np.flatnonzero(given)
-        rows = given.astype(np.int64)
-        if len(rows) == 0 or rows.max() >= n_obs or rows.min() < -n_obs:
-            raise InputError(f"indices must name at least one of the {n_obs} cells, each from 0 to {n_obs - 1}.")
-        return rows % n_obs
-
     def _rows(self, adata: AnnData | None, indices: Rows | None) -> tuple[AnnData, Counts | BackedCounts, np.ndarray]:
         """Data, their counts, and the rows asked for."""
         data, source = self._counts(adata)
-        return data, source, self._row_numbers(indices, data.n_obs)
+        return data, source, rows_of(indices, data.obs)
 
     def _cells(self, adata: AnnData | None, indices: Rows | None, batch_size: int | None) -> tuple[AnnData, Cells]:
         """Data, and the cells asked for, encoded; of minified data as they were kept."""
         data = self._own_adata() if adata is None else adata
-        if minified_type(data) is not None:
-            kept, covariates = read_minified(data, self._registry)
-            q = Posterior(*(None if values is None else torch.from_numpy(values) for values in kept))
-            return data, Cells(q, covariates).take(self._row_numbers(indices, data.n_obs))
+        if minified_type(data) is not None and (kept := self._kept(data)) is not None:
+            return data, kept.take(rows_of(indices, data.obs))
         data, source, rows = self._rows(adata, indices)
         return data, posterior.encode(self.module, source, rows, batch_size or posterior.BATCH_SIZE)
+
+    def _kept(self, adata: AnnData) -> Cells | None:
+        """The cells of minified data as they were encoded; None where the counts must be encoded again.
+
+        Raises
+        ------
+        InputError
+            If another model encoded them, and there are no counts to encode again.
+        """
+        (z_mean, z_var, l_mean, l_var), covariates = read_minified(adata, self._registry)
+        problem = ""
+        made_by = adata.uns.get(MINIFIED_BY_KEY)
+        if made_by is None:
+            warnings.warn(
+                "The minified data do not name the model that encoded them; they are taken for this one's.",
+                UserWarning,
+                stacklevel=4,
+            )
+        elif made_by != weights_hash(self.module.state_dict()):
+            problem = "another model encoded the minified data, or this one was trained further since"
+        if z_mean.shape[1] != self.n_latent or (l_mean is None) != self.config.use_observed_lib_size:
+            problem = "the minified data were made by a model of another architecture"
+        if minified_type(adata) == MINIFIED_TYPES[1] and not problem:
+            counts = self._counts(adata)[1]
+            totals = np.concatenate(
+                [np.asarray(of.x[i].sum(axis=1)).ravel() for of, i in counts.minibatches(np.arange(len(counts)), 4096)]
+            )
+            if not np.array_equal(totals, adata.obs["observed_lib_size"]):
+                problem = "the counts have changed since the data were minified"
+        if problem and minified_type(adata) == MINIFIED_TYPES[0]:
+            raise InputError(
+                f"{problem[0].upper()}{problem[1:]}: its latent coordinates mean nothing to this model. Use the model "
+                "that minified the data, or minify the full data with this one (model.minify_adata())."
+            )
+        if problem:
+            logger.warning("%s; the counts are encoded again.", problem)
+            return None
+        q = Posterior(
+            *(None if values is None else torch.from_numpy(values) for values in (z_mean, z_var, l_mean, l_var))
+        )
+        return Cells(q, covariates)
 
     def _elbo_terms(
         self, adata: AnnData | None, indices: Rows | None, batch_size: int | None, seed: int | None
@@ -1272,7 +1343,7 @@ class LinearSCVI:
         except RuntimeError as error:
             raise InputError(f"The weights in {directory} do not fit the model described there: {error}") from error
         model.is_trained_, model.history_ = saved.is_trained, saved.history or None
-        model.train_indices_, model.validation_indices_, model.test_indices_ = saved.split or (None, None, None)
+        model._split = saved.split
         model.run_name_ = saved.run_name or model.run_name_
         model.to_device(pick_device(accelerator, [device] if isinstance(device, int) else "auto"))
         path = adata_path(directory, prefix or "")
@@ -1280,7 +1351,20 @@ class LinearSCVI:
             adata = read_h5ad(path)
         if adata is not None and adata is not False:
             model.adata = adata
+            model._recognise(saved.cells)
         return model
+
+    def _recognise(self, cells: str) -> None:
+        """Note whether the data are the cells that the model was trained on, by a checksum of their names."""
+        if self._split is None or not cells:
+            return
+        if cells == names_checksum(self._own_adata().obs_names):
+            self._trained_on = self._own().snapshot or Snapshot.of(self._own_adata(), self._registry)
+        else:
+            logger.warning(
+                "The data are not the cells that the model was trained on: train_indices, validation_indices and "
+                "test_indices are rows of those."
+            )
 
     @staticmethod
     def load_registry(dir_path: str | Path, prefix: str | None = None) -> dict[str, Any]:
@@ -1297,13 +1381,13 @@ class LinearSCVI:
         )
 
     def _saved(self) -> SavedModel:
-        parts = (self.train_indices_, self.validation_indices_, self.test_indices_)
         return SavedModel(
             config=self.config,
             registry=self._registry,
             state=self.module.state_dict(),
             history=self.history_ or {},
-            split=None if parts[0] is None else Split(*(np.zeros(0, np.int64) if p is None else p for p in parts)),
+            split=self._split,
+            cells="" if self._trained_on is None else names_checksum(self._trained_on.cells),
             is_trained=self.is_trained_,
             minified=self.minified_data_type,
             run_name=self.run_name_,
@@ -1331,19 +1415,28 @@ class LinearSCVI:
             )
         if self.minified_data_type is not None:
             raise InputError("The model's data are minified already.")
+        self._check_trained()
         data, cells = self._cells(None, None, None)
         z = [cells.q.z_mean.numpy(), cells.q.z_var.numpy()]
         if use_latent_qzm_key in data.obsm and use_latent_qzv_key in data.obsm:
-            z = [np.asarray(data.obsm[key]) for key in (use_latent_qzm_key, use_latent_qzv_key)]
+            given = [np.asarray(data.obsm[key], dtype=np.float32) for key in (use_latent_qzm_key, use_latent_qzv_key)]
+            if given[0].shape != z[0].shape or given[1].shape != z[0].shape or not (given[1] > 0).all():
+                raise InputError(
+                    f"adata.obsm[{use_latent_qzm_key!r}] and [{use_latent_qzv_key!r}] must be the mean and the "
+                    f"variance (above zero) of {z[0].shape[0]} cells by {z[0].shape[1]} factors; found the shapes "
+                    f"{given[0].shape} and {given[1].shape}. Remove them to have them computed."
+                )
+            z = given
         library = [None if values is None else values.numpy() for values in (cells.q.l_mean, cells.q.l_var)]
         _, source, rows = self._rows(None, None)
         totals = np.concatenate([np.asarray(of.x[i].sum(axis=1)).ravel() for of, i in source.minibatches(rows, 4096)])
-        self.adata = minify(data, self._registry, minified_data_type, Minified(*z, *library), totals)
+        made_by = weights_hash(self.module.state_dict())
+        self.adata = minify(data, minified_data_type, Minified(*z, *library), totals, made_by)
 
     @property
     def minified_data_type(self) -> str | None:
         """How the model's data were minified; None if they were not."""
-        return None if self._adata is None else minified_type(self._adata)
+        return None if self._data is None else minified_type(self._data.adata)
 
     # ---------------------------------------------------------------- views
 
@@ -1457,16 +1550,19 @@ def warn_no_effect(arguments: Mapping[str, Any]) -> None:
         logger.warning("%s: accepted as in scvi-tools, without effect in ldvae.", ", ".join(sorted(arguments)))
 
 
-def external_split(parts: Sequence[np.ndarray], n_obs: int) -> Split:
-    """A split given as arrays of rows: train, validation, test; later ones may be left out."""
-    arrays = [np.asarray(part, dtype=np.int64) for part in parts]
-    arrays += [np.zeros(0, dtype=np.int64)] * (3 - len(arrays))
-    rows = np.concatenate(arrays)
-    if len(rows) and (rows.min() < 0 or rows.max() >= n_obs):
-        raise InputError(f"external_indexing names row {int(rows.max())}, but there are {n_obs} cells.")
-    if len(np.unique(rows)) < len(rows):
+def external_split(parts: Sequence[Rows], obs: pd.DataFrame) -> Split:
+    """A split given as the cells of its parts: train, validation, test; later ones may be left out."""
+    if isinstance(parts, str) or len(parts) not in (1, 2, 3):
+        raise InputError("external_indexing must be a list of up to three parts: cells to train on, validate, test.")
+    names = [f"external_indexing[{i}]" for i in range(3)]
+    given = [*parts, *[[]] * (3 - len(parts))]
+    rows = [
+        rows_of([] if part is None else part, obs, name, none_selected=True)
+        for part, name in zip(given, names, strict=True)
+    ]
+    if len(np.unique(np.concatenate(rows))) < sum(map(len, rows)):
         raise InputError("external_indexing names a cell more than once; the parts must be disjoint.")
-    return Split(*arrays)
+    return Split(*rows)
 
 
 def pick_device(accelerator: str = "auto", devices: int | str | Sequence[int] = "auto") -> torch.device:

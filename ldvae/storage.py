@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -59,7 +60,9 @@ class SavedModel:
     run_name
         Name of the run.
     seed
-        Seed that the model was given; None: none.
+        Seed of the training; None: unknown.
+    cells
+        Checksum of the names of the cells that `split` numbers (`ldvae.data.names_checksum`); empty: unknown.
     """
 
     config: ModelConfig
@@ -71,6 +74,16 @@ class SavedModel:
     minified: str | None = None
     run_name: str = ""
     seed: int | None = None
+    cells: str = ""
+
+
+def weights_hash(state: Mapping[str, Tensor]) -> str:
+    """A name for the weights of a model: the same for the same numbers, on any device, saved and loaded."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(np.ascontiguousarray(tensor.detach().cpu().numpy()).data)
+    return digest.hexdigest()
 
 
 # Our own format
@@ -132,6 +145,7 @@ def write_model(
             "minified": model.minified,
             "run_name": model.run_name,
             "seed": model.seed,
+            "cells": model.cells,
         }
         temporary = target / f".{prefix}model.json.{uuid.uuid4().hex}"
         temporary.write_text(json.dumps(description, indent=1) + "\n")
@@ -169,6 +183,7 @@ def read_model(directory: Path, prefix: str = "") -> SavedModel:
         minified=description["minified"],
         run_name=description["run_name"],
         seed=description["seed"],
+        cells=description.get("cells", ""),
     )
 
 

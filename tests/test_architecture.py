@@ -16,10 +16,11 @@ ALLOWED = {
     | {"train", "posterior", "module", "data"},  # the parts of the model, for the step train
     "report": BASICS | {"report"},
     "sweep": BASICS | {"model", "posterior", "programs", "data"},
-    "model": BASICS | {"train", "posterior", "differential", "storage", "programs", "data", "module", "kernels"},
+    "model": BASICS
+    | {"train", "posterior", "differential", "storage", "programs", "data", "module", "kernels", "rows"},
     "train": BASICS | {"module", "data", "kernels"},
     "posterior": BASICS | {"module", "data", "kernels"},
-    "differential": BASICS | {"module", "data", "posterior"},
+    "differential": BASICS | {"module", "data", "posterior", "rows"},
     "storage": BASICS | {"module", "data"},
     "module": BASICS | {"likelihoods", "kernels", "data"},
     "programs": BASICS | {"programs"},
@@ -28,6 +29,7 @@ ALLOWED = {
     "io": BASICS | {"counts", "demo"},
     "config": {"errors"},
     "counts": {"errors"},
+    "rows": {"errors"},
     "kernels": {"kernels", "errors"},
     "likelihoods": {"errors"},
     "simulate": {"errors"},

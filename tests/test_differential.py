@@ -313,7 +313,7 @@ def test_statistics_follow_the_data_when_they_change(model, reference_adata):
 def test_a_cell_without_counts_adds_nothing_to_the_statistics(reference_adata):
     reference_adata.X = sparse.csr_matrix(sparse.diags([0.0] + [1.0] * 199, dtype=np.float32) @ reference_adata.X)
     LinearSCVI.setup_anndata(reference_adata)
-    source = LinearSCVI(reference_adata, n_latent=2)._source
+    source = LinearSCVI(reference_adata, n_latent=2).source
     statistics = CountStatistics(source, [np.arange(10)])
     assert all(np.isfinite(sums).all() for sums in statistics.sums.values())
 

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from anndata import AnnData
@@ -187,3 +188,259 @@ def test_known_programs_lie_in_the_span_of_the_fitted_loadings_in_any_order_of_c
         span, _ = np.linalg.qr(gauge(model.get_loadings().to_numpy(), truth.mean_expression) * weight)
         cosines = np.linalg.norm(span.T @ programs, axis=0) / np.linalg.norm(programs, axis=0)
         assert cosines.min() > 0.95, cosines
+
+
+# ---------------------------------------------------------------- the model's data, as they are when asked
+
+
+def fitted(make=sparse.csr_matrix, dtype=np.float32, layer=None, observed=False) -> LinearSCVI:
+    """A trained model of 150 cells in two lanes; its data under its own control."""
+    random = np.random.default_rng(3)
+    counts = make(random.poisson(2.0, (150, 20)).astype(dtype))
+    adata = AnnData(counts) if layer is None else AnnData(shape=(150, 20), layers={layer: counts})
+    adata.obs_names, adata.var_names = [f"cell{i}" for i in range(150)], [f"gene{i}" for i in range(20)]
+    adata.obs["lane"] = pd.Categorical(np.where(random.random(150) < 0.5, "a", "b"))
+    adata.obs["kind"] = np.where(np.arange(150) % 4, "x", "y")
+    LinearSCVI.setup_anndata(adata, batch_key="lane", layer=layer)
+    model = LinearSCVI(adata, n_hidden=8, n_latent=3, use_observed_lib_size=observed, seed=0)
+    model.train(2, enable_progress_bar=False)
+    return model
+
+
+def answers(model: LinearSCVI) -> dict[str, np.ndarray]:
+    """What a model says of each cell of its data, by methods of every kind."""
+    return {
+        "latent": model.get_latent_representation(),
+        "expression": model.get_normalized_expression(give_mean=True, library_size="latent").to_numpy(),
+        "elbo": model.get_elbo(return_mean=False).numpy(),
+        "rate": model.get_likelihood_parameters()["mean"],
+        "de": model.differential_expression(idx1="kind == 'y'", mode="change")
+        .sort_index()
+        .drop(columns="pseudocounts")
+        .to_numpy(),
+    }
+
+
+def afresh(model: LinearSCVI) -> LinearSCVI:
+    """A model with the same weights that never saw any data but a copy of those of now."""
+    fresh = LinearSCVI(registry=model._registry, seed=0, **vars(model.config))
+    fresh.module.load_state_dict(model.module.state_dict())
+    fresh.is_trained = True
+    fresh.adata = model.adata.copy()
+    return fresh
+
+
+def subset_in_place(adata):
+    adata._inplace_subset_obs(np.arange(150) % 3 != 0)
+
+
+def shuffle_in_place(adata):
+    adata._inplace_subset_obs(np.random.default_rng(0).permutation(150))
+
+
+def filter_with_scanpy(adata):
+    import scanpy as sc
+
+    sc.pp.filter_cells(adata, min_counts=38)
+
+
+def other_lanes(adata):
+    adata.obs["lane"] = adata.obs["lane"].to_numpy()[::-1]
+
+
+def one_count(adata):
+    adata.X[7, 3] = 9
+
+
+def other_counts(adata):
+    adata.X = adata.X[::-1].copy()
+
+
+STORAGES = [sparse.csr_matrix, sparse.csc_matrix, np.asarray, sparse.csr_array]
+
+
+@pytest.mark.filterwarnings("ignore::scipy.sparse.SparseEfficiencyWarning")
+@pytest.mark.parametrize(
+    "change", [subset_in_place, shuffle_in_place, filter_with_scanpy, other_lanes, one_count, other_counts]
+)
+@pytest.mark.parametrize("make", STORAGES)
+@pytest.mark.parametrize("dtype", [np.float32, np.int64])
+def test_every_method_follows_the_data_as_they_are_now(make, dtype, change):
+    model = fitted(make, dtype)
+    before = answers(model)
+    change(model.adata)
+    now, expected = answers(model), answers(afresh(model))
+    for name in expected:
+        np.testing.assert_array_equal(now[name], expected[name])
+    assert not all(np.array_equal(now[name], before[name]) for name in before)
+    assert list(model.get_normalized_expression().index) == list(model.adata.obs_names)
+
+
+def normalise(adata):
+    adata.X = adata.X.astype(np.float32)
+    adata.X.data[:] = np.log1p(adata.X.data)
+
+
+def normalise_in_place(adata):
+    adata.X.data[:] = np.log1p(adata.X.data)
+
+
+def reorder_genes(adata):
+    adata._inplace_subset_var(np.arange(20)[::-1])
+
+
+def drop_a_gene(adata):
+    adata._inplace_subset_var(np.arange(19))
+
+
+def new_lane(adata):
+    adata.obs["lane"] = np.where(np.arange(150) < 5, "c", "a")
+
+
+def drop_lane(adata):
+    del adata.obs["lane"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (normalise, r"have changed .*the values of adata\.X.*non-integer"),
+        (normalise_in_place, r"have changed .*the values of adata\.X.*non-integer"),
+        (reorder_genes, r"have changed .*the genes.*not in the model's order"),
+        (drop_a_gene, r"have changed .*the genes.*1 of the model's 20 genes are missing"),
+        (new_lane, r"have changed .*lane of adata\.obs.*Category c"),
+        (drop_lane, r"have changed .*lane not found in adata\.obs"),
+    ],
+)
+def test_changes_that_the_model_cannot_use_are_refused_by_every_method_until_they_are_undone(change, message):
+    model = fitted()
+    kept, expected = model.adata.copy(), answers(model)
+    change(model.adata)
+    for method in (
+        model.get_latent_representation,
+        model.get_elbo,
+        model.get_marginal_ll,
+        model.get_normalized_expression,
+        model.get_programs,
+        model.train,
+        model.minify_adata,
+        lambda: model.differential_expression(idx1=[0, 1]),
+        lambda: model.posterior_predictive_sample(indices=[0]),
+    ):
+        for _ in range(2):  # refused is refused, also when asked again
+            with pytest.raises(InputError, match=message):
+                method()
+    model.adata = kept
+    np.testing.assert_array_equal(model.get_latent_representation(), expected["latent"])
+
+
+def test_a_replaced_layer_is_read_and_checked():
+    model = fitted(layer="counts")
+    model.adata.layers["counts"] = model.adata.layers["counts"][::-1].copy()
+    np.testing.assert_array_equal(model.get_latent_representation(), afresh(model).get_latent_representation())
+    model.adata.layers["counts"] = model.adata.layers["counts"] / 2
+    with pytest.raises(InputError, match=r"the values of adata\.layers\['counts'\].*non-integer"):
+        model.get_latent_representation()
+    del model.adata.layers["counts"]
+    with pytest.raises(InputError, match=r"counts is not a valid key in adata\.layers"):
+        model.get_latent_representation()
+
+
+def test_the_split_is_found_again_by_the_names_of_the_cells():
+    model = fitted()
+    names = [set(model.adata.obs_names[rows]) for rows in (model.train_indices, model.validation_indices)]
+    shuffle_in_place(model.adata)
+    model.adata._inplace_subset_obs(np.arange(100))
+    left = set(model.adata.obs_names)
+    for rows, before in zip((model.train_indices, model.validation_indices_), names, strict=True):
+        assert set(model.adata.obs_names[rows]) == before & left
+    model.adata.obs_names = [f"{name}-1" for name in model.adata.obs_names]
+    model.train(1, enable_progress_bar=False)
+    rows = model.train_indices
+    model.adata.obs_names = [f"{name}-2" for name in model.adata.obs_names]
+    np.testing.assert_array_equal(model.train_indices, rows)  # the same cells under other names
+
+
+def test_the_split_of_a_loaded_model_is_found_again_in_the_data_that_it_was_made_of(tmp_path, caplog):
+    model = fitted()
+    model.save(tmp_path / "model")
+    loaded = LinearSCVI.load(tmp_path / "model", model.adata.copy())
+    names = loaded.adata.obs_names[loaded.validation_indices]
+    shuffle_in_place(loaded.adata)
+    assert list(loaded.adata.obs_names[loaded.validation_indices]) == list(names)
+    assert "not the cells that the model was trained on" not in caplog.text
+    LinearSCVI.load(tmp_path / "model", model.adata[:100].copy())
+    assert "not the cells that the model was trained on" in caplog.text
+
+
+def test_data_that_change_on_disk_are_refused(tmp_path):
+    import h5py
+    from anndata import read_h5ad
+
+    model = fitted()
+    model.adata.write_h5ad(tmp_path / "counts.h5ad")
+    model.adata = read_h5ad(tmp_path / "counts.h5ad", backed="r+")
+    latent = model.get_latent_representation()
+    model.adata.file.close()
+    with h5py.File(tmp_path / "counts.h5ad", "r+") as file:
+        file["X/data"][5] += 1
+    model.adata = read_h5ad(tmp_path / "counts.h5ad", backed="r+")
+    assert not np.array_equal(model.get_latent_representation(), latent)  # set anew: read anew
+    model.adata.file._file["X/data"][5] += 1
+    with pytest.raises(InputError, match=r"adata\.X has changed on disk since it was checked: row 0"):
+        model.get_latent_representation()
+
+
+@pytest.mark.parametrize("observed", [False, True])
+def test_minified_data_of_another_model_are_refused_also_from_a_file(tmp_path, observed):
+    from anndata import read_h5ad
+
+    model, other = fitted(observed=observed), fitted(observed=observed)
+    other.train(1, enable_progress_bar=False)
+    latent = model.get_latent_representation()
+    model.minify_adata()
+    model.adata.write_h5ad(tmp_path / "small.h5ad")
+    for minified in (model.adata, read_h5ad(tmp_path / "small.h5ad")):
+        with pytest.raises(InputError, match="Another model encoded the minified data"):
+            other.get_normalized_expression(minified)
+        with pytest.raises(InputError, match="Another model encoded the minified data"):
+            other.get_latent_representation(minified)
+        np.testing.assert_array_equal(model.get_latent_representation(minified), latent)
+    model.save(tmp_path / "model")
+    loaded = LinearSCVI.load(tmp_path / "model", read_h5ad(tmp_path / "small.h5ad"))
+    np.testing.assert_array_equal(loaded.get_latent_representation(), latent)
+
+
+def test_minified_data_with_counts_are_encoded_again_where_model_or_counts_have_changed(caplog):
+    model = fitted()
+    model.minify_adata("latent_posterior_parameters_with_counts")
+    np.testing.assert_array_equal(model.get_latent_representation(), afresh(model).get_latent_representation())
+    model.train(1, enable_progress_bar=False)
+    np.testing.assert_array_equal(model.get_latent_representation(), afresh(model).get_latent_representation())
+    assert "this one was trained further" in caplog.text
+    model.adata.X = model.adata.X[::-1].copy()
+    np.testing.assert_array_equal(model.get_latent_representation(), afresh(model).get_latent_representation())
+
+
+def test_minified_data_that_name_no_model_are_a_warning():
+    model = fitted()
+    model.minify_adata()
+    del model.adata.uns["_ldvae_minified_by"]
+    with pytest.warns(UserWarning, match="do not name the model"):
+        model.get_latent_representation()
+
+
+def test_programs_of_models_with_other_cells_are_refused():
+    model, other = fitted(), fitted()
+    shuffle_in_place(other.adata)
+    with pytest.raises(InputError, match="Model 1 of the others has other cells"):
+        model.get_programs(other)
+
+
+def test_parts_of_a_split_are_cells_and_never_a_mask_read_as_numbers():
+    model = fitted()
+    train = np.arange(150) < 100
+    model.train(1, datasplitter_kwargs={"external_indexing": [train, ~train]}, enable_progress_bar=False)
+    np.testing.assert_array_equal(model.validation_indices, np.arange(100, 150))
+    with pytest.raises(InputError, match=r"external_indexing\[0\] holds values of dtype float64"):
+        model.train(1, datasplitter_kwargs={"external_indexing": [train.astype(float)]})

@@ -328,7 +328,7 @@ def test_importance_weights_favour_draws_that_explain_the_group(model):
         ),
     )
     weight = posterior.importance_weights(
-        model.module, model._source, rows, cells, candidates, generator(), n_mc_samples=20, n_mc_samples_per_pass=10
+        model.module, model.source, rows, cells, candidates, generator(), n_mc_samples=20, n_mc_samples_per_pass=10
     )
     assert weight.sum().item() == pytest.approx(1)
     assert weight[:40].sum() > weight[40:].sum()
@@ -338,7 +338,7 @@ def test_truncation_limits_the_largest_weight(model):
     rows = np.arange(60)
     _, cells = model._cells(None, rows, None)
     candidates = posterior.settle(cells, generator())
-    arguments = (model.module, model._source, rows, cells, candidates)
+    arguments = (model.module, model.source, rows, cells, candidates)
     options = {"max_cells": 20, "n_mc_samples": 10, "n_mc_samples_per_pass": 10}
     free = posterior.importance_weights(*arguments, generator(), **options)
     limited = posterior.importance_weights(*arguments, generator(), truncation=True, **options)
