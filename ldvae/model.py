@@ -592,7 +592,9 @@ class LinearSCVI:
                     "averaged. Give models of the same data."
                 )
             if fit._registry.var_names != self._registry.var_names:
-                raise InputError(f"Model {i} of the others has other genes than this one. Give models of the same data.")
+                raise InputError(
+                    f"Model {i} of the others has other genes than this one. Give models of the same data."
+                )
         rows = np.arange(len(source))
         totals = sum(counts.x[chosen].sum(axis=0, dtype=float) for counts, chosen in source.minibatches(rows, 4096))
         theta = None
