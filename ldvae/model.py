@@ -585,13 +585,13 @@ class LinearSCVI:
         """
         fits = (self, *others)
         adata, source = self._counts(None)
-        for i, fit in enumerate(others, start=1):
-            if not same_index(fit._own_adata().obs_names, adata.obs_names):
+        for i, other in enumerate(others, start=1):
+            if not same_index(other._own_adata().obs_names, adata.obs_names):
                 raise InputError(
                     f"Model {i} of the others has other cells than this one, or another order; their scores cannot be "
                     "averaged. Give models of the same data."
                 )
-            if fit._registry.var_names != self._registry.var_names:
+            if other._registry.var_names != self._registry.var_names:
                 raise InputError(
                     f"Model {i} of the others has other genes than this one. Give models of the same data."
                 )
