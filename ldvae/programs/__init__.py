@@ -1,5 +1,6 @@
 """Gene programs: what the fits of one model share, rotated to simple structure, with uncertainty and meaning."""
 
+from .across import MetaPrograms, loadings_of, meta_programs
 from .consensus import (
     Contribution,
     ReproducibleRank,
@@ -19,6 +20,7 @@ from .stability import Stability, stability
 __all__ = [
     "Contribution",
     "Frame",
+    "MetaPrograms",
     "Programs",
     "Projection",
     "ReproducibleRank",
@@ -35,6 +37,8 @@ __all__ = [
     "gauge",
     "gene_sets",
     "information",
+    "loadings_of",
+    "meta_programs",
     "orient",
     "outliers",
     "project",

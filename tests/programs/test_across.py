@@ -1,0 +1,89 @@
+"""Programs of several datasets: shared ones join, private ones stay apart, whatever the order and the signs."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ldvae.errors import InputError
+from ldvae.programs import Frame, meta_programs
+
+
+def make_frames(n_datasets=4, n_shared=3, noise=0.3, seed=0, flip=False, n_genes=400):
+    """Frames whose first programs are the same in all datasets up to noise, and whose last is one's own."""
+    rng = np.random.default_rng(seed)
+    genes = np.array([f"gene_{g}" for g in range(n_genes)])
+    shared = rng.normal(size=(n_genes, n_shared)) * (rng.random((n_genes, n_shared)) < 0.15)
+    frames = {}
+    for d in range(n_datasets):
+        private = rng.normal(size=(n_genes, 1)) * (rng.random((n_genes, 1)) < 0.15)
+        basis = np.hstack([shared, private])
+        basis = basis + noise * rng.normal(size=basis.shape) * basis.std(axis=0)
+        if flip and d % 2:
+            basis[:, 0] *= -1
+        order = rng.permutation(basis.shape[1])
+        names = np.array([f"P{k + 1}" for k in range(len(order))])
+        frames[f"d{d}"] = Frame(
+            genes=genes,
+            programs=names,
+            basis=basis[:, order],
+            transform=np.vstack([np.zeros(len(order)), np.eye(len(order))]),
+            offset=np.full(n_genes, -np.log(n_genes)),
+            theta=np.full(n_genes, 5.0),
+            weight=np.ones(n_genes),
+        )
+    return frames, shared
+
+
+def test_shared_programs_join_and_private_ones_stay_alone():
+    frames, shared = make_frames()
+    found = meta_programs(frames)
+    assert found.table["n_datasets"].tolist() == [4, 4, 4, 1, 1, 1, 1]
+    assert found.table["shared"].sum() == 3
+    centred = shared - shared.mean(axis=0)
+    cosines = np.corrcoef(found.loadings.iloc[:, :3].T, centred.T)[:3, 3:]
+    assert np.sort(np.abs(cosines).max(axis=1)).min() > 0.95
+
+
+def test_the_order_of_the_datasets_does_not_matter():
+    frames, _ = make_frames()
+    one = meta_programs(frames).members.set_index(["dataset", "program"])["meta"]
+    two = meta_programs(dict(reversed(frames.items()))).members.set_index(["dataset", "program"])["meta"]
+    pairs = pd.concat([one, two.reindex(one.index)], axis=1, keys=["one", "two"])
+    assert len(pairs.drop_duplicates()) == pairs["one"].nunique() == pairs["two"].nunique()
+
+
+def test_a_reversed_program_joins_with_its_sign():
+    frames, _ = make_frames(flip=True)
+    found = meta_programs(frames)
+    assert found.table["n_datasets"].tolist()[:3] == [4, 4, 4]
+    signs = found.members.groupby("meta")["sign"].agg(lambda s: abs(s.sum()))
+    assert sorted(signs[["M1", "M2", "M3"]]) == [0, 4, 4]
+
+
+def test_two_programs_of_one_dataset_never_join():
+    frames, _ = make_frames(noise=0.0)
+    first = frames["d0"]
+    frames["d0"] = first._replace(basis=np.repeat(first.basis[:, :1], 4, axis=1))
+    members = meta_programs(frames, min_similarity=0.1).members
+    assert not members.duplicated(["dataset", "meta"]).any()
+
+
+def test_the_interval_covers_the_mean_of_noisy_datasets_and_is_missing_for_one():
+    found = meta_programs(make_frames(n_datasets=6)[0])
+    assert (found.lower["M1"] <= found.loadings["M1"]).all()
+    assert (found.upper["M1"] >= found.loadings["M1"]).all()
+    assert found.lower.iloc[:, -1].isna().all()
+
+
+def test_too_few_common_genes_are_refused_with_both_namings():
+    frames, _ = make_frames(n_datasets=2)
+    other = frames["d1"]
+    frames["d1"] = other._replace(genes=np.array([f"ENSG{g:011d}" for g in range(len(other.genes))]))
+    with pytest.raises(InputError, match=r"Only 0 genes .*d1: 400 such as ENSG.*n_top_genes"):
+        meta_programs(frames)
+
+
+def test_one_dataset_is_refused():
+    frames, _ = make_frames(n_datasets=1)
+    with pytest.raises(InputError, match="at least two datasets, found 1"):
+        meta_programs(frames)
