@@ -118,8 +118,8 @@ def _common_genes(frames: Mapping[str, Frame]) -> pd.Index:
         names = "; ".join(f"{name}: {len(frame.genes)} such as {frame.genes[0]}" for name, frame in frames.items())
         raise InputError(
             f"Only {len(common)} genes are modelled in all {len(frames)} datasets ({names}); expected at least "
-            f"{MIN_COMMON_GENES}. Use one naming of genes, and one list of genes for all datasets (setup: {{genes: list}}) "
-            "or more variable genes (n_top_genes)."
+            f"{MIN_COMMON_GENES}. Use one naming of genes, and one list of genes for all datasets "
+            "(setup: {genes: list}) or more variable genes (n_top_genes)."
         )
     return common
 
