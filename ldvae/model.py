@@ -44,6 +44,7 @@ from ldvae.data import (
 )
 from ldvae.differential import DeOptions, comparisons, differential_expression
 from ldvae.errors import InputError
+from ldvae.likelihoods import LIKELIHOODS
 from ldvae.module import LDVAE, ElboTerms, Posterior
 from ldvae.posterior import Cells
 from ldvae.programs import Programs, find_programs
@@ -598,7 +599,7 @@ class LinearSCVI:
         rows = np.arange(len(source))
         totals = sum(counts.x[chosen].sum(axis=0, dtype=float) for counts, chosen in source.minibatches(rows, 4096))
         theta = None
-        if self.module.config.gene_likelihood != "poisson":
+        if self.module.likelihood.has_theta:
             some = rows[:: max(1, len(rows) // 1000)]
             found = [fit.get_likelihood_parameters(indices=some)["dispersions"] for fit in fits]
             theta = np.stack([np.atleast_2d(values).mean(axis=0) for values in found])
@@ -1500,7 +1501,7 @@ def setup_lines(arguments: Mapping[str, Any]) -> str:
 def check_config(config: ModelConfig) -> None:
     """Refuse an architecture that does not exist, before anything is built."""
     choices = {
-        "gene_likelihood": ("nb", "zinb", "poisson"),
+        "gene_likelihood": tuple(LIKELIHOODS),
         "dispersion": ("gene", "gene-batch", "gene-label", "gene-cell"),
         "latent_distribution": ("normal", "ln"),
     }

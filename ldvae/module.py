@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from ldvae.config import ModelConfig
 from ldvae.data import Covariates, DataShape
-from ldvae.likelihoods import nb_log_prob, poisson_log_prob, zinb_log_prob
+from ldvae.likelihoods import LIKELIHOODS, Generative
 
-# The reference's constants: both batch norms, and what is added to the variance of q(z).
+# scvi-tools' constants: of both batch norms, and what is added to the variance of q(z).
 BN_MOMENTUM = 0.01
 BN_EPS = 1e-3
 VAR_EPS = 1e-4
@@ -27,15 +27,6 @@ class Posterior(NamedTuple):
     z_var: Tensor
     l_mean: Tensor | None  # (n_obs, 1), of the log library size
     l_var: Tensor | None
-
-
-class Generative(NamedTuple):
-    """Parameters of p(x | z, library)."""
-
-    px_scale: Tensor  # (..., n_obs, n_vars), rows sum to 1
-    px_rate: Tensor  # exp(library) * px_scale
-    theta: Tensor | None  # broadcastable to px_scale; None for poisson
-    zi_logits: Tensor | None  # as px_scale; zinb only
 
 
 class ElboTerms(NamedTuple):
@@ -100,9 +91,10 @@ class LDVAE(nn.Module):
         super().__init__()
         self.config = config
         self.shape = shape
+        self.likelihood = LIKELIHOODS[config.gene_likelihood]
         hidden = (config.n_hidden, config.n_layers, config.dropout_rate)
         self.z_encoder = Encoder(shape.n_vars, config.n_latent, *hidden)
-        # The reference gives the library encoder one layer whatever n_layers says.
+        # scvi-tools gives the library encoder one layer whatever n_layers says.
         self.l_encoder = (
             None if config.use_observed_lib_size else Encoder(shape.n_vars, 1, config.n_hidden, 1, config.dropout_rate)
         )
@@ -111,12 +103,12 @@ class LDVAE(nn.Module):
         self.decoder = LinearDecoder(n_inputs, shape.n_vars, config.use_batch_norm, config.bias)
         self.zi_decoder = (
             LinearDecoder(n_inputs, shape.n_vars, config.use_batch_norm, config.bias)
-            if config.gene_likelihood == "zinb"
+            if self.likelihood.has_zi_logits
             else None
         )
         self.log_theta: nn.Parameter | None = None
         self.log_theta_head: nn.Linear | None = None
-        if config.gene_likelihood != "poisson":
+        if self.likelihood.has_theta:
             if config.dispersion == "gene-cell":
                 self.log_theta_head = nn.Linear(n_inputs, shape.n_vars)
             else:
@@ -159,7 +151,7 @@ class LDVAE(nn.Module):
         return torch.cat([z, *(part.to(z.dtype).expand(*z.shape[:-1], -1) for part in parts)], dim=-1)
 
     def dispersion(self, u: Tensor, covariates: Covariates) -> Tensor | None:
-        """Inverse dispersion theta, broadcastable to (..., n_obs, n_vars); None for poisson."""
+        """Inverse dispersion theta, broadcastable to (..., n_obs, n_vars); None for a likelihood without it."""
         if self.log_theta_head is not None:
             return torch.exp(self.log_theta_head(u))
         if self.log_theta is None:
@@ -189,13 +181,7 @@ class LDVAE(nn.Module):
 
     def log_prob(self, x: Tensor, px: Generative) -> Tensor:
         """log p(x | z, library) of each cell, in nats, shape (..., n_obs)."""
-        if px.theta is None:
-            log_prob = poisson_log_prob(x, px.px_rate)
-        elif px.zi_logits is None:
-            log_prob = nb_log_prob(x, px.px_rate, px.theta)
-        else:
-            log_prob = zinb_log_prob(x, px.px_rate, px.theta, px.zi_logits)
-        return log_prob.sum(dim=-1)
+        return self.likelihood.log_prob(x, px).sum(dim=-1)
 
     def library_kl(self, l_mean: Tensor, l_var: Tensor, batch_index: Tensor) -> Tensor:
         """KL(q(library) || p(library | batch)) of each cell, in nats, shape (n_obs,)."""

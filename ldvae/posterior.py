@@ -17,11 +17,11 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Nor
 from ldvae.data import BackedCounts, Counts, Covariates
 from ldvae.errors import InputError
 from ldvae.kernels import fused_step
-from ldvae.module import LDVAE, ElboTerms, Generative, Noise, Posterior
+from ldvae.likelihoods import Generative
+from ldvae.module import LDVAE, ElboTerms, Noise, Posterior
 
 Source = Counts | BackedCounts
 BATCH_SIZE = 512  # cells encoded or decoded together; results do not depend on it but for the order of the noise
-MAX_RATE = 1e8  # the reference's limit for a Poisson rate that is sampled from
 LOG_2PI = math.log(2 * math.pi)
 
 
@@ -442,22 +442,10 @@ def posterior_predictive(
     Several `batches` give the mean of the counts drawn for each.
     """
     for _, minibatch in cells.minibatches(max(1, batch_size // n_samples)):
-        drawn = [sample_counts(decode(module, minibatch.in_batch(b), n_samples, generator), generator) for b in batches]
+        decoded = (decode(module, minibatch.in_batch(batch), n_samples, generator) for batch in batches)
+        drawn = [module.likelihood.sample(px, numpy_generator(generator)) for px in decoded]
         counts = sum(drawn[1:], start=drawn[0]) / len(drawn)
         yield counts if genes is None else counts[..., genes]
-
-
-def sample_counts(px: Generative, generator: torch.Generator) -> np.ndarray:
-    """Counts drawn from the likelihood, float32, of the shape of `px.px_rate`."""
-    rng = numpy_generator(generator)
-    rate = px.px_rate.cpu().numpy().astype(np.float64)
-    if px.theta is not None:
-        theta = px.theta.cpu().numpy().astype(np.float64)
-        rate = rng.standard_gamma(np.broadcast_to(theta, rate.shape)) * (rate / theta)
-    counts = rng.poisson(np.minimum(rate, MAX_RATE)).astype(np.float32)
-    if px.zi_logits is not None:
-        counts[rng.random(counts.shape) <= px.zi_logits.sigmoid().cpu().numpy()] = 0
-    return counts
 
 
 def numpy_generator(generator: torch.Generator) -> np.random.Generator:

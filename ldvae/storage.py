@@ -29,6 +29,7 @@ from torch import Tensor
 from ldvae.config import ModelConfig
 from ldvae.data import Registry, Split
 from ldvae.errors import InputError
+from ldvae.likelihoods import LIKELIHOODS
 
 logger = logging.getLogger(__name__)
 
@@ -461,8 +462,9 @@ def _from_reference(weights: Mapping[str, Any], var_names: np.ndarray, attribute
     )
     pairs = scvi_names(config.n_layers)
     state = {_rename(name, pairs): tensor for name, tensor in weights.items() if isinstance(tensor, Tensor)}
-    unused = ["log_theta"] if config.gene_likelihood == "poisson" else []
-    unused += ["zi_decoder."] if config.gene_likelihood != "zinb" else []
+    likelihood = LIKELIHOODS[config.gene_likelihood]
+    unused = [] if likelihood.has_theta else ["log_theta"]
+    unused += [] if likelihood.has_zi_logits else ["zi_decoder."]
     unused += ["l_encoder.", "library_log_"] if config.use_observed_lib_size else []
     state = {name: tensor for name, tensor in state.items() if not name.startswith(tuple(unused))}
     for buffer in ("library_log_means", "library_log_vars"):

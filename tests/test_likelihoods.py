@@ -1,11 +1,13 @@
 """The likelihoods against scipy, their sums, and finite differences."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
-from ldvae.likelihoods import nb_log_prob, poisson_log_prob, zinb_log_prob
+from ldvae.likelihoods import LIKELIHOODS, Generative, Likelihood, nb_log_prob, poisson_log_prob, zinb_log_prob
 
 MEANS = [1e-3, 0.3, 2.0, 50.0]
 THETAS = [0.05, 1.0, 30.0, 1e4]
@@ -64,3 +66,51 @@ def test_extreme_values_stay_finite():
         for theta in (1e-6, 1e8):
             values = zinb_log_prob(x, torch.full((3,), mu), torch.full((3,), theta), torch.tensor([-80.0, 0.0, 80.0]))
             assert torch.isfinite(values).all(), (mu, theta)
+
+
+GRID = [(0.3, 0.5), (2.0, 1.0), (9.0, 20.0)]  # mean, theta
+
+
+def parameters(likelihood: Likelihood, mu: float, theta: float, n_obs: int) -> Generative:
+    """The same parameters for each of `n_obs` entries of one gene."""
+    rate = torch.full((n_obs, 1), mu, dtype=torch.float64)
+    return Generative(
+        rate,
+        rate,
+        torch.tensor([theta], dtype=torch.float64) if likelihood.has_theta else None,
+        torch.full_like(rate, -0.7) if likelihood.has_zi_logits else None,
+    )
+
+
+@pytest.mark.parametrize(("mu", "theta"), GRID)
+@pytest.mark.parametrize("likelihood", LIKELIHOODS.values(), ids=LIKELIHOODS)
+def test_moments_are_those_of_the_probabilities(likelihood, mu, theta):
+    x = torch.arange(3_000, dtype=torch.float64)[:, None]
+    px = parameters(likelihood, mu, theta, len(x))
+    p = likelihood.log_prob(x, px).exp()
+    found = likelihood.moments(px)
+    mean = (p * x).sum()
+    torch.testing.assert_close(found.mean[0, 0], mean, rtol=1e-6, atol=0)
+    torch.testing.assert_close(found.variance[0, 0], (p * (x - mean) ** 2).sum(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(found.zeros[0, 0], p[0, 0], rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(("mu", "theta"), GRID)
+@pytest.mark.parametrize("likelihood", LIKELIHOODS.values(), ids=LIKELIHOODS)
+def test_samples_have_the_moments(likelihood, mu, theta):
+    n = 200_000
+    px = parameters(likelihood, mu, theta, n)
+    counts = likelihood.sample(px, np.random.default_rng(0))
+    assert counts.dtype == np.float32
+    assert counts.shape == (n, 1)
+    found = likelihood.moments(px)
+    sd = float(found.variance[0, 0]) ** 0.5
+    assert abs(counts.mean() - float(found.mean[0, 0])) < 5 * sd / n**0.5
+    np.testing.assert_allclose(counts.var(), sd**2, rtol=0.05)
+    assert abs((counts == 0).mean() - float(found.zeros[0, 0])) < 0.006
+
+
+@pytest.mark.parametrize("likelihood", LIKELIHOODS.values(), ids=LIKELIHOODS)
+def test_the_methods_text_names_each_likelihood_in_its_own_words(likelihood):
+    assert re.fullmatch(r"an? [\w -]+ likelihood", likelihood.sentence)
+    assert sum(likelihood.sentence == other.sentence for other in LIKELIHOODS.values()) == 1

@@ -209,24 +209,6 @@ def test_marginal_likelihood_is_above_the_elbo(any_model):
     assert any_model.get_marginal_ll(n_mc_samples=50) > any_model.get_elbo().item()
 
 
-@pytest.mark.parametrize("likelihood", ["nb", "zinb", "poisson"])
-def test_drawn_counts_have_the_mean_and_variance_of_their_likelihood(likelihood):
-    mu, theta, logit = torch.tensor([0.5, 4.0, 30.0]), torch.tensor([0.7, 2.0, 5.0]), torch.tensor([-1.0, 0.5, -2.0])
-    n = 40_000
-    px = Generative(
-        px_scale=(mu / mu.sum()).expand(n, 3),
-        px_rate=mu.expand(n, 3),
-        theta=None if likelihood == "poisson" else theta,
-        zi_logits=logit.expand(n, 3) if likelihood == "zinb" else None,
-    )
-    counts = posterior.sample_counts(px, generator())
-    kept = 1 - logit.sigmoid().numpy() if likelihood == "zinb" else np.ones(3)
-    mu, theta = mu.numpy(), theta.numpy()
-    variance = mu + (0 if likelihood == "poisson" else mu**2 / theta)
-    np.testing.assert_allclose(counts.mean(axis=0), kept * mu, rtol=0.05)
-    np.testing.assert_allclose(counts.var(axis=0), kept * variance + kept * (1 - kept) * mu**2, rtol=0.1)
-
-
 def test_likelihood_parameters_have_the_keys_and_shapes_of_the_reference(any_model):
     names = {"nb": ["mean", "dispersions"], "zinb": ["mean", "dropout", "dispersions"], "poisson": ["mean"]}
     expected = names[any_model.config.gene_likelihood]

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from ldvae.likelihoods import LIKELIHOODS
 from ldvae.report.results import Results
 
 CALLED = "is_de_fdr_"  # scvi-tools' column, followed by the rate
@@ -279,16 +280,13 @@ def _thresholds(thresholds: dict[str, dict[str, dict[str, float | None]]]) -> li
     return found
 
 
-LIKELIHOODS = {"nb": "negative binomial", "zinb": "zero-inflated negative binomial", "poisson": "Poisson"}
-
-
 def _methods_model(results: Results, cite: _Citations) -> Iterator[str]:
     metrics = results.best_metrics
     options = results.resolved.get("model", {}) | results.resolved.get("train", {}) | metrics.get("params", {})
     likelihood = options.get("gene_likelihood", "")
     text = f"A linearly decoded variational autoencoder {cite('ldvae', 'scvi')} with {results.best['n_latent']} factors"
     if likelihood:
-        text += f" and a {LIKELIHOODS.get(likelihood, likelihood)} likelihood"
+        text += f" and {LIKELIHOODS[likelihood].sentence}"
     if options.get("n_hidden") and options.get("n_layers"):
         layers = "one hidden layer" if options["n_layers"] == 1 else f"{options['n_layers']} hidden layers"
         text += f" (encoder: {layers} of {options['n_hidden']} units)"

@@ -24,6 +24,7 @@ from ldvae.config import ComputeConfig, ModelConfig, Output, Run, TrainConfig
 from ldvae.data import Split
 from ldvae.errors import InputError
 from ldvae.io import atomic, read_h5ad, write_json, write_table
+from ldvae.likelihoods import Moments
 from ldvae.model import LinearSCVI, pick_device, progress_bar
 from ldvae.module import LDVAE
 from ldvae.provenance import versions
@@ -290,11 +291,12 @@ def fit_table(linear: LinearSCVI, split: Split) -> pd.DataFrame:
     for counts, chosen in source.minibatches(rows, posterior.BATCH_SIZE):
         cells = posterior.encode(module, counts, chosen)
         px = posterior.decode(module, cells, 1, draws)
+        predicted = Moments(*(values[0] for values in module.likelihood.moments(px)))  # of the one draw
         x, _ = counts.minibatch(chosen)
         member = torch.ones(len(groups), len(chosen))
         for i in range(len(batches)):
             member[i + 1] = cells.covariates.batch_index == i
-        for name, values in moments(x, px).items():
+        for name, values in moments(x, predicted).items():
             sums[name] = sums.get(name, 0) + (member.double() @ values.double().cpu()).numpy()
         sums["n_cells"] = sums.get("n_cells", 0) + member.sum(dim=1, keepdim=True).numpy()
     n_cells = sums.pop("n_cells")
@@ -326,25 +328,11 @@ def fit_table(linear: LinearSCVI, split: Split) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)[["gene", "batch", "n_cells", *order]]
 
 
-def moments(x: torch.Tensor, px: posterior.Generative) -> dict[str, torch.Tensor]:
+def moments(x: torch.Tensor, predicted: Moments) -> dict[str, torch.Tensor]:
     """Mean, mean square and probability of zero of each entry, observed and predicted, shape (n_obs, n_vars)."""
-    rate = px.px_rate[0]
-    square, zeros = rate + rate**2, torch.exp(-rate)
-    if px.theta is not None:
-        theta = px.theta[0] if px.theta.ndim == 3 else px.theta
-        square = square + rate**2 / theta
-        zeros = torch.exp(theta * (torch.log(theta) - torch.log(theta + rate)))
-    if px.zi_logits is not None:
-        inflated = px.zi_logits[0].sigmoid()
-        rate, square, zeros = (1 - inflated) * rate, (1 - inflated) * square, inflated + (1 - inflated) * zeros
-    return {
-        "observed_mean": x,
-        "observed_square": x**2,
-        "observed_zeros": (x == 0).float(),
-        "predicted_mean": rate,
-        "predicted_square": square,
-        "predicted_zeros": zeros,
-    }
+    observed = Moments(x, x**2, (x == 0).float())
+    parts = {"observed": observed, "predicted": predicted}
+    return {f"{kind}_{name}": value for kind, found in parts.items() for name, value in found._asdict().items()}
 
 
 def some(rows: np.ndarray, n: int) -> np.ndarray:
