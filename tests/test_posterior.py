@@ -10,7 +10,6 @@ from anndata import AnnData
 from scipy import integrate, stats
 
 from ldvae import InputError, LinearSCVI, posterior
-from ldvae.module import Generative
 
 ALL_CASES = ("nb", "zinb", "poisson", "gene_batch", "gene_label", "ln")
 
