@@ -90,6 +90,44 @@ def test_without_loess_genes_are_ranked_by_pearson_residuals(
     assert f"seurat_v3 cannot be used ({reason}); genes are ranked by their Pearson residuals instead." in caplog.text
 
 
+def test_a_batch_of_one_cell_is_ranked_with_the_largest(filtered: AnnData, caplog: pytest.LogCaptureFixture) -> None:
+    filtered.obs["donor"] = np.where(np.arange(200) == 7, "alone", "rest")
+    method, found = most_variable(filtered, "donor", 20)
+    assert method == "seurat_v3"
+    assert "alone" in caplog.text
+    np.testing.assert_array_equal(found["chosen"], most_variable(filtered, None, 20)[1]["chosen"])
+
+
+def test_small_batches_are_ranked_as_one(filtered: AnnData) -> None:
+    tiny = np.arange(200) < 30
+    filtered.obs["donor"] = np.where(tiny, [f"d{i // 3}" for i in range(200)], "rest")
+    pooled = most_variable(filtered, "donor", 20)[1]
+    filtered.obs["donor"] = np.where(tiny, "small", "rest")
+    np.testing.assert_array_equal(pooled["chosen"], most_variable(filtered, "donor", 20)[1]["chosen"])
+
+
+def test_few_varying_genes_are_ranked_by_pearson_residuals(filtered: AnnData, caplog: pytest.LogCaptureFixture) -> None:
+    filtered.X = sparse.csr_matrix(np.where(np.arange(300) < 3, filtered.X.toarray(), 1).astype(np.float32))
+    assert most_variable(filtered, None, 5)[0] == "pearson_residuals"
+    assert "only 3 genes vary" in caplog.text
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_tiny_odd_data_are_ranked_or_refused(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    n_obs, n_vars = rng.integers(1, 60), rng.integers(1, 60)
+    counts = rng.poisson(rng.choice([0.01, 0.3, 3]), (n_obs, n_vars)) * rng.choice([1, 1000])
+    batch = rng.integers(0, rng.integers(1, 12), n_obs).astype(str)
+    obs = pd.DataFrame({"batch": batch}, index=[f"c{i}" for i in range(n_obs)])
+    adata = AnnData(
+        sparse.csr_matrix(counts.astype(np.float32)), obs, pd.DataFrame(index=[f"g{i}" for i in range(n_vars)])
+    )
+    n_top = int(rng.integers(1, n_vars + 1))
+    with np.errstate(all="ignore"):
+        found = most_variable(adata, "batch" if seed % 2 else None, n_top)[1]
+    assert found["chosen"].sum() <= n_top
+
+
 def test_genes_of_a_list_in_the_order_of_the_data(
     filtered: AnnData, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

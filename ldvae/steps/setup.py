@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from scipy import sparse
 
 from ldvae.config import Output, SetupConfig
 from ldvae.errors import InputError, suggestion
@@ -20,6 +21,9 @@ from ldvae.io import atomic, collected_warnings, listed, obs_column, read_file, 
 logger = logging.getLogger(__name__)
 
 SPANS = (0.3, 0.6, 1.0)  # of the loess fit; wider ones survive where many genes have the same mean
+# The ranks of a batch of fewer cells are noise. Of fewer than 4 varying genes, loess (scikit-misc 0.5) reads memory
+# that is not its own, and the process dies.
+MIN_CELLS, MIN_VARYING_GENES = 20, 30
 
 
 class Genes(NamedTuple):
@@ -189,13 +193,22 @@ def most_variable(adata: AnnData, batch_key: str | None, n_top_genes: int) -> tu
     """
     import scanpy
 
-    arguments = {"n_top_genes": n_top_genes, "batch_key": batch_key, "inplace": False}
+    cells = AnnData(adata.X, obs=adata.obs[[]].copy(), var=adata.var[[]].copy())
+    arguments: dict[str, object] = {"n_top_genes": n_top_genes, "inplace": False}
+    if batch_key is not None:
+        batches = batches_to_rank(adata, batch_key)
+        if batches.nunique() > 1:
+            cells.obs["batch"] = batches
+            arguments["batch_key"] = "batch"
     reason = ""
+    spans = SPANS
+    if "batch_key" not in arguments and (n := n_varying_genes(adata.X)) < MIN_VARYING_GENES:
+        reason, spans = f"only {n} genes vary, {MIN_VARYING_GENES} are needed", ()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for span in SPANS:
+        for span in spans:
             try:
-                found = scanpy.pp.highly_variable_genes(adata, flavor="seurat_v3", span=span, **arguments)
+                found = scanpy.pp.highly_variable_genes(cells, flavor="seurat_v3", span=span, **arguments)
             except ImportError:
                 reason = "scikit-misc is not installed"
                 break
@@ -210,13 +223,47 @@ def most_variable(adata: AnnData, batch_key: str | None, n_top_genes: int) -> tu
                 {"chosen": chosen, "variance_norm": found["variances_norm"].to_numpy()}, index=adata.var_names
             )
         logger.warning("seurat_v3 cannot be used (%s); genes are ranked by their Pearson residuals instead.", reason)
-        found = scanpy.experimental.pp.highly_variable_genes(adata, flavor="pearson_residuals", **arguments)
+        found = scanpy.experimental.pp.highly_variable_genes(cells, flavor="pearson_residuals", **arguments)
     # With batches the table comes sorted otherwise than the genes, but named.
     found = found.reindex(adata.var_names)
     chosen = found["highly_variable"].to_numpy(bool)
     return "pearson_residuals", pd.DataFrame(
         {"chosen": chosen, "variance_norm": found["residual_variances"].to_numpy()}, index=adata.var_names
     )
+
+
+def batches_to_rank(adata: AnnData, batch_key: str) -> pd.Series:
+    """The batch of each cell for the ranking of genes; batches too small for a ranking of their own are pooled.
+
+    A pool that is too small itself joins the largest batch.
+    """
+    batches = adata.obs[batch_key].astype(str)
+    sizes = batches.value_counts()
+
+    def too_small(name: str) -> bool:
+        own = (batches == name).to_numpy()
+        return bool(own.sum() < MIN_CELLS or n_varying_genes(adata.X[own]) < MIN_VARYING_GENES)
+
+    small = [name for name in sizes.index if too_small(name)]
+    if not small or len(sizes) == 1:
+        return batches.astype("category")
+    pool = " + ".join(small)
+    logger.warning(
+        "%s: %d of %d batches are too small to rank genes on their own (fewer than %d cells or %d varying genes): %s. "
+        "Their cells are ranked together.",
+        batch_key, len(small), len(sizes), MIN_CELLS, MIN_VARYING_GENES, listed(small, 5),
+    )  # fmt: skip
+    batches = batches.where(~batches.isin(small), pool)
+    if len(small) < len(sizes) and too_small(pool):
+        batches = batches.replace(pool, sizes.drop(small).index[0])
+    return batches.astype("category")
+
+
+def n_varying_genes(counts: sparse.csr_matrix) -> int:
+    """Number of genes whose counts are not the same in all cells."""
+    if counts.shape[0] < 2:
+        return 0
+    return int((counts.max(axis=0) != counts.min(axis=0)).sum())
 
 
 def listed_genes(path: str | None, var_names: pd.Index) -> Sequence[str]:
