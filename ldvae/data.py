@@ -29,6 +29,8 @@ MINIFIED_KEY = "_scvi_adata_minify_type"  # in adata.uns, as the reference has i
 MINIFIED_BY_KEY = "_ldvae_minified_by"  # in adata.uns: hash of the weights of the model that encoded the cells
 MINIFIED_TYPES = ("latent_posterior_parameters", "latent_posterior_parameters_with_counts")
 SETUP_KEY = "_ldvae_setup"  # in adata.uns: what setup_anndata was told, as JSON, so that it survives a copy and h5ad
+PRIOR_CELLS = 5  # cells that the variance of all batches counts for in the prior of the library size of one
+LEAST_VARIANCE = 1e-4  # of a posterior (`ldvae.module.VAR_EPS`)
 BLOCK_ROWS = 512  # rows read at once from disk; shuffled as blocks
 BUFFER_BLOCKS = 32  # blocks held in memory together, and shuffled row by row
 
@@ -712,15 +714,72 @@ def read_covariates(adata: AnnData, registry: Registry, totals: np.ndarray) -> C
     )
 
 
-def library_prior(counts: Counts | BackedCounts, n_batch: int) -> tuple[Tensor, Tensor]:
-    """Mean and variance of the log total counts of each batch, shape (n_batch,); 0 and 1 for a batch without cells."""
+def library_prior(
+    counts: Counts | BackedCounts, n_batch: int, names: Sequence[Any] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Mean and variance of the log total counts of each batch, shape (n_batch,); 0 and 1 for a batch without cells.
+
+    Parameters
+    ----------
+    counts
+        Counts of all cells.
+    n_batch
+        Number of batches.
+    names
+        Of the batches, for the warning; none: no warning.
+
+    Notes
+    -----
+    The variance v_k of n_k cells is that of scvi-tools (the population variance), but never below
+
+        v n0 / (n_k + n0),    n0 = PRIOR_CELLS,
+
+    the share of the variance v within all batches that n0 further cells without any deviation of their own would keep.
+    One cell alone in its batch, or a batch downsampled to one total, has v_k = 0, and a prior so narrow that it decides
+    the whole fit. Batches whose totals vary as those of others do keep their variance bit by bit.
+    """
     library = counts.covariates.library[:, 0].double()
     batch_index = counts.covariates.batch_index
-    means, variances = torch.zeros(n_batch), torch.ones(n_batch)
+    means, variances, n = torch.zeros(n_batch), torch.ones(n_batch), torch.zeros(n_batch, dtype=torch.float64)
     for batch in batch_index.unique().tolist():
         of_batch = library[batch_index == batch]
         means[batch], variances[batch] = of_batch.mean(), of_batch.var(correction=0)
-    return means, variances.clamp(min=1e-8)
+        n[batch] = len(of_batch)
+    floor = (within_variance(counts) * PRIOR_CELLS / (n + PRIOR_CELLS)).clamp(min=1e-8).float()
+    low = (n > 0) & (variances < floor)
+    if names is not None and low.any():
+        told = ", ".join(f"{names[k]} ({int(n[k])} cells)" for k in low.nonzero()[:5, 0].tolist())
+        warnings.warn(
+            f"The total counts hardly vary in {int(low.sum())} of {n_batch} batches: {told}. The prior variance of the "
+            "log library size there is taken in part from all batches.",
+            UserWarning,
+            stacklevel=4,
+        )
+    return means, torch.where(low, floor, variances)
+
+
+def within_variance(counts: Counts | BackedCounts) -> float:
+    """Variance of the log total counts within batches; where no batch has two cells, over all cells."""
+    library = counts.covariates.library[:, 0].double().numpy()
+    batch_index = counts.covariates.batch_index.numpy()
+    n = np.bincount(batch_index)
+    if n.max() < 2:
+        return float(library.var())
+    means = np.bincount(batch_index, library) / np.maximum(n, 1)
+    squares = (library - means[batch_index]) ** 2
+    together = n[batch_index] > 1
+    return float(squares[together].mean())
+
+
+def totals_vary(counts: Counts | BackedCounts) -> bool:
+    """Whether the total counts of the cells vary enough for a library size to be inferred.
+
+    They do not where their variance is below a tenth of that of counting itself (1 / total, for its logarithm), or
+    below the least variance that the posterior can have: as after downsampling all cells to one total.
+    """
+    library = counts.covariates.library[:, 0].double()
+    counting = float((-library).exp().mean())
+    return within_variance(counts) > max(LEAST_VARIANCE, 0.1 * counting)
 
 
 def matrix(adata: AnnData, registry: Registry) -> Any:

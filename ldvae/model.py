@@ -41,6 +41,7 @@ from ldvae.data import (
     registered,
     same_index,
     split_cells,
+    totals_vary,
 )
 from ldvae.differential import DeOptions, comparisons, differential_expression
 from ldvae.errors import InputError
@@ -191,6 +192,7 @@ class LinearSCVI:
         if registry is None:
             registry = registered(adata)
         self._registry = registry if isinstance(registry, Registry) else Registry.from_dict(dict(registry))
+        check_size(self._registry, self.config)
         self._seed = seed
         self._data: ModelData | None = None
         self._split: Split | None = None
@@ -198,8 +200,7 @@ class LinearSCVI:
         prior: tuple[Tensor, ...] = ()
         if adata is not None:
             self._data = ModelData(adata, self._registry)
-            prior = library_prior(self._data.counts(), self._registry.shape.n_batch)
-        check_size(self._registry, self.config)
+            prior = self._library_prior(self._data.counts())
         if self._registry.size_factor_key is not None and not self.config.use_observed_lib_size:
             # A size factor takes the place of the library size, so there is none to infer.
             self.config = replace(self.config, use_observed_lib_size=True)
@@ -210,6 +211,22 @@ class LinearSCVI:
         self.run_name_ = time.strftime("run_%Y-%m-%d_%H-%M-%S")
         self.run_id_ = ""
         self.get_normalized_function_name_ = "get_normalized_expression"
+
+    def _library_prior(self, counts: Counts | BackedCounts) -> tuple[Tensor, ...]:
+        """Prior of the log library size of each batch; none where the observed size is taken."""
+        if self.config.use_observed_lib_size or self._registry.size_factor_key is not None:
+            return ()
+        if totals_vary(counts):
+            return library_prior(counts, self._registry.shape.n_batch, self._registry.categories["batch"])
+        total = float(counts.covariates.library.exp().mean())
+        warnings.warn(
+            f"The total counts of the cells hardly vary (about {total:.0f} in every cell), so there is no distribution "
+            "of library sizes to learn; the observed ones are taken (use_observed_lib_size=True).",
+            UserWarning,
+            stacklevel=3,
+        )
+        self.config = replace(self.config, use_observed_lib_size=True)
+        return ()
 
     # ---------------------------------------------------------------- data
 

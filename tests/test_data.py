@@ -154,6 +154,25 @@ def test_library_prior_is_mean_and_population_variance_by_batch():
     np.testing.assert_allclose(variances, logs.var(ddof=0), rtol=1e-5)
 
 
+def test_the_variance_of_a_batch_is_left_alone_unless_it_is_far_below_that_of_the_others():
+    adata = make_adata(n_obs=300)
+    logs = np.log(adata.X.sum(axis=1)).A1
+    adata.obs["lane"] = ["alone", *["pair"] * 2, *["same"] * 100, *["rest"] * 197]
+    dense = adata.X.toarray()
+    dense[3:103] = dense[3]
+    adata.X = sparse.csr_matrix(dense)
+    logs = pd.Series(np.log(dense.sum(axis=1)))
+    with pytest.warns(UserWarning, match="fewer than 3 cells"):
+        counts = counts_of(adata, batch_key="lane")
+    with pytest.warns(UserWarning, match=r"hardly vary in 2 of 4 batches: alone \(1 cells\), same \(100 cells\)"):
+        _, variances = library_prior(counts, 4, ["alone", "pair", "rest", "same"])
+    own = logs.groupby(adata.obs["lane"].to_numpy()).var(ddof=0)
+    within = (2 * own["pair"] + 197 * own["rest"] + 100 * own["same"]) / 299
+    expected = {"alone": within * 5 / 6, "pair": own["pair"], "rest": own["rest"], "same": within * 5 / 105}
+    np.testing.assert_allclose(variances, [expected[name] for name in ("alone", "pair", "rest", "same")], rtol=1e-5)
+    assert variances[2] == np.float32(torch.from_numpy(logs[103:].to_numpy()).float().double().var(correction=0))
+
+
 def test_setup_survives_a_copy_and_a_file(tmp_path):
     adata = make_adata()
     register(adata, batch_key="lane")

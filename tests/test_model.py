@@ -444,3 +444,85 @@ def test_parts_of_a_split_are_cells_and_never_a_mask_read_as_numbers():
     np.testing.assert_array_equal(model.validation_indices, np.arange(100, 150))
     with pytest.raises(InputError, match=r"external_indexing\[0\] holds values of dtype float64"):
         model.train(1, datasplitter_kwargs={"external_indexing": [train.astype(float)]})
+
+
+# ---------------------------------------------------------------- batches whose totals hardly vary
+
+
+def downsampled(counts: np.ndarray, total: int) -> np.ndarray:
+    random = np.random.default_rng(0)
+    return np.stack([random.multivariate_hypergeometric(row.astype(int), total) for row in counts]).astype(np.float32)
+
+
+def negative_elbo(adata: AnnData, epochs: int = 150, **options) -> np.ndarray:
+    LinearSCVI.setup_anndata(adata, batch_key="batch")
+    model = LinearSCVI(adata, seed=0, **options)
+    plan = {"lr": 1e-2, "schedule": "cosine", "n_epochs_kl_warmup": 10}
+    model.train(epochs, plan_kwargs=plan, enable_progress_bar=False)
+    return -model.get_elbo(return_mean=False).numpy()
+
+
+@pytest.fixture(scope="module")
+def two_batches() -> AnnData:
+    adata = simulate(n_obs=600, n_vars=200, n_up=20, n_down=6, mean_total=1500, seed=1).to_anndata()
+    adata.obs["batch"] = adata.obs["batch"].astype(str)
+    return adata
+
+
+@pytest.fixture(scope="module")
+def donors(shared_data) -> AnnData:
+    from anndata import read_h5ad
+
+    adata = read_h5ad(shared_data / "kang2018_ctrl_8donors.h5ad")
+    adata = adata[np.sort(np.random.default_rng(0).choice(adata.n_obs, 700, replace=False))].copy()
+    adata.obs["batch"] = adata.obs["batch"].astype(str)
+    return adata
+
+
+@pytest.mark.parametrize("data", ["two_batches", "donors"])
+def test_a_cell_alone_in_its_batch_does_not_spoil_the_fit_and_is_named(request, data):
+    adata = request.getfixturevalue(data).copy()
+    plain = np.delete(negative_elbo(adata.copy()), 5)
+    adata.obs.loc[adata.obs_names[5], "batch"] = "alone"
+    with (
+        pytest.warns(UserWarning, match="alone has fewer than 3 cells"),
+        pytest.warns(UserWarning, match=r"hardly vary in 1 of \d batches: alone \(1 cells\)"),
+    ):
+        odd = negative_elbo(adata)
+    assert np.isfinite(odd).all()
+    assert np.delete(odd, 5).mean() < 1.01 * plain.mean()
+    assert odd.mean() < 1.01 * plain.mean()
+
+
+def test_a_batch_downsampled_to_one_total_harms_no_other(two_batches):
+    adata = two_batches.copy()
+    low = int(adata.X.sum(axis=1).min())
+    flat = np.arange(adata.n_obs) % 5 == 0
+    counts = adata.X.toarray()
+    counts[flat] = downsampled(counts[flat], low)
+    adata.X = sparse.csr_matrix(counts)
+    without = negative_elbo(adata[~flat].copy())
+    adata.obs.loc[flat, "batch"] = "flat"
+    with pytest.warns(UserWarning, match=r"hardly vary in 1 of 3 batches: flat \(120 cells\)"):
+        odd = negative_elbo(adata)
+    assert odd[~flat].mean() < 1.01 * without.mean()
+    assert odd[flat].mean() < odd[~flat].mean()  # fewer counts, and no worse for it
+
+
+@pytest.mark.parametrize("jitter", [0, 1])
+def test_counts_downsampled_to_one_total_take_the_observed_library_size(two_batches, jitter):
+    adata = two_batches.copy()
+    counts = downsampled(adata.X.toarray(), int(adata.X.sum(axis=1).min()))
+    counts[::2, 0] += jitter
+    adata.X = sparse.csr_matrix(counts)
+    observed = negative_elbo(adata.copy(), use_observed_lib_size=True)
+    with pytest.warns(UserWarning, match=r"hardly vary .about \d+ in every cell.*observed ones are taken"):
+        np.testing.assert_array_equal(negative_elbo(adata), observed)
+
+
+@pytest.mark.filterwarnings("ignore:.*fewer than 3 cells", "ignore:The total counts hardly vary")
+def test_each_cell_its_own_batch_and_batches_of_a_few_cells_train():
+    adata = make_adata(40)
+    for n in (1, 2, 3):
+        adata.obs["batch"] = [f"b{i // n}" for i in range(40)]
+        assert negative_elbo(adata.copy(), epochs=20).mean() < 200
