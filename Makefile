@@ -34,8 +34,9 @@ test-cluster: install  ## on a real Slurm of this machine (root on Debian; see d
 test-nextflow: install  ## under a real Nextflow (Java 17 and Maven; root on Debian for its Slurm; see docs/nextflow.md)
 	timeout 5400 pytest -q tests/nextflow -m nextflow $(TESTS)
 
-schema: install  ## write workflow/schemas/config.schema.yaml anew from ldvae/config.py
+schema: install  ## write workflow/schemas/config.schema.yaml and config/config.yaml anew from ldvae/config/options.py
 	ldvae schema > workflow/schemas/config.schema.yaml
+	ldvae schema --commented > config/config.yaml
 
 # Installs only when requirements.txt or pyproject.toml differ from what was last installed. uv is used when it is there.
 install:

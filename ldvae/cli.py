@@ -15,14 +15,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
+from pydantic.fields import FieldInfo
+
 from ldvae import config
-from ldvae.config import coerce
+from ldvae.config import Options, coerce
 from ldvae.errors import InputError, suggestion
 from ldvae.provenance import versions
 
@@ -130,7 +132,6 @@ class _Flag:
     help: str
     positional: bool = False
     is_output: bool = False
-    limits: dict[str, Any] | None = None
 
     def add_to(self, group: Any) -> None:
         """Add the flag to an argument parser or a group of it."""
@@ -157,11 +158,11 @@ class _Flag:
         """The value of the flag from what was typed."""
         try:
             value = json.loads(text) if _is_json(self.kind) and text != "none" else text
-            return coerce(value, self.kind, **(self.limits or {}))
-        except json.JSONDecodeError as error:
-            raise InputError(f"--{self.name.replace('_', '-')}: expected JSON, found {text!r} ({error}).") from error
+            return coerce(value, self.kind)
         except InputError as error:
             raise InputError(f"--{self.name.replace('_', '-')}: {error}") from error
+        except json.JSONDecodeError as error:
+            raise InputError(f"--{self.name.replace('_', '-')}: expected JSON, found {text!r} ({error}).") from error
 
 
 def _run(verb: str, arguments: Sequence[str]) -> None:
@@ -174,7 +175,7 @@ def _run(verb: str, arguments: Sequence[str]) -> None:
     given = vars(parser.parse_args(arguments))
     values = {flag.name: flag.read(given[flag.name]) for flag in flags if flag.name in given}
     for name, (cls, options) in sections.items():
-        values[name] = cls(**{flag.name: flag.read(given[flag.name]) for flag in options if flag.name in given})
+        values[name] = _read_options(cls, options, given)
     if verb in STEPS:
         _log_head(verb, values)
     outputs = _check_paths(flags, values)
@@ -197,9 +198,8 @@ def _flags_of(step: Callable[..., str | None]) -> tuple[list[_Flag], dict[str, t
     sections: dict[str, tuple[type, list[_Flag]]] = {}
     for parameter in inspect.signature(step).parameters.values():
         kind = hints[parameter.name]
-        if isinstance(kind, type) and is_dataclass(kind):
-            kinds = get_type_hints(kind)
-            sections[parameter.name] = (kind, [_option_flag(item, kinds[item.name]) for item in fields(kind)])
+        if isinstance(kind, type) and issubclass(kind, Options):
+            sections[parameter.name] = (kind, [_option_flag(*item) for item in kind.model_fields.items()])
             continue
         plain, is_output = _without_output(kind)
         flags.append(
@@ -215,9 +215,24 @@ def _flags_of(step: Callable[..., str | None]) -> tuple[list[_Flag], dict[str, t
     return flags, sections
 
 
-def _option_flag(item: Field[Any], kind: Any) -> _Flag:
-    default = item.default if item.default_factory is MISSING else item.default_factory()
-    return _Flag(item.name, kind, default, item.metadata["help"], limits=item.metadata["limits"])
+def _option_flag(name: str, field: FieldInfo) -> _Flag:
+    return _Flag(name, field.annotation, field.default, field.description or "")
+
+
+def _read_options(cls: type[Options], options: list[_Flag], given: dict[str, Any]) -> Options:
+    """Options from the flags that were given for them."""
+    known = {flag.name: flag for flag in options if flag.name in given}
+    texts = {name: given[name] for name in known}
+    try:
+        for name, flag in known.items():
+            if _is_json(flag.kind) and isinstance(texts[name], str) and texts[name] != "none":
+                texts[name] = json.loads(texts[name])
+        return cls(**texts)
+    except json.JSONDecodeError as error:
+        raise InputError(f"--{name.replace('_', '-')}: expected JSON, found {texts[name]!r} ({error}).") from error
+    except InputError as error:
+        flagged = (line.partition(":") for line in error.args)
+        raise InputError(*(f"--{name.replace('_', '-')}:{text}" for name, _, text in flagged)) from error
 
 
 def _without_output(kind: Any) -> tuple[Any, bool]:
@@ -261,7 +276,7 @@ def _parser(
 
 
 def _is_json(kind: Any) -> bool:
-    return any(get_origin(part) is dict for part in (kind, *get_args(kind)))
+    return any(get_origin(part) is dict or part is config.Contrast for part in (kind, *get_args(kind)))
 
 
 def _item_of(kind: Any) -> Any:
@@ -285,8 +300,8 @@ def _log_head(verb: str, values: dict[str, Any]) -> None:
     )
     logger.info("ldvae %s on %s%s, %s: %s", verb, socket.gethostname(), job, time.strftime("%Y-%m-%d"), found)
     for name, value in values.items():
-        if is_dataclass(value):
-            value = " ".join(f"{item.name}={getattr(value, item.name)}" for item in fields(value))
+        if isinstance(value, Options):
+            value = " ".join(f"{option}={chosen}" for option, chosen in value)
         logger.info("  %s: %s", name, value)
 
 

@@ -9,9 +9,21 @@ from collections.abc import Iterable
 class InputError(ValueError):
     """The user's data, config or arguments cannot be used as they are.
 
-    The message says what is wrong, what was found, what was expected and what to do. The command line prints
-    it without a traceback and exits with code 2.
+    The message says what is wrong, what was found, what was expected and what to do; each argument is one mistake. The
+    command line prints it without a traceback and exits with code 2.
+
+    Examples
+    --------
+    >>> print(InputError("n_latent: expected at least 1, found 0.", "lr: expected a number, found 'ten'."))
+    2 problems:
+    - n_latent: expected at least 1, found 0.
+    - lr: expected a number, found 'ten'.
     """
+
+    def __str__(self) -> str:
+        if len(self.args) < 2:
+            return super().__str__()
+        return "\n- ".join([f"{len(self.args)} problems:", *map(str, self.args)])
 
 
 def suggestion(name: str, options: Iterable[object]) -> str:

@@ -8,7 +8,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -65,6 +64,8 @@ if TYPE_CHECKING:
     from sparse import GCXS
 
 logger = logging.getLogger(__name__)
+
+ARCHITECTURE = ModelConfig()  # the defaults
 
 # Arguments of the reference's Trainer and data splitter that change no number: accepted, and said to do nothing.
 NO_EFFECT = frozenset(
@@ -169,24 +170,23 @@ class LinearSCVI:
     def __init__(
         self,
         adata: AnnData | None = None,
-        n_hidden: int = ModelConfig.n_hidden,
-        n_latent: int = ModelConfig.n_latent,
-        n_layers: int = ModelConfig.n_layers,
-        dropout_rate: float = ModelConfig.dropout_rate,
-        dispersion: str = ModelConfig.dispersion,
-        gene_likelihood: str = ModelConfig.gene_likelihood,
-        use_observed_lib_size: bool = ModelConfig.use_observed_lib_size,
-        latent_distribution: str = ModelConfig.latent_distribution,
+        n_hidden: int = ARCHITECTURE.n_hidden,
+        n_latent: int = ARCHITECTURE.n_latent,
+        n_layers: int = ARCHITECTURE.n_layers,
+        dropout_rate: float = ARCHITECTURE.dropout_rate,
+        dispersion: str = ARCHITECTURE.dispersion,
+        gene_likelihood: str = ARCHITECTURE.gene_likelihood,
+        use_observed_lib_size: bool = ARCHITECTURE.use_observed_lib_size,
+        latent_distribution: str = ARCHITECTURE.latent_distribution,
         *,
-        use_batch_norm: bool = ModelConfig.use_batch_norm,
-        bias: bool = ModelConfig.bias,
-        log_variational: bool = ModelConfig.log_variational,
+        use_batch_norm: bool = ARCHITECTURE.use_batch_norm,
+        bias: bool = ARCHITECTURE.bias,
+        log_variational: bool = ARCHITECTURE.log_variational,
         registry: Registry | Mapping[str, Any] | None = None,
         seed: int | None = None,
     ) -> None:
         arguments = locals()
-        self.config = ModelConfig(**{f.name: arguments[f.name] for f in fields(ModelConfig)})
-        check_config(self.config)
+        self.config = ModelConfig(**{name: arguments[name] for name in ModelConfig.model_fields})
         if adata is None and registry is None:
             raise InputError("adata or registry must be provided.")
         if registry is None:
@@ -203,7 +203,7 @@ class LinearSCVI:
             prior = self._library_prior(self._data.counts())
         if self._registry.size_factor_key is not None and not self.config.use_observed_lib_size:
             # A size factor takes the place of the library size, so there is none to infer.
-            self.config = replace(self.config, use_observed_lib_size=True)
+            self.config = self.config.model_copy(update={"use_observed_lib_size": True})
         with seeded(self.seed):
             self.module = LDVAE(self.config, self._registry.shape, *prior).eval()
         self.is_trained_ = False
@@ -1357,7 +1357,7 @@ class LinearSCVI:
         """
         directory = Path(dir_path)
         saved = read_model(directory, prefix or "")
-        model = cls(**asdict(saved.config), registry=saved.registry, seed=saved.seed)
+        model = cls(**dict(saved.config), registry=saved.registry, seed=saved.seed)
         try:
             model.module.load_state_dict(dict(saved.state))
         except RuntimeError as error:
@@ -1513,23 +1513,6 @@ class LinearSCVI:
 def setup_lines(arguments: Mapping[str, Any]) -> str:
     """The arguments of `setup_anndata`, a line each."""
     return "\n".join(["Arguments of setup_anndata:", *(f"  {name}: {value!r}" for name, value in arguments.items())])
-
-
-def check_config(config: ModelConfig) -> None:
-    """Refuse an architecture that does not exist, before anything is built."""
-    choices = {
-        "gene_likelihood": tuple(LIKELIHOODS),
-        "dispersion": ("gene", "gene-batch", "gene-label", "gene-cell"),
-        "latent_distribution": ("normal", "ln"),
-    }
-    for name, known in choices.items():
-        if getattr(config, name) not in known:
-            raise InputError(f"{name} is {getattr(config, name)!r}; it must be one of {', '.join(known)}.")
-    for name in ("n_hidden", "n_latent", "n_layers"):
-        if getattr(config, name) < 1:
-            raise InputError(f"{name} is {getattr(config, name)}; it must be at least 1.")
-    if not 0 <= config.dropout_rate < 1:
-        raise InputError(f"dropout_rate is {config.dropout_rate:g}; it must be at least 0 and below 1.")
 
 
 def check_size(registry: Registry, config: ModelConfig) -> None:

@@ -12,7 +12,7 @@ import uuid
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
 from math import prod
@@ -140,7 +140,7 @@ def write_model(
             "format_version": FORMAT_VERSION,
             "ldvae_version": version("ldvae"),
             "files": files,
-            "config": asdict(model.config),
+            "config": model.config.model_dump(),
             "registry": model.registry.to_dict(),
             "is_trained": model.is_trained,
             "minified": model.minified,
@@ -335,7 +335,7 @@ def write_scvi_tools(model: SavedModel, directory: Path, *, prefix: str = "", ov
     attributes = {
         "init_params_": {
             "kwargs": {"model_kwargs": module_options},
-            "non_kwargs": {name: value for name, value in asdict(config).items() if name not in own},
+            "non_kwargs": {name: value for name, value in config if name not in own},
         },
         "registry_": {"scvi_version": SCVI_VERSION} | registry.reference_layout(),
         "history_": model.history,
@@ -441,7 +441,7 @@ def _from_reference(weights: Mapping[str, Any], var_names: np.ndarray, attribute
     for nested in parameters.get("kwargs", {k: v for k, v in parameters.items() if isinstance(v, dict)}).values():
         options |= nested
     options.pop("n_labels", None)
-    known = {f.name for f in fields(ModelConfig)}
+    known = set(ModelConfig.model_fields)
     if unknown := sorted(options.keys() - known - _WITHOUT_EFFECT):
         raise InputError(f"The checkpoint was made with {', '.join(unknown)}, which ldvae does not have.")
     config = ModelConfig(**{name: value for name, value in options.items() if name in known})

@@ -96,7 +96,7 @@ def sweep(
     split = split or split_cells(adata.n_obs, 0.8, 0.1, seed=0)
     rows, models = [], {}
     for run in runs.values():
-        fitted = LinearSCVI(adata, **vars(run.model), seed=run.seed)
+        fitted = LinearSCVI(adata, **dict(run.model), seed=run.seed)
         fitted.module.to(pick_device(accelerator))
         done = fitted.fit(split, run.train.fit_config(len(split.train)), seed=run.seed)
         row = {"run": run.id, "setting": run.setting, "seed": run.seed, **run.params}

@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
@@ -16,9 +15,10 @@ import anndata
 import numpy as np
 import pytest
 import yaml
+from pydantic import Field
 
 from ldvae import cli
-from ldvae.config import Output, expand_config, load_config, option
+from ldvae.config import Options, Output, expand_config, load_config
 from ldvae.errors import InputError
 
 ROOT = Path(__file__).parents[1]
@@ -30,19 +30,18 @@ def ldvae(*arguments, **settings):
     return subprocess.run(command, capture_output=True, text=True, **settings)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options:
+class Step(Options):
     """How it is done."""
 
-    size: int = option(3, "Size, mm.", minimum=1)
-    kind: Literal["a", "b"] = option("a", "Kind.")
-    names: list[str] = option([], "Names.")
-    deep: bool = option(True, "Deeply.")
-    points: list[dict[str, str]] = option([], "Points.")
-    limit: float | None = option(None, "Limit; none: no limit.")
+    size: int = Field(3, ge=1, description="Size, mm.")
+    kind: Literal["a", "b"] = Field("a", description="Kind.")
+    names: list[str] = Field([], description="Names.")
+    deep: bool = Field(True, description="Deeply.")
+    points: list[dict[str, str]] = Field([], description="Points.")
+    limit: float | None = Field(None, description="Limit; null disables it.")
 
 
-def step(first: Path, *, more: list[Path] | None = None, result: Output, seed: int = 0, config: Options) -> None:
+def step(first: Path, *, more: list[Path] | None = None, result: Output, seed: int = 0, config: Step) -> None:
     """Do it.
 
     Parameters
@@ -66,7 +65,7 @@ def parsed(*arguments):
     given = vars(cli._parser("step", step, flags, sections).parse_args(arguments))
     own = {flag.name: flag.read(given[flag.name]) for flag in flags if flag.name in given}
     _, options = sections["config"]
-    return own, Options(**{flag.name: flag.read(given[flag.name]) for flag in options if flag.name in given})
+    return own, cli._read_options(Step, options, given)
 
 
 # ---------------------------------------------------------------- flags
@@ -91,20 +90,20 @@ def test_parameters_and_options_become_flags_of_their_types():
         ],
     )
     assert own == {"first": Path("in.h5ad"), "more": [Path("a"), Path("b c")], "result": Path("out.tsv"), "seed": 4}
-    assert options == Options(size=7, kind="b", names=["x", "y"], deep=False, points=[{"k": "v"}], limit=0.001)
+    assert options == Step(size=7, kind="b", names=["x", "y"], deep=False, points=[{"k": "v"}], limit=0.001)
 
 
 def test_what_is_not_given_keeps_its_default():
     own, options = parsed("in.h5ad", "--result", "out.tsv", "--limit", "none")
     assert own == {"first": Path("in.h5ad"), "result": Path("out.tsv")}
-    assert options == Options()
+    assert options == Step()
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["in", "--result", "out", "--size", "ten"], "--size: expected a whole number, found 'ten'"),
-        (["in", "--result", "out", "--size", "0"], "--size: expected at least 1, found '0'"),
+        (["in", "--result", "out", "--size", "0"], "--size: expected at least 1, found 0"),
         (["in", "--result", "out", "--kind", "c"], "--kind: expected one of a, b, found 'c'"),
         (["in", "--result", "out", "--points", "{"], "--points: expected JSON"),
         (["in", "--result", "out", "--sizes", "3"], "unrecognized arguments: --sizes 3; see `ldvae step --help`"),

@@ -1,6 +1,5 @@
 """Equality with scvi-tools 1.4.2, by what it computed once (tests/reference, frozen by make_reference.py)."""
 
-import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -48,7 +47,7 @@ class Case:
     def without_dropout(self) -> LDVAE:
         """The loaded module in training mode, as the frozen training had it."""
         loaded = self.model.module
-        module = LDVAE(dataclasses.replace(loaded.config, dropout_rate=0.0), loaded.shape)
+        module = LDVAE(loaded.config.model_copy(update={"dropout_rate": 0.0}), loaded.shape)
         module.load_state_dict(loaded.state_dict())
         return module.train()
 

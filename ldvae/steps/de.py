@@ -6,7 +6,6 @@ import logging
 import re
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict
 from itertools import chain, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -113,7 +112,7 @@ def de(
             rows.append(dict(zip(COLUMNS, (*values, *sizes), strict=True)))
             logger.info("%s: %d against %d cells, %d genes differ.", name, *sizes[:2], n_de)
         write_table(pd.DataFrame(rows, columns=list(COLUMNS)), folder / "contrasts.tsv")
-        write_json({"warnings": skipped, "settings": asdict(config)}, folder / "summary.json")
+        write_json({"warnings": skipped, "settings": config.model_dump()}, folder / "summary.json")
 
 
 # Which cells

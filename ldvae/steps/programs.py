@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -97,7 +96,7 @@ def programs(*, best: Path, runs: list[Path], counts: Path, output: Output, conf
             "n_obs": len(found.scores),
             "intercept": found.intercept,
             "warnings": found.warnings,
-            "settings": asdict(config),
+            "settings": config.model_dump(),
         },
         output / "summary.json",
     )

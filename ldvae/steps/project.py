@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +78,7 @@ def project(
             "covered": result.covered.to_dict(),
             "batch_key": batch_key or "",
             "warnings": warnings,
-            "settings": asdict(config),
+            "settings": config.model_dump(),
         },
         summary,
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import warnings
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -155,7 +154,7 @@ def qc(
                 "n_predicted": int(table["predicted_doublet"].sum()) if config.doublets != "off" else 0,
             },
             "warnings": messages,
-            "settings": asdict(config),
+            "settings": config.model_dump(),
         },
         summary,
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -83,7 +82,7 @@ def setup(
             "method": chosen.method,
             "fields": fields,
             "warnings": messages,
-            "settings": asdict(config),
+            "settings": config.model_dump(),
         },
         summary,
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict
 
 from ldvae import simulate as simulation
 from ldvae.config import Output, SimulateConfig
@@ -21,8 +20,8 @@ def simulate(*, output: Output, config: SimulateConfig) -> None:
         AnnData (h5ad): counts in X; in obs batch and identity; the true scores in obsm["X_programs"], the true loadings
         in varm["program_loadings"], and the settings in uns["simulation"].
     """
-    adata = simulation.simulate(**asdict(config)).to_anndata()
-    adata.uns["simulation"] = asdict(config)
+    adata = simulation.simulate(**dict(config)).to_anndata()
+    adata.uns["simulation"] = config.model_dump()
     with atomic(output) as temporary:
         adata.write_h5ad(temporary, compression="gzip")
     logger.info("%s: %d cells, %d genes, %s", output, adata.n_obs, adata.n_vars, config.world)

@@ -49,10 +49,10 @@ def train(
     factors: Output,
     fit: Output,
     checkpoint: Output | None = None,
-    checkpoint_minutes: float = ComputeConfig.checkpoint_minutes,
+    checkpoint_minutes: float = ComputeConfig().checkpoint_minutes,
     keep_checkpoint: bool = False,
-    device: Literal["auto", "cpu", "cuda"] = ComputeConfig.device,
-    threads: int = ComputeConfig.threads,
+    device: Literal["auto", "cpu", "cuda"] = ComputeConfig().device,
+    threads: int = ComputeConfig().threads,
     architecture: ModelConfig,
     config: TrainConfig,
 ) -> None:
@@ -103,7 +103,7 @@ def train(
     run = Run(architecture, config, seed)
     with stop_on_signal() as asked_to_stop:
         adata, split = read_registered(counts)
-        linear = LinearSCVI(adata, **vars(architecture), seed=seed)
+        linear = LinearSCVI(adata, **dict(architecture), seed=seed)
         linear.module.to(where)
         logger.info("run %s: %d cells to train on, %d genes.", run.id, len(split.train), adata.n_vars)
         saved = Checkpoint(checkpoint / "checkpoint", 60 * checkpoint_minutes) if checkpoint else None

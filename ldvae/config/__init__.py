@@ -1,0 +1,100 @@
+"""The config of the workflow: options with their defaults, the plan they expand to, and checks before the first job.
+
+Imports nothing but pydantic, PyYAML and the standard library: Snakemake may run in an environment of its own.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+from ldvae.config.checks import check_columns, expand_checked, find_problems, read_header
+from ldvae.config.document import commented_config, schema
+from ldvae.config.options import (
+    SECTIONS,
+    AnnotateConfig,
+    ComputeConfig,
+    Contrast,
+    DeConfig,
+    Dispersion,
+    FitConfig,
+    Likelihood,
+    ModelConfig,
+    Options,
+    ProgramsConfig,
+    ProjectConfig,
+    QcConfig,
+    ReportConfig,
+    Sections,
+    SelectConfig,
+    SetupConfig,
+    SimulateConfig,
+    SweepConfig,
+    TrainConfig,
+    coerce,
+    default_max_epochs,
+    named,
+)
+from ldvae.config.plan import (
+    STEPS,
+    TRAINING_VERSION,
+    Dataset,
+    Plan,
+    Projection,
+    Run,
+    describe,
+    expand_config,
+    expand_sweep,
+    flags,
+    load_config,
+    raise_problems,
+    resolved,
+    runs_table,
+)
+
+Output = Annotated[Path, "output"]  # a file that a step writes; a folder when it has no suffix
+
+__all__ = [
+    "SECTIONS",
+    "STEPS",
+    "TRAINING_VERSION",
+    "AnnotateConfig",
+    "ComputeConfig",
+    "Contrast",
+    "Dataset",
+    "DeConfig",
+    "Dispersion",
+    "FitConfig",
+    "Likelihood",
+    "ModelConfig",
+    "Options",
+    "Output",
+    "Plan",
+    "ProgramsConfig",
+    "ProjectConfig",
+    "Projection",
+    "QcConfig",
+    "ReportConfig",
+    "Run",
+    "Sections",
+    "SelectConfig",
+    "SetupConfig",
+    "SimulateConfig",
+    "SweepConfig",
+    "TrainConfig",
+    "check_columns",
+    "coerce",
+    "commented_config",
+    "default_max_epochs",
+    "describe",
+    "expand_checked",
+    "expand_config",
+    "expand_sweep",
+    "find_problems",
+    "flags",
+    "load_config",
+    "named",
+    "raise_problems",
+    "read_header",
+    "resolved",
+    "runs_table",
+    "schema",
+]

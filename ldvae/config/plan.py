@@ -1,0 +1,352 @@
+"""What a config expands to: datasets, their options, and their runs with ids."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ldvae.config.options import (
+    SECTIONS,
+    ModelConfig,
+    Options,
+    ProjectConfig,
+    Sections,
+    SweepConfig,
+    TrainConfig,
+    named,
+    unknown,
+)
+from ldvae.errors import InputError
+
+DATASET_NAME = r"^\w[\w.-]*$"
+STEPS = ("qc", "setup", "select", "programs", "annotate", "de", "report")  # those with a section of their own
+# Part of every run id. Raise it when a run with the same options ends in other numbers, which includes a change of a
+# default of the model or the training: then all runs are trained again. Otherwise an upgrade retrains nothing.
+TRAINING_VERSION = 1
+
+
+class Run(NamedTuple):
+    """One training: a setting, that is, the model and training options, and a seed."""
+
+    model: ModelConfig
+    train: TrainConfig
+    seed: int
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """All model and training options by name."""
+        return dict(self.model) | dict(self.train)
+
+    @property
+    def digest(self) -> str:
+        """Hash of the options that differ from their defaults, not of the seed: runs of one setting share it."""
+        defining = [TRAINING_VERSION, self.model.changed() | self.train.changed()]
+        return hashlib.sha256(json.dumps(defining, sort_keys=True).encode()).hexdigest()[:6]
+
+    @property
+    def setting(self) -> str:
+        """Id of the setting, such as `k10-3fa9c1`."""
+        return f"k{self.model.n_latent}-{self.digest}"
+
+    @property
+    def id(self) -> str:
+        """Id of the run, such as `k10-s0-3fa9c1`."""
+        return f"k{self.model.n_latent}-s{self.seed}-{self.digest}"
+
+
+class Projection(NamedTuple):
+    """Other cells to score with the programs of a dataset."""
+
+    inputs: dict[str, str]
+    project: ProjectConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset(Sections):
+    """One dataset of the workflow: its files by name, its options, its runs by id and its projections by name."""
+
+    name: str
+    inputs: dict[str, str]
+    runs: dict[str, Run]
+    projections: dict[str, Projection]
+
+    @property
+    def compares_clusters(self) -> bool:
+        """Whether a contrast is between clusters, which only the annotated cells have."""
+        return any("leiden" in (contrast["column"], contrast.get("within")) for contrast in self.de.contrasts)
+
+
+class Plan(NamedTuple):
+    """What a config expands to, and how values were read that may be meant otherwise."""
+
+    outdir: str
+    datasets: dict[str, Dataset]
+    notes: list[str]
+
+    def path(self, *parts: str) -> str:
+        """A path below the output folder."""
+        return "/".join(parts) if self.outdir == "." else "/".join((self.outdir.rstrip("/"), *parts))
+
+
+def load_config(path: Path) -> dict[str, Any]:
+    """Read a config.yaml (or JSON) as it stands, unchecked."""
+    import yaml
+
+    try:
+        config = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); give the path of a config.yaml.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: is not valid YAML: {' '.join(str(error).split())}.") from error
+    if config is None:
+        raise InputError(f"{path}: is empty; expected the keys of a config.yaml, of which `datasets` is needed.")
+    if not isinstance(config, dict):
+        raise InputError(f"{path}: holds {type(config).__name__}, not the keys of a config.yaml.")
+    return config
+
+
+def expand_config(config: Mapping[str, Any]) -> Plan:
+    """Datasets, options and runs of a config, whose data are not looked at.
+
+    Raises
+    ------
+    InputError
+        With every mistake of the config in one message.
+    """
+    plan, problems = expand(config)
+    raise_problems(problems, "the config")
+    return plan
+
+
+def expand(config: Mapping[str, Any]) -> tuple[Plan, list[str]]:
+    """What `expand_config` returns and what it would raise; a mistaken option of the plan has its default."""
+    problems = _unknown_keys(config, ["outdir", "datasets", *SECTIONS], "")
+    notes: list[str] = []
+    entries = config.get("datasets")
+    if not isinstance(entries, Mapping) or not entries:
+        problems.append("datasets: expected at least one, as `name: {input: path/to/counts.h5ad}`.")
+        entries = {}
+    datasets = {}
+    for name, entry in entries.items():
+        where = f"datasets.{name}"
+        if not re.match(DATASET_NAME, str(name)):
+            problems.append(f"{where}: a dataset's name is made of letters, digits, '_', '-' and '.'.")
+        if not isinstance(entry, Mapping):
+            entry = {"input": entry}
+        problems += _unknown_keys(entry, ["input", "project", *SECTIONS], f"{where}.")
+        given = {key: {key: config.get(key), f"{where}.{key}": entry.get(key)} for key in SECTIONS}
+        options: dict[str, Any] = {key: _read_section(cls, given[key], problems) for key, cls in SECTIONS.items()}
+        notes += [note for at, layer in given["de"].items() for note in _readings(at, layer)]
+        inputs = _named_inputs(entry.get("input"), where, problems)
+        runs = _runs(options["model"], options["train"], options["sweep"], where, problems)
+        projections = _projections(entry.get("project"), f"{where}.project", problems)
+        datasets[str(name)] = Dataset(name=str(name), inputs=inputs, runs=runs, projections=projections, **options)
+    return Plan(str(config.get("outdir") or "."), datasets, list(dict.fromkeys(notes))), problems
+
+
+def raise_problems(problems: Iterable[str], subject: str) -> None:
+    """Raise one InputError that lists the problems, each once, if there are any."""
+    distinct = list(dict.fromkeys(problems))
+    if len(distinct) == 1:
+        raise InputError(distinct[0])
+    if distinct:
+        raise InputError("\n- ".join([f"{len(distinct)} problems in {subject}:", *distinct]))
+
+
+def _unknown_keys(given: Iterable[Any], known: list[str], prefix: str) -> list[str]:
+    return [f"{prefix}{key}: {unknown(key, known)}" for key in given if key not in known]
+
+
+def _read_section(cls: type[Options], layers: Mapping[str, Any], problems: list[str]) -> Options:
+    """A section from the values given for it, later layers over earlier ones; mistaken values are left out."""
+    values: dict[str, Any] = {}
+    for where, layer in layers.items():
+        if layer is None:
+            continue
+        if not isinstance(layer, Mapping):
+            problems.append(f"{where}: expected keys and values, found {layer!r}.")
+            continue
+        layer = {str(key): value for key, value in layer.items()}
+        try:
+            read = cls(**layer)
+        except InputError as error:
+            problems += [f"{where}.{line}" for line in error.args]
+            mistaken = {re.split(r"[.:\[]", line)[0] for line in error.args}
+            read = cls(**{key: layer[key] for key in layer.keys() & cls.model_fields.keys() - mistaken})
+        values |= {key: getattr(read, key) for key in read.model_fields_set}
+    return cls(**values)
+
+
+def _readings(where: str, section: Any) -> list[str]:
+    """What was made of the names of groups that are not text: `group1: yes` is true for YAML, `group1: 01` is 1."""
+    contrasts = section.get("contrasts") if isinstance(section, Mapping) else None
+    if not isinstance(contrasts, list):
+        return []
+    return [
+        f"{where}.contrasts[{i}].{key}: YAML reads it as {contrast[key]!r}, taken as the group {str(contrast[key])!r}; "
+        "if another group is meant, put its name in quotes."
+        for i, contrast in enumerate(contrasts)
+        for key in ("group1", "group2")
+        if isinstance(contrast, Mapping) and not isinstance(contrast.get(key), str | None)
+    ]
+
+
+def _projections(given: Any, where: str, problems: list[str]) -> dict[str, Projection]:
+    """Projections by name: a path, or a mapping of `input` and the options of `ldvae project`."""
+    if not isinstance(given, Mapping | None):
+        problems.append(f"{where}: expected `name: path` or `name: {{input: path, …}}`, found {given!r}.")
+        return {}
+    found = {}
+    for name, entry in (given or {}).items():
+        if not re.match(DATASET_NAME, str(name)):
+            problems.append(f"{where}.{name}: a name is made of letters, digits, '_', '-' and '.'.")
+        options = dict(entry) if isinstance(entry, Mapping) else {"input": entry}
+        inputs = _named_inputs(options.pop("input", None), f"{where}.{name}", problems)
+        read: Any = _read_section(ProjectConfig, {f"{where}.{name}": options}, problems)
+        found[str(name)] = Projection(inputs, read)
+    return found
+
+
+def _named_inputs(given: Any, where: str, problems: list[str]) -> dict[str, str]:
+    """Input files by name: a path, a list of paths (named as the files), or a mapping of names to paths."""
+    if isinstance(given, str) and given:
+        return {"": given}
+    if isinstance(given, list) and given and all(isinstance(path, str) for path in given):
+        names = [
+            re.sub(r"(\.(h5ad|h5|zarr|loom|mtx|csv|tsv|txt|gz))+$", "", path.rstrip("/")).split("/")[-1]
+            for path in given
+        ]
+        if len(set(names)) == len(given):
+            return dict(zip(names, given, strict=True))
+        problems.append(f"{where}.input: several files have the same name; give each its own, as `{{name: path, …}}`.")
+    elif isinstance(given, Mapping) and given and all(isinstance(path, str) for path in given.values()):
+        return {str(name): path for name, path in given.items()}
+    else:
+        problems.append(
+            f"{where}.input: expected a path, a list of paths or a mapping of names to paths, found {given!r}."
+        )
+    return {}
+
+
+def expand_sweep(model: ModelConfig, train: TrainConfig, sweep: SweepConfig) -> dict[str, Run]:
+    """Runs of a sweep by id: what is not swept is as in `model` and `train`.
+
+    The settings are all combinations of the grid (without a grid, that of `model` and `train` alone) and the points.
+
+    Examples
+    --------
+    >>> runs = expand_sweep(ModelConfig(), TrainConfig(), SweepConfig(seeds=[0, 1], grid={"n_latent": [8, 9]}))
+    >>> [(run.model.n_latent, run.seed) for run in runs.values()]
+    [(8, 0), (8, 1), (9, 0), (9, 1)]
+    """
+    problems: list[str] = []
+    runs = _runs(model, train, sweep, "", problems)
+    raise_problems(problems, "the sweep")
+    return runs
+
+
+def _runs(
+    model: ModelConfig, train: TrainConfig, sweep: SweepConfig, where: str, problems: list[str]
+) -> dict[str, Run]:
+    """Runs of a sweep by id, each once, by setting and then by seed."""
+    grid = [dict(zip(sweep.grid, values, strict=True)) for values in itertools.product(*sweep.grid.values())]
+    runs: dict[str, Run] = {}
+    for point in (*grid, *sweep.points):
+        # The values of a point were checked with the sweep.
+        setting = Run(*(part.model_copy(update=_only(point, part)) for part in (model, train)), seed=0)
+        for seed in sweep.seeds:
+            run = setting._replace(seed=seed)
+            if runs.setdefault(run.id, run) != run:
+                problems.append(f"{where}.sweep: two settings have the same id {run.id}; change one by a hair.")
+    return runs
+
+
+def _only(values: Mapping[str, Any], part: Options) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key in type(part).model_fields}
+
+
+def flags(options: Options) -> list[str]:
+    """Options as flags of the command line: those alone that differ from the defaults."""
+    result: list[str] = []
+    for name, value in options.changed().items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            result.append(f"--{flag}" if value else f"--no-{flag}")
+        elif isinstance(value, list) and not any(isinstance(item, dict | list) for item in value):
+            result += [f"--{flag}", *map(str, value)]
+        elif isinstance(value, list | dict):
+            result += [f"--{flag}", json.dumps(value)]
+        else:
+            result += [f"--{flag}", "none" if value is None else str(value)]
+    return result
+
+
+def resolved(dataset: Dataset) -> dict[str, Any]:
+    """The options of a dataset with every default filled in, section by section."""
+    return {section: getattr(dataset, section).model_dump() for section in SECTIONS}
+
+
+def runs_table(dataset: Dataset) -> str:
+    """Table (TSV) of the runs of a dataset: ids, seed and every parameter that defines a run."""
+    rows = [{"run": run.id, "setting": run.setting, "seed": run.seed, **run.params} for run in dataset.runs.values()]
+    lines = [[*rows[0]], *([*row.values()] for row in rows)]
+    return "".join("\t".join("" if value is None else str(value) for value in line) + "\n" for line in lines)
+
+
+def describe(plan: Plan) -> dict[str, Any]:
+    """A plan as plain values for other engines: files to hand over, and flags as they stand in the commands."""
+    return {
+        "outdir": plan.outdir,
+        "datasets": [
+            {
+                "dataset": name,
+                "inputs": list(dataset.inputs.values()),
+                "tables": {step: [path for _, path in named(getattr(dataset, step), "file")] for step in STEPS},
+                "flags": {step: shlex.join(_flags_of_step(dataset, step)) for step in STEPS},
+                "contrasts": dataset.de.contrasts,
+                "compares_clusters": dataset.compares_clusters,
+                "runs": [
+                    {
+                        "run": run.id,
+                        "setting": run.setting,
+                        "seed": run.seed,
+                        "flags": shlex.join(["--seed", str(run.seed), *flags(run.model), *flags(run.train)]),
+                    }
+                    for run in dataset.runs.values()
+                ],
+                "projections": [
+                    {
+                        "projection": projection,
+                        "inputs": list(other.inputs.values()),
+                        "flags": shlex.join(_name_flags(other.inputs) + flags(other.project)),
+                    }
+                    for projection, other in dataset.projections.items()
+                ],
+                "compute": dataset.compute.model_dump(),
+                "resolved": json.dumps(resolved(dataset)),
+            }
+            for name, dataset in plan.datasets.items()
+        ],
+    }
+
+
+def _flags_of_step(dataset: Dataset, step: str) -> list[str]:
+    """Flags of a step but for its files, which an engine may put elsewhere."""
+    options = getattr(dataset, step)
+    defaults = {name: getattr(type(options)(), name) for name, _ in named(options, "file")}
+    result = flags(options.model_copy(update=defaults))
+    if step == "qc":
+        batch_key = dataset.setup.batch_key
+        result = [*_name_flags(dataset.inputs), *(["--batch-key", batch_key] if batch_key else []), *result]
+    return result
+
+
+def _name_flags(inputs: Mapping[str, str]) -> list[str]:
+    return ["--names", *inputs] if "" not in inputs else []
