@@ -96,7 +96,7 @@ def _outline(verb: str) -> Callable[..., Any]:
     )
     function.body = function.body[:1]
     code = compile(ast.Module([function], []), source, "exec", flags=annotations.compiler_flag)
-    names = dict(vars(config))  # all that a signature may refer to
+    names = {"Literal": Literal, "Path": Path, **vars(config)}  # all that a signature may refer to
     exec(code, names)
     return names[verb]
 

@@ -44,7 +44,6 @@ from ldvae.data import (
 )
 from ldvae.differential import DeOptions, comparisons, differential_expression
 from ldvae.errors import InputError
-from ldvae.likelihoods import LIKELIHOODS
 from ldvae.module import LDVAE, ElboTerms, Posterior
 from ldvae.posterior import Cells
 from ldvae.programs import Programs, find_programs

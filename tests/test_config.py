@@ -13,9 +13,11 @@ import yaml
 
 from ldvae.config import (
     SECTIONS,
+    TRAINING_VERSION,
     DeConfig,
     ModelConfig,
     QcConfig,
+    Run,
     SweepConfig,
     TrainConfig,
     commented_config,
@@ -85,6 +87,58 @@ def test_a_new_value_adds_runs_and_renames_none():
 def test_a_run_id_depends_on_values_not_on_how_they_are_written():
     assert set(runs_of(train={"lr": "1e-2"})) == set(runs_of(train={"lr": 0.01})) == set(runs_of())
     assert set(runs_of(train={"lr": 0.02})) != set(runs_of())
+
+
+def test_points_are_added_to_the_default_setting():
+    runs = runs_of(sweep={"seeds": [0], "points": [{"n_latent": 12}]}, train={"lr": 0.02})
+    assert [(run.model.n_latent, run.train.lr) for run in runs.values()] == [(10, 0.02), (12, 0.02)]
+
+
+def test_an_option_that_is_added_renames_no_run(monkeypatch):
+    class LaterConfig(TrainConfig):
+        momentum: float = 0.9
+
+    before = Run(ModelConfig(n_latent=12), TrainConfig(lr=0.02), 3)
+    assert before._replace(train=LaterConfig(lr=0.02)).id == before.id
+    assert before._replace(train=LaterConfig(lr=0.02, momentum=0.8)).id != before.id
+    known = before.id
+    monkeypatch.setattr("ldvae.config.plan.TRAINING_VERSION", TRAINING_VERSION + 1)
+    assert before.id != known
+
+
+DEFAULTS_OF_VERSION = {  # of TRAINING_VERSION: a run's id says nothing of values that are the default
+    1: {
+        "n_latent": 10,
+        "n_hidden": 128,
+        "n_layers": 1,
+        "dropout_rate": 0.1,
+        "gene_likelihood": "nb",
+        "dispersion": "gene",
+        "use_observed_lib_size": False,
+        "latent_distribution": "normal",
+        "use_batch_norm": True,
+        "bias": False,
+        "log_variational": True,
+        "max_epochs": None,
+        "batch_size": 128,
+        "lr": 0.01,
+        "eps": 0.01,
+        "weight_decay": 1e-6,
+        "schedule": "cosine",
+        "kl_warmup": 0.25,
+        "start_at_mean": False,
+        "early_stopping": True,
+        "patience": 45,
+        "min_delta": 0.0,
+    }
+}
+
+
+def test_a_changed_default_raises_the_training_version():
+    now = Run(ModelConfig(), TrainConfig(), 0).params
+    recorded = DEFAULTS_OF_VERSION[TRAINING_VERSION]
+    assert {name: now.get(name) for name in recorded} == recorded, "raise TRAINING_VERSION and record its defaults"
+    assert Run(ModelConfig(), TrainConfig(), 0).id == "k10-s0-7674a7"
 
 
 @pytest.mark.parametrize("section", [name for name in SECTIONS if name not in ("model", "train", "sweep")])
@@ -199,7 +253,7 @@ def test_values_become_what_the_option_is(cls, name, value, expected):
         (TrainConfig, "lr", float("nan"), "lr: expected a number, found nan."),
         (TrainConfig, "lr", "inf", "lr: expected a number, found inf."),
         (TrainConfig, "patience", 0, "patience: expected at least 1, found 0."),
-        (ModelConfig, "dropout_rate", 1, "dropout_rate: expected less than 1, found 1.0"),
+        (ModelConfig, "dropout_rate", 1, "dropout_rate: expected less than 1, found 1."),
         (ModelConfig, "bias", "maybe", "bias: expected true or false, found 'maybe'."),
         (ModelConfig, "bias", 1, "bias: expected true or false, found 1."),
         (ModelConfig, "gene_likelihood", "nbb", "gene_likelihood: expected one of nb, zinb, poisson, found 'nbb'."),
@@ -227,6 +281,14 @@ def test_flags_are_empty_for_the_defaults(section):
 def test_flags_name_what_differs():
     options = ModelConfig(n_latent=20, use_batch_norm=False, gene_likelihood="zinb")
     assert flags(options) == ["--n-latent", "20", "--gene-likelihood", "zinb", "--no-use-batch-norm"]
+
+
+def test_what_yaml_makes_of_a_group_without_quotes_is_said():
+    contrasts = [{"column": "stage", "group1": 7, "group2": "yes"}, {"column": "on", "group1": True}]
+    plan = expand_config({"datasets": {"a": "x.h5ad", "b": "y.h5ad"}, "de": {"contrasts": contrasts}})
+    assert plan.datasets["a"].de.contrasts[1]["group1"] == "True"
+    assert [note.split(": ", 1)[0] for note in plan.notes] == ["de.contrasts[0].group1", "de.contrasts[1].group1"]
+    assert "YAML reads it as True, taken as the group 'True'" in plan.notes[1]
 
 
 # ---------------------------------------------------------------- mistakes
@@ -370,6 +432,50 @@ def test_the_schema_accepts_the_config_and_refuses_unknown_keys():
         with pytest.raises(jsonschema.ValidationError, match="unknown"):
             jsonschema.validate(config, schema())
         del place["unknown"]
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"train": {"lr": "1e-3", "max_epochs": "none", "early_stopping": "false"}},
+        {"qc": {"n_mads": "none", "max_pct_mt": "~", "doublets": False, "layer": 1, "mt_genes": None}},
+        {"setup": {"keep_genes": None, "n_top_genes": "2e3", "validation_size": 0, "batch_key": "NULL"}, "qc": None},
+        {"de": {"contrasts": [{"column": 1, "group1": True, "group2": 2.5}]}},
+        {"sweep": {"seeds": ["0", 1.0], "grid": {"lr": ["1e-3"], "max_epochs": [None, 5]}, "points": [{"bias": "on"}]}},
+        {"outdir": None, "datasets": {"a": ["x.h5ad", "y.h5ad"], "b": {"input": {"s": "z"}, "project": None}}},
+    ],
+)
+def test_the_schema_accepts_what_the_config_reads(sections):
+    jsonschema = pytest.importorskip("jsonschema")
+    config = {"datasets": {"a": "x.h5ad"}} | sections
+    expand_config(config)
+    jsonschema.validate(config, schema())
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"train": {"lr": "fast"}},
+        {"train": {"lr": 0}},
+        {"train": {"early_stopping": 1}},
+        {"model": {"gene_likelihood": "gamma"}},
+        {"model": {"n_latent": None}},
+        {"setup": {"keep_genes": "CD4"}},
+        {"de": {"contrasts": [{"group1": "a"}]}},
+        {"de": {"contrasts": [{"column": "a", "grup1": "a"}]}},
+        {"sweep": {"grid": {"min_genes": [1]}}},
+        {"sweep": {"grid": {"n_latent": []}}},
+        {"sweep": {"seeds": [-1]}},
+        {"datasets": {"a": {}}},
+    ],
+)
+def test_the_schema_refuses_what_the_config_refuses(sections):
+    jsonschema = pytest.importorskip("jsonschema")
+    config = {"datasets": {"a": "x.h5ad"}} | sections
+    with pytest.raises(InputError):
+        expand_config(config)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(config, schema())
 
 
 def test_the_config_in_the_repository_has_every_option_with_its_default_and_its_help_text():
