@@ -224,7 +224,7 @@ class LinearSCVI:
             UserWarning,
             stacklevel=3,
         )
-        self.config = replace(self.config, use_observed_lib_size=True)
+        self.config = self.config.model_copy(update={"use_observed_lib_size": True})
         return ()
 
     # ---------------------------------------------------------------- data
