@@ -70,12 +70,12 @@ def test_bad_points_and_batches_are_refused(trained):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"gene_likelihood": "normal"}, "gene_likelihood is 'normal'; it must be one of nb, zinb, poisson"),
-        ({"dispersion": "genes"}, "dispersion is 'genes'"),
+        ({"gene_likelihood": "normal"}, "gene_likelihood: expected one of nb, zinb, poisson, found 'normal'"),
+        ({"dispersion": "genes"}, "dispersion: expected one of .*, found 'genes'"),
         ({"latent_distribution": "ln2"}, "latent_distribution"),
         ({"n_latent": 25}, "25 genes for 25 factors"),
-        ({"n_latent": 0}, "n_latent is 0"),
-        ({"dropout_rate": 1.0}, "dropout_rate is 1"),
+        ({"n_latent": 0}, "n_latent: expected at least 1, found 0"),
+        ({"dropout_rate": 1.0}, "dropout_rate: expected less than 1, found 1"),
     ],
 )
 def test_architectures_that_cannot_be_are_refused(options, message):

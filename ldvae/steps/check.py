@@ -55,7 +55,7 @@ def check_config(path: Path, quick: bool) -> list[str]:
                 problems.append(f"{where}: {error}")
         lines.append(f"{path}: {name}: {size}{len(dataset.runs)} runs, {len(dataset.de.contrasts)} contrasts.")
     raise_problems(problems, f"{path} and its data")
-    return lines
+    return lines + [f"{path}: {note}" for note in plan.notes]
 
 
 def check_counts(dataset: Dataset) -> tuple[str, list[str]]:

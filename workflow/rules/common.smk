@@ -10,6 +10,7 @@ from pathlib import Path
 
 import yaml
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
 
 # An `ldvae` that is installed beside Snakemake is found without its environment being active.
 os.environ.update(PATH=os.pathsep.join([*os.get_exec_path(), str(Path(sys.executable).parent)]))
@@ -27,6 +28,10 @@ try:
         plan = expand_config(config)
 except InputError as error:
     raise WorkflowError(str(error))
+
+if workflow.is_main_process:
+    for note in plan.notes:
+        logger.warning(note)
 
 RESOURCES = yaml.safe_load(Path(workflow.source_path("../resources.yaml")).read_text())
 
