@@ -3,6 +3,7 @@
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from ldvae._settings import settings
 from ldvae.errors import InputError
 
 if TYPE_CHECKING:
@@ -10,7 +11,7 @@ if TYPE_CHECKING:
 
 __version__ = version("ldvae")
 
-__all__ = ["InputError", "LinearSCVI", "__version__"]
+__all__ = ["InputError", "LinearSCVI", "__version__", "settings"]
 
 
 def __getattr__(name: str) -> Any:

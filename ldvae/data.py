@@ -278,10 +278,10 @@ class Registry:
         """How the matrix of counts is called in messages."""
         return "adata.X" if self.layer is None else f"adata.layers[{self.layer!r}]"
 
-    def summary_stats(self) -> dict[str, int]:
+    def summary_stats(self) -> AttrDict:
         """Sizes by the reference's names."""
         shape = self.shape
-        return {
+        sizes = {
             "n_batch": shape.n_batch,
             "n_cells": self.n_obs,
             "n_extra_categorical_covs": len(shape.n_cats),
@@ -289,9 +289,14 @@ class Registry:
             "n_labels": shape.n_labels,
             "n_vars": shape.n_vars,
         }
+        return AttrDict(sizes)
 
     def reference_layout(self) -> dict[str, Any]:
-        """As scvi-tools lays out its registry: fields with where they are, their states and sizes."""
+        """As scvi-tools lays out its registry: fields, where they are, their states and sizes; always one object."""
+        return self._layout
+
+    @cached_property
+    def _layout(self) -> dict[str, Any]:
 
         def obs_field(attr_key: str, original_key: str | None, name: str) -> dict[str, Any]:
             categories = np.array(self.categories[name], dtype=None if original_key is None else object)
@@ -367,6 +372,19 @@ class Registry:
         return cls(**values | {"categories": {key: tuple(v) for key, v in plain["categories"].items()}})
 
 
+class AttrDict(dict[str, Any]):
+    """A dictionary whose string keys are attributes too, also of the dictionaries in it, as scvi-tools gives them."""
+
+    def __init__(self, content: Mapping[str, Any]) -> None:
+        super().__init__({key: AttrDict(v) if type(v) is dict else v for key, v in content.items()})
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"There is no {name!r}; there are {', '.join(map(str, self))}.") from None
+
+
 class AnnDataManager:
     """The registered fields of one AnnData, as a model with this registry reads them.
 
@@ -388,33 +406,33 @@ class AnnDataManager:
         return self._registry.reference_layout()
 
     @property
-    def summary_stats(self) -> dict[str, int]:
+    def summary_stats(self) -> AttrDict:
         """Numbers of cells, genes, batches, labels and covariates."""
         return self._registry.summary_stats()
 
     @property
-    def data_registry(self) -> dict[str, dict[str, Any]]:
+    def data_registry(self) -> AttrDict:
         """Where in the AnnData each field is."""
-        return {key: of["data_registry"] for key, of in self.registry["field_registries"].items()}
+        return AttrDict({key: of["data_registry"] for key, of in self.registry["field_registries"].items()})
 
-    def get_state_registry(self, key: str) -> dict[str, Any]:
+    def get_state_registry(self, registry_key: str) -> AttrDict:
         """Categories or sizes of a field."""
         fields = self.registry["field_registries"]
-        if key not in fields:
-            raise InputError(f"There is no field {key!r} in the registry; it has {', '.join(fields)}.")
-        return fields[key]["state_registry"]
+        if registry_key not in fields:
+            raise InputError(f"There is no field {registry_key!r} in the registry; it has {', '.join(fields)}.")
+        return AttrDict(fields[registry_key]["state_registry"])
 
-    def get_from_registry(self, key: str) -> Any:
+    def get_from_registry(self, registry_key: str) -> Any:
         """A field's values: "X" as stored; "batch" and "labels" as codes, int64, shape (n_obs, 1); covariates."""
         registry = self._registry
-        self.get_state_registry(key)
-        if key == "X":
+        self.get_state_registry(registry_key)
+        if registry_key == "X":
             return matrix(self.adata, registry)
-        if key in ("batch", "labels"):
-            column = registry.batch_key if key == "batch" else registry.labels_key
-            return codes(self.adata, column, registry.categories[key])[:, None]
+        if registry_key in ("batch", "labels"):
+            column = registry.batch_key if registry_key == "batch" else registry.labels_key
+            return codes(self.adata, column, registry.categories[registry_key])[:, None]
         covariates = read_covariates(self.adata, registry, np.ones(self.adata.n_obs))
-        name = {"extra_categorical_covs": "categorical", "extra_continuous_covs": "continuous"}.get(key)
+        name = {"extra_categorical_covs": "categorical", "extra_continuous_covs": "continuous"}.get(registry_key)
         return getattr(covariates, name).numpy() if name else size_factors(self.adata, registry)
 
 

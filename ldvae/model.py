@@ -19,11 +19,14 @@ from anndata import AnnData, read_h5ad
 from torch import Tensor
 
 from ldvae import posterior
+from ldvae._settings import default_seed, fresh_seed
+from ldvae.arguments import ACCELERATORS, check, checked, older_init, older_load, older_save, older_train, scalar
 from ldvae.config import FitConfig, ModelConfig, ProgramsConfig, default_max_epochs
 from ldvae.data import (
     MINIFIED_BY_KEY,
     MINIFIED_TYPES,
     AnnDataManager,
+    AttrDict,
     BackedCounts,
     Counts,
     Minified,
@@ -145,8 +148,9 @@ class LinearSCVI:
     registry
         Of another model, to build one without data.
     seed
-        Of the initial weights, and of the training unless `train` is given one; none: the seed that torch was last
-        given, so that `torch.manual_seed(s)` decides. The caller's random state is not touched.
+        Of the initial weights, and of the training unless `train` is given one; none: `ldvae.settings.seed`; else the
+        one that `torch.manual_seed` was last given; else a fresh one, which the log and the saved model name. The
+        caller's random state is not touched.
 
     References
     ----------
@@ -166,6 +170,7 @@ class LinearSCVI:
     (50, 4)
     """
 
+    @checked(older_init)
     def __init__(
         self,
         adata: AnnData | None = None,
@@ -192,7 +197,12 @@ class LinearSCVI:
             registry = registered(adata)
         self._registry = registry if isinstance(registry, Registry) else Registry.from_dict(dict(registry))
         check_size(self._registry, self.config)
-        self._seed = seed
+        default = default_seed() if seed is None else seed
+        self.seed = fresh_seed() if default is None else default
+        if default is None:
+            logger.info(
+                "No seed was given: this model has drawn %d; seed=%d gives the same again.", self.seed, self.seed
+            )
         self._data: ModelData | None = None
         self._split: Split | None = None
         self._trained_on: Snapshot | None = None
@@ -230,6 +240,7 @@ class LinearSCVI:
     # ---------------------------------------------------------------- data
 
     @staticmethod
+    @checked()
     def setup_anndata(
         adata: AnnData,
         batch_key: str | None = None,
@@ -304,26 +315,29 @@ class LinearSCVI:
         """The registered fields of the model's data."""
         return self.get_anndata_manager(self._own_adata(), required=True)
 
+    @checked()
     def get_anndata_manager(self, adata: AnnData, required: bool = False) -> AnnDataManager:
         """The registered fields of an AnnData, as this model reads them."""
         return AnnDataManager(adata, self._registry)
 
-    def get_from_registry(self, adata: AnnData, key: str) -> Any:
+    @checked()
+    def get_from_registry(self, adata: AnnData, registry_key: str) -> Any:
         """A registered field of an AnnData: "X", "batch", "labels", …; see `AnnDataManager.get_from_registry`."""
-        return self.get_anndata_manager(adata).get_from_registry(key)
+        return self.get_anndata_manager(adata).get_from_registry(registry_key)
 
-    def data_registry(self, registry_key: str) -> dict[str, Any]:
-        """Where in the AnnData a registered field is: attr_name and attr_key."""
-        return self.registry["field_registries"][registry_key]["data_registry"]
+    def data_registry(self, registry_key: str) -> Any:
+        """A registered field of the model's data, as `get_from_registry` gives it."""
+        return self.adata_manager.get_from_registry(registry_key)
 
-    def get_state_registry(self, registry_key: str) -> dict[str, Any]:
+    def get_state_registry(self, registry_key: str) -> AttrDict:
         """Categories or sizes of a registered field."""
-        return self.registry["field_registries"][registry_key]["state_registry"]
+        return AttrDict(self.registry["field_registries"][registry_key]["state_registry"])
 
     def get_setup_arg(self, setup_arg: str) -> Any:
         """An argument that `setup_anndata` was given."""
         return self.registry["setup_args"][setup_arg]
 
+    @checked()
     def deregister_manager(self, adata: AnnData | None = None) -> None:
         """Forget the model's data (or do nothing for other data: none are kept); memory is freed."""
         if adata is None or adata is self.adata:
@@ -334,8 +348,10 @@ class LinearSCVI:
         """What was registered, in the layout of the reference's registry."""
         return self._registry.reference_layout()
 
+    registry_ = registry
+
     @property
-    def summary_stats(self) -> dict[str, int]:
+    def summary_stats(self) -> AttrDict:
         """n_batch, n_cells, n_labels, n_vars and the numbers of covariates."""
         return self._registry.summary_stats()
 
@@ -344,6 +360,7 @@ class LinearSCVI:
         """Number of factors."""
         return self.config.n_latent
 
+    @checked()
     def get_var_names(self, legacy_mudata_format: bool = False) -> np.ndarray:
         """Gene names in the order of the model, shape (n_vars,)."""
         return np.array(self._registry.var_names, dtype=object)
@@ -365,11 +382,7 @@ class LinearSCVI:
 
     # ---------------------------------------------------------------- training
 
-    @property
-    def seed(self) -> int:
-        """Seed of the initial weights, and of everything random that is not given another."""
-        return torch.initial_seed() if self._seed is None else self._seed
-
+    @checked(older_train)
     def train(
         self,
         max_epochs: int | None = None,
@@ -379,11 +392,15 @@ class LinearSCVI:
         validation_size: float | None = None,
         shuffle_set_split: bool = True,
         load_sparse_tensor: bool = False,
-        batch_size: int = FitConfig.batch_size,
+        batch_size: int | None = FitConfig.batch_size,
         early_stopping: bool = FitConfig.early_stopping,
         datasplitter_kwargs: Mapping[str, Any] | None = None,
+        plan_config: Mapping[str, Any] | None = None,
         plan_kwargs: Mapping[str, Any] | None = None,
+        datamodule: None = None,
+        trainer_config: Mapping[str, Any] | None = None,
         *,
+        callbacks: Sequence[Any] | Any | None = None,
         enable_progress_bar: bool = True,
         seed: int | None = None,
         checkpoint: str | Path | None = None,
@@ -406,7 +423,7 @@ class LinearSCVI:
         load_sparse_tensor
             Of the reference; the counts are always sparse here.
         batch_size
-            Cells in a minibatch.
+            Cells in a minibatch; none: 128.
         early_stopping
             Stop when the validation ELBO has not improved for `early_stopping_patience` (45) epochs.
         datasplitter_kwargs
@@ -416,6 +433,13 @@ class LinearSCVI:
             reduce_lr_on_plateau, lr_factor, lr_patience, lr_threshold, lr_min, lr_scheduler_metric: the reference's;
             schedule: "constant", "cosine" or "plateau"; and start_at_mean: whether an untrained decoder starts at the
             mean profile of the training cells (False), which abundant genes need where steps are few.
+        plan_config, trainer_config
+            The same as plan_kwargs and as trainer_kwargs, which come first.
+        datamodule
+            Of the reference; the cells come from the model's AnnData.
+        callbacks
+            Functions to call after every epoch with an `ldvae.train.EpochReport`; of Lightning's, an EarlyStopping is
+            taken for the options of that name, those that only show or log are without effect, and others are refused.
         enable_progress_bar
             Show epoch, ELBO, cells per second and the time left.
         seed
@@ -433,16 +457,22 @@ class LinearSCVI:
         TypeError
             For an argument that does not exist.
         """
-        options = training_options(dict(plan_kwargs or {}), trainer_kwargs)
-        splitter = dict(datasplitter_kwargs or {})
-        drop_last = bool(splitter.pop("drop_last", False))
+        trainer_kwargs = {**(trainer_config or {}), **trainer_kwargs}
+        if "enable_progress_bar" in trainer_kwargs:  # of trainer_config
+            enable_progress_bar &= check(trainer_kwargs).pop("enable_progress_bar")
+            del trainer_kwargs["enable_progress_bar"]
+        stopping, after_epoch = honoured_callbacks(callbacks)
+        early_stopping = early_stopping or bool(stopping)
+        options = training_options({**(plan_config or {}), **(plan_kwargs or {})}, {**trainer_kwargs, **stopping})
+        splitter = check(datasplitter_kwargs or {})
+        drop_last = splitter.pop("drop_last", False)
         external = splitter.pop("external_indexing", None)
         warn_no_effect(splitter)
         seed = self.seed if seed is None else seed
         _, source = self._counts(None)
         config = FitConfig(
             max_epochs=default_max_epochs(len(source)) if max_epochs is None else max_epochs,
-            batch_size=batch_size,
+            batch_size=batch_size or FitConfig.batch_size,
             drop_last=drop_last,
             early_stopping=early_stopping,
             **options,
@@ -452,7 +482,13 @@ class LinearSCVI:
         else:
             split = external_split(external, self._own_adata().obs)
         self.module.to(pick_device(accelerator, devices))
-        with progress_bar(enable_progress_bar) as on_epoch:
+        with progress_bar(enable_progress_bar) as show:
+            listeners = [*after_epoch, *([] if show is None else [show])]
+
+            def on_epoch(report: EpochReport) -> None:
+                for listener in listeners:
+                    listener(report)
+
             self.fit(split, config, seed=seed, checkpoint=checkpoint, on_epoch=on_epoch)
 
     def fit(
@@ -506,6 +542,16 @@ class LinearSCVI:
         self.run_name_ = value
 
     @property
+    def run_id(self) -> str:
+        """Id of the run: empty, unless another is set."""
+        return self.run_id_
+
+    @property
+    def get_normalized_function_name(self) -> str:
+        """Name of the method that gives normalised expression."""
+        return self.get_normalized_function_name_
+
+    @property
     def train_indices(self) -> np.ndarray | None:
         """Rows of the cells that the model was trained on, in its data as they are now."""
         return self._part("train")
@@ -547,8 +593,8 @@ class LinearSCVI:
         return next(self.module.parameters()).device
 
     def to_device(self, device: str | int | torch.device) -> None:
-        """Move the module."""
-        self.module.to(torch.device(device))
+        """Move the module: "cpu", "cuda", "cuda:0", or the number of a GPU."""
+        self.module.to(device_named(device))
 
     # ---------------------------------------------------------------- decoder
 
@@ -561,9 +607,8 @@ class LinearSCVI:
             Genes by Z_0, Z_1, …: change of the gene's score before the softmax per unit of z. Raw: factors come in
             an arbitrary rotation, order and sign; see `get_programs` for what can be read.
         """
-        weight, _ = self._folded()
         columns = [f"Z_{k}" for k in range(self.n_latent)]
-        return pd.DataFrame(weight[:, : self.n_latent], index=self._genes(), columns=columns)
+        return pd.DataFrame(self.module.get_loadings(), index=self._genes(), columns=columns)
 
     def get_offset(self) -> pd.Series:
         """Score of every gene before the softmax where z is zero, without batch or covariates; shape (n_vars,)."""
@@ -629,6 +674,7 @@ class LinearSCVI:
         )
 
     @torch.inference_mode()
+    @checked()
     def decode(
         self, z: np.ndarray | pd.DataFrame | Tensor, batch: Any = None, library_size: float = 1.0
     ) -> pd.DataFrame:
@@ -648,6 +694,10 @@ class LinearSCVI:
         DataFrame
             Points by genes. Further covariates are taken as zero.
         """
+        if isinstance(library_size, str):
+            raise InputError(
+                f"library_size is {library_size!r}; points have no cell whose size that is. Give a number."
+            )
         index = z.index if isinstance(z, pd.DataFrame) else None
         points = torch.as_tensor(np.asarray(z), dtype=torch.float32, device=self.device)
         if points.ndim != 2 or points.shape[1] != self.n_latent:
@@ -659,16 +709,18 @@ class LinearSCVI:
             px_scale = scores.softmax(dim=-1)
         else:
             categories = self._registry.categories["batch"]
-            if batch is not None and batch not in categories:
+            code = code_of(batch, categories)
+            if batch is not None and code is None:
                 raise InputError(
                     f"{batch!r} is not a valid batch category; there are {', '.join(map(str, categories))}."
                 )
-            chosen = range(shape.n_batch) if batch is None else [categories.index(batch)]
+            chosen = range(shape.n_batch) if code is None else [code]
             px_scale = sum((scores + weight[:, self.n_latent + k]).softmax(dim=-1) for k in chosen) / len(chosen)
         return pd.DataFrame((px_scale * library_size).cpu().numpy(), index=index, columns=self._genes())
 
     # ---------------------------------------------------------------- what the model says of cells
 
+    @checked()
     def get_latent_representation(
         self,
         adata: AnnData | None = None,
@@ -677,8 +729,10 @@ class LinearSCVI:
         mc_samples: int = 5000,
         batch_size: int | None = None,
         return_dist: bool = False,
+        dataloader: None = None,
         *,
         seed: int | None = None,
+        **data_loader_kwargs: Any,
     ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
         """Latent coordinates of cells.
 
@@ -705,6 +759,7 @@ class LinearSCVI:
         ndarray
             float32, shape (n_obs, n_latent); two of them with `return_dist`.
         """
+        warn_no_effect(data_loader_kwargs)
         self._check_trained()
         _, cells = self._cells(adata, indices, batch_size)
         if return_dist:
@@ -714,29 +769,36 @@ class LinearSCVI:
             return posterior.latent_mean(self.module, cells, mc_samples, generator).numpy()
         return posterior.draw(self.module, cells, 1, generator).z[0].numpy()
 
+    @checked()
     def get_latent_library_size(
         self,
         adata: AnnData | None = None,
         indices: Rows | None = None,
         give_mean: bool = True,
         batch_size: int | None = None,
+        dataloader: None = None,
         *,
         seed: int | None = None,
+        **data_loader_kwargs: Any,
     ) -> np.ndarray:
         """Library size of cells: its posterior mean, or a draw; float32, shape (n_obs, 1).
 
         A model that takes the observed library size has no posterior mean of it; `give_mean=False` gives the observed.
         """
+        warn_no_effect(data_loader_kwargs)
         self._check_trained()
         _, cells = self._cells(adata, indices, batch_size)
         return posterior.latent_library_size(self.module, cells, give_mean, self._generator(seed)).numpy()
 
+    @checked()
     def get_elbo(
         self,
         adata: AnnData | None = None,
         indices: Rows | None = None,
         batch_size: int | None = None,
+        dataloader: None = None,
         return_mean: bool = True,
+        data_loader_kwargs: Mapping[str, Any] | None = None,
         *,
         seed: int | None = None,
     ) -> Tensor:
@@ -748,15 +810,19 @@ class LinearSCVI:
             The mean over cells, or with `return_mean=False` of each cell, shape (n_obs,). The training history has
             the negative of it.
         """
+        warn_no_effect(data_loader_kwargs or {})
         elbo = -self._elbo_terms(adata, indices, batch_size, seed).loss()
         return elbo.mean() if return_mean else elbo
 
+    @checked()
     def get_reconstruction_error(
         self,
         adata: AnnData | None = None,
         indices: Rows | None = None,
         batch_size: int | None = None,
+        dataloader: None = None,
         return_mean: bool = True,
+        data_loader_kwargs: Mapping[str, Any] | None = None,
         *,
         seed: int | None = None,
     ) -> dict[str, Tensor]:
@@ -764,9 +830,11 @@ class LinearSCVI:
 
         The mean over cells in nats, or with `return_mean=False` of each cell, shape (n_obs,).
         """
+        warn_no_effect(data_loader_kwargs or {})
         error = self._elbo_terms(adata, indices, batch_size, seed).reconstruction
         return {"reconstruction_loss": error.mean() if return_mean else error}
 
+    @checked()
     def get_marginal_ll(
         self,
         adata: AnnData | None = None,
@@ -774,6 +842,8 @@ class LinearSCVI:
         n_mc_samples: int = 1000,
         batch_size: int | None = None,
         return_mean: bool = True,
+        dataloader: None = None,
+        data_loader_kwargs: Mapping[str, Any] | None = None,
         *,
         n_mc_samples_per_pass: int = 1,
         seed: int | None = None,
@@ -793,6 +863,7 @@ class LinearSCVI:
         seed
             Of the draws; none: the model's.
         """
+        warn_no_effect(data_loader_kwargs or {})
         _, source, rows = self._rows(adata, indices)
         log_likelihood = posterior.marginal_ll(
             self.module,
@@ -805,6 +876,7 @@ class LinearSCVI:
         )
         return np.float64(log_likelihood.double().mean()) if return_mean else log_likelihood
 
+    @checked()
     def get_normalized_expression(
         self,
         adata: AnnData | None = None,
@@ -819,6 +891,8 @@ class LinearSCVI:
         return_mean: bool = True,
         return_numpy: bool | None = None,
         silent: bool = True,
+        dataloader: None = None,
+        data_loader_kwargs: Mapping[str, Any] | None = None,
         *,
         give_mean: bool = False,
         seed: int | None = None,
@@ -861,6 +935,7 @@ class LinearSCVI:
             float32, cells (or draws) by genes, the index naming the cell; (n_samples, n_obs, n_genes) for several draws
             that are not averaged.
         """
+        warn_no_effect(data_loader_kwargs or {})
         if give_mean and (n_samples > 1 or n_samples_overall is not None):
             raise InputError("give_mean decodes the posterior mean alone; leave n_samples and n_samples_overall out.")
         if n_samples_overall is not None and n_samples != 1:
@@ -894,6 +969,7 @@ class LinearSCVI:
             return expression
         return pd.DataFrame(expression, index=names, columns=self._genes() if genes is None else self._genes()[genes])
 
+    @checked()
     def get_likelihood_parameters(
         self,
         adata: AnnData | None = None,
@@ -901,8 +977,10 @@ class LinearSCVI:
         n_samples: int = 1,
         give_mean: bool = False,
         batch_size: int | None = None,
+        dataloader: None = None,
         *,
         seed: int | None = None,
+        **data_loader_kwargs: Any,
     ) -> dict[str, np.ndarray]:
         """Parameters of the distribution of the counts given draws from the posterior.
 
@@ -912,12 +990,14 @@ class LinearSCVI:
             "mean"; "dropout" (probability of an inflated zero) for zinb; "dispersions" (theta) but for poisson; each of
             shape (n_obs, n_vars), or (n_samples, n_obs, n_vars) for several draws without `give_mean`.
         """
+        warn_no_effect(data_loader_kwargs)
         _, cells = self._cells(adata, indices, batch_size)
         size = batch_size or posterior.BATCH_SIZE
         return posterior.likelihood_parameters(
             self.module, cells, self._generator(seed), n_samples=n_samples, give_mean=give_mean, batch_size=size
         )
 
+    @checked()
     def posterior_predictive_sample(
         self,
         adata: AnnData | None = None,
@@ -926,8 +1006,11 @@ class LinearSCVI:
         n_samples: int = 1,
         gene_list: Sequence[str] | None = None,
         batch_size: int | None = None,
+        dataloader: None = None,
+        silent: bool = True,
         *,
         seed: int | None = None,
+        **data_loader_kwargs: Any,
     ) -> GCXS:
         """Counts drawn from the model for each cell.
 
@@ -949,6 +1032,7 @@ class LinearSCVI:
         sparse.GCXS
             float32, shape (n_obs, n_genes), or (n_obs, n_genes, n_samples) for several draws.
         """
+        warn_no_effect(data_loader_kwargs)
         from sparse import GCXS, concatenate
 
         _, cells = self._cells(adata, indices, batch_size)
@@ -964,6 +1048,7 @@ class LinearSCVI:
         blocks = (np.moveaxis(block, 0, -1) if n_samples > 1 else block[0] for block in drawn)
         return concatenate([GCXS.from_numpy(block, compressed_axes=(0,)) for block in blocks], axis=0)
 
+    @checked()
     def get_feature_correlation_matrix(
         self,
         adata: AnnData | None = None,
@@ -1020,6 +1105,7 @@ class LinearSCVI:
         ]
         return pd.DataFrame(np.mean(matrices, axis=0), index=self._genes(), columns=self._genes())
 
+    @checked()
     def get_aggregated_posterior(
         self,
         adata: AnnData | None = None,
@@ -1035,6 +1121,7 @@ class LinearSCVI:
         _, cells = self._cells(adata, indices, batch_size)
         return posterior.aggregated_posterior(cells, dof)
 
+    @checked()
     def differential_abundance(
         self,
         adata: AnnData | None = None,
@@ -1080,6 +1167,7 @@ class LinearSCVI:
             densities[sample] = posterior.log_density(cells.q.z_mean, mixture, batch_size).numpy()
         data.obsm["da_log_probs"] = pd.DataFrame(densities, index=data.obs_names, columns=samples)
 
+    @checked()
     def differential_expression(
         self,
         adata: AnnData | None = None,
@@ -1244,10 +1332,11 @@ class LinearSCVI:
         categories = list(self._registry.categories["batch"])
         codes: list[int | None] = []
         for name in [transform_batch] if one else transform_batch:
-            if name is not None and name not in categories:
+            code = code_of(name, categories)
+            if name is not None and code is None:
                 known = ", ".join(map(str, categories))
                 raise InputError(f'"{name}" not a valid batch category. There are {known}.')
-            codes.append(None if name is None else categories.index(name))
+            codes.append(code)
         return codes
 
     def _gene_rows(self, gene_list: Sequence[str] | None) -> np.ndarray | None:
@@ -1289,12 +1378,16 @@ class LinearSCVI:
 
     # ---------------------------------------------------------------- files
 
+    @checked(older_save)
     def save(
         self,
         dir_path: str | Path,
         prefix: str | None = None,
         overwrite: bool = False,
         save_anndata: bool = False,
+        save_kwargs: Mapping[str, Any] | None = None,
+        legacy_mudata_format: bool = False,
+        datamodule: None = None,
         **anndata_write_kwargs: Any,
     ) -> None:
         """Save the model to a directory: safetensors, JSON, and the history as CSV.
@@ -1309,9 +1402,13 @@ class LinearSCVI:
             Replace a model that is there; otherwise a directory that exists is an error, and stays as it is.
         save_anndata
             Save the data too, as `adata.h5ad`.
+        save_kwargs, legacy_mudata_format, datamodule
+            Of the reference; without effect.
         **anndata_write_kwargs
             For `AnnData.write_h5ad`.
         """
+        if save_kwargs:
+            logger.warning("save_kwargs: accepted as in scvi-tools, without effect in ldvae.")
         if anndata_write_kwargs and not save_anndata:
             raise TypeError(
                 f"unexpected keyword argument {next(iter(anndata_write_kwargs))!r} without save_anndata=True"
@@ -1319,6 +1416,7 @@ class LinearSCVI:
         write_adata = partial(self._own_adata().write_h5ad, **anndata_write_kwargs) if save_anndata else None
         write_model(self._saved(), Path(dir_path), prefix=prefix or "", overwrite=overwrite, write_adata=write_adata)
 
+    @checked()
     def export_scvi_tools(self, dir_path: str | Path, prefix: str | None = None, overwrite: bool = False) -> None:
         """Save the model as scvi-tools 1.4.2 does, so that its own `LinearSCVI.load` reads it.
 
@@ -1330,13 +1428,17 @@ class LinearSCVI:
         write_scvi_tools(self._saved(), Path(dir_path), prefix=prefix or "", overwrite=overwrite)
 
     @classmethod
+    @checked(older_load)
     def load(
         cls,
         dir_path: str | Path,
         adata: AnnData | Literal[False] | None = None,
         accelerator: str = "auto",
-        device: int | str = "auto",
+        device: int | str | torch.device = "auto",
         prefix: str | None = None,
+        backup_url: None = None,
+        datamodule: None = None,
+        allowed_classes_names_list: None = None,
     ) -> LinearSCVI:
         """Load a model that `save`, or scvi-tools' LinearSCVI, saved. No pickle is executed.
 
@@ -1347,13 +1449,19 @@ class LinearSCVI:
         adata
             Data with the genes and fields of the model's; none: those saved with it, if any; False: none at all.
         accelerator, device
-            Where to put the model.
+            Where to put the model: "auto", "cpu", "gpu", or a device such as "cuda:0" or its number.
+        backup_url, datamodule, allowed_classes_names_list
+            Of the reference; they cannot be used.
 
         Raises
         ------
         InputError
             If there is no model, it cannot be read, or the data do not fit it.
         """
+        # A device by name or number decides; the accelerator is asked where none is named.
+        where = pick_device(accelerator) if isinstance(device, str) and device == "auto" else device_named(device)
+        if accelerator == "cpu" and where.type != "cpu":
+            raise InputError(f"accelerator is 'cpu' and device is {device!r}; give one of them.")
         directory = Path(dir_path)
         saved = read_model(directory, prefix or "")
         model = cls(**dict(saved.config), registry=saved.registry, seed=saved.seed)
@@ -1364,7 +1472,7 @@ class LinearSCVI:
         model.is_trained_, model.history_ = saved.is_trained, saved.history or None
         model._split = saved.split
         model.run_name_ = saved.run_name or model.run_name_
-        model.to_device(pick_device(accelerator, [device] if isinstance(device, int) else "auto"))
+        model.to_device(where)
         path = adata_path(directory, prefix or "")
         if adata is None and path is not None:
             adata = read_h5ad(path)
@@ -1386,13 +1494,19 @@ class LinearSCVI:
             )
 
     @staticmethod
+    @checked()
     def load_registry(dir_path: str | Path, prefix: str | None = None) -> dict[str, Any]:
         """The registry of a saved model, in the layout of the reference's."""
         return read_model(Path(dir_path), prefix or "").registry.reference_layout()
 
     @staticmethod
+    @checked()
     def convert_legacy_save(
-        dir_path: str | Path, output_dir_path: str | Path, overwrite: bool = False, prefix: str | None = None
+        dir_path: str | Path,
+        output_dir_path: str | Path,
+        overwrite: bool = False,
+        prefix: str | None = None,
+        save_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         """Convert a model saved by scvi-tools before 0.15.0 (three files) to a directory as `save` writes it."""
         write_model(
@@ -1410,9 +1524,10 @@ class LinearSCVI:
             is_trained=self.is_trained_,
             minified=self.minified_data_type,
             run_name=self.run_name_,
-            seed=self._seed,
+            seed=self.seed,
         )
 
+    @checked()
     def minify_adata(
         self,
         minified_data_type: str = MINIFIED_TYPES[0],
@@ -1459,6 +1574,7 @@ class LinearSCVI:
 
     # ---------------------------------------------------------------- views
 
+    @checked()
     def view_anndata_setup(self, adata: AnnData | None = None, hide_state_registries: bool = False) -> None:
         """Print what is registered of the data: arguments, sizes and, unless hidden, categories."""
         registry = AnnDataManager(self._own_adata() if adata is None else adata, self._registry).registry
@@ -1472,6 +1588,7 @@ class LinearSCVI:
         print("\n".join(lines))
 
     @classmethod
+    @checked()
     def view_setup_args(cls, dir_path: str | Path, prefix: str | None = None) -> None:
         """Print the arguments of `setup_anndata` that a saved model was made with."""
         print(setup_lines(cls.load_registry(dir_path, prefix)["setup_args"]))
@@ -1514,19 +1631,30 @@ def setup_lines(arguments: Mapping[str, Any]) -> str:
     return "\n".join(["Arguments of setup_anndata:", *(f"  {name}: {value!r}" for name, value in arguments.items())])
 
 
+def code_of(name: Any, categories: Sequence[Any]) -> int | None:
+    """Place of a category among others; None for one that is not there. True is not 1, as it is for Python."""
+    for code, category in enumerate(categories):
+        if isinstance(scalar(name), bool) == isinstance(scalar(category), bool) and np.all(name == category):
+            return code
+    return None
+
+
 def check_size(registry: Registry, config: ModelConfig) -> None:
-    """Refuse data too small for the model."""
+    """Refuse data too small for the model, and warn of a latent space that cannot be smaller than the data."""
     if len(registry.var_names) <= config.n_latent:
-        raise InputError(
-            f"adata has {len(registry.var_names)} genes for {config.n_latent} factors; there must be more genes than "
-            "factors. Lower n_latent, or keep more genes."
+        warnings.warn(
+            f"adata has {len(registry.var_names)} genes for {config.n_latent} factors: the factors can do no more than "
+            "the genes themselves. Lower n_latent, or keep more genes.",
+            UserWarning,
+            stacklevel=4,
         )
     if registry.n_obs < 2:
         raise InputError(f"adata has {registry.n_obs} cell; a model needs at least 2 to learn from.")
 
 
-def training_options(plan: dict[str, Any], trainer: dict[str, Any]) -> dict[str, Any]:
+def training_options(plan: Mapping[str, Any], trainer: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of the reference's plan and trainer as fields of `FitConfig`; others are refused."""
+    plan, trainer = check(plan), check(trainer)
     if plan.pop("reduce_lr_on_plateau", False):
         plan["schedule"] = "plateau"
     options: dict[str, Any] = {}
@@ -1542,6 +1670,44 @@ def training_options(plan: dict[str, Any], trainer: dict[str, Any]) -> dict[str,
     if options.get("check_val_every_n_epoch", 1) is None:
         del options["check_val_every_n_epoch"]
     return options
+
+
+# Lightning's callbacks that show or log, by the names of their classes: they change no number.
+SHOWING = frozenset(
+    [
+        *("LearningRateMonitor", "ModelSummary", "RichModelSummary", "ProgressBar", "TQDMProgressBar"),
+        *("RichProgressBar", "Timer", "DeviceStatsMonitor"),
+    ]
+)
+
+
+def honoured_callbacks(callbacks: Any) -> tuple[dict[str, Any], list[Callable[[EpochReport], None]]]:
+    """What `train` can do for callbacks: options of early stopping, and functions to call after every epoch."""
+    given = [] if callbacks is None else list(callbacks) if isinstance(callbacks, Sequence) else [callbacks]
+    stopping: dict[str, Any] = {}
+    functions: list[Callable[[EpochReport], None]] = []
+    for callback in given:
+        name = type(callback).__name__
+        if name == "EarlyStopping":
+            if getattr(callback, "mode", "min") != "min":
+                raise InputError("EarlyStopping has mode 'max'; all metrics of the training are better when lower.")
+            stopping = {
+                f"early_stopping_{option}": getattr(callback, option)
+                for option in ("monitor", "patience", "min_delta")
+                if hasattr(callback, option)
+            }
+            # Lightning keeps the sign of an improvement in it.
+            stopping["early_stopping_min_delta"] = abs(stopping.get("early_stopping_min_delta", 0.0))
+        elif name in SHOWING:
+            logger.warning("%s: accepted as in scvi-tools, without effect in ldvae.", name)
+        elif callable(callback) and not hasattr(callback, "on_train_epoch_end"):
+            functions.append(callback)
+        else:
+            raise InputError(
+                f"callbacks holds {name}, which needs Lightning's trainer; ldvae has none. It takes EarlyStopping, and "
+                "functions that are called after every epoch with an ldvae.train.EpochReport."
+            )
+    return stopping, functions
 
 
 def warn_no_effect(arguments: Mapping[str, Any]) -> None:
@@ -1568,18 +1734,52 @@ def external_split(parts: Sequence[Rows], obs: pd.DataFrame) -> Split:
 
 
 def pick_device(accelerator: str = "auto", devices: int | str | Sequence[int] = "auto") -> torch.device:
-    """The device that an accelerator's name stands for, found by looking."""
-    index = devices[0] if isinstance(devices, Sequence) and not isinstance(devices, str) else 0
-    if isinstance(devices, Sequence) and not isinstance(devices, str) and len(devices) > 1:
-        raise InputError(f"devices is {list(devices)}; a model is trained on one device.")
-    if accelerator not in ("auto", "cpu", "gpu", "cuda"):
+    """The device that Lightning's arguments stand for, found by looking.
+
+    Parameters
+    ----------
+    accelerator
+        "auto" (a GPU if there is one), "cpu", "gpu", "cuda", or one GPU by its number: "cuda:0".
+    devices
+        "auto", 1, or a list with the number of a GPU.
+    """
+    if isinstance(accelerator, str) and accelerator.startswith("cuda:") and devices == "auto":
+        return device_named(accelerator)
+    if not isinstance(accelerator, str) or accelerator not in ACCELERATORS:
         raise InputError(f"accelerator is {accelerator!r}; it must be auto, cpu, gpu or cuda.")
-    if accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available()):
+    given = [scalar(value) for value in devices] if isinstance(devices, (list, tuple, range)) else scalar(devices)
+    if (isinstance(given, list) and len(given) > 1) or (type(given) is int and given > 1):
+        raise InputError(f"devices is {given!r}; a model is trained on one device.")
+    one = given in ("auto", "1", "-1") if isinstance(given, str) else type(given) is int and given in (1, -1)
+    index = given[0] if isinstance(given, list) and len(given) == 1 else None
+    if not one and not (type(index) is int and index >= 0):
+        raise InputError(f"devices is {given!r}; it must be 'auto', 1, or a list with the number of one GPU: [0].")
+    if index is not None and accelerator != "cpu":
+        return device_named(index)
+    return device_named(accelerator)
+
+
+def device_named(device: int | str | torch.device) -> torch.device:
+    """The device of a name: "auto", "cpu", "gpu", "cuda", "cuda:0", or the number of a GPU; it must be there."""
+    device = scalar(device)
+    if isinstance(device, torch.device):
+        device = str(device)
+    index = device if type(device) is int else None
+    if isinstance(device, str) and device.removeprefix("cuda:").isdigit():
+        index = int(device.removeprefix("cuda:"))
+    if index is None and device not in ACCELERATORS:
+        raise InputError(f"device is {device!r}; it must be auto, cpu, gpu, cuda, cuda:0, or the number of a GPU.")
+    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise InputError(
-            f"accelerator is {accelerator!r}, but torch {torch.__version__} sees no GPU (CUDA_VISIBLE_DEVICES, driver, "
-            "or a CPU build of torch). Use accelerator='cpu', or run where a GPU is visible."
+            f"The device {device!r} is asked for, but torch {torch.__version__} sees no GPU (CUDA_VISIBLE_DEVICES, "
+            "driver, or a CPU build of torch). Use 'cpu', or run where a GPU is visible."
+        )
+    index = index or 0
+    if not 0 <= index < torch.cuda.device_count():
+        raise InputError(
+            f"The device {device!r} is asked for, but there are {torch.cuda.device_count()} GPUs, from 0 on."
         )
     return torch.device("cuda", index)
 

@@ -126,6 +126,11 @@ class LDVAE(nn.Module):
         tracked = self.z_encoder.norms[0].num_batches_tracked
         return tracked is not None and int(tracked) == 0
 
+    @torch.inference_mode()
+    def get_loadings(self) -> np.ndarray:
+        """Change of the score of each gene before the softmax per unit of z, float32, shape (n_vars, n_latent)."""
+        return self.decoder.folded()[0][:, : self.config.n_latent].cpu().numpy()
+
     def encode(self, x: Tensor, noise: Noise | None = None) -> Posterior:
         """Posterior of z and of the log library size given counts, shape (n_obs, n_vars)."""
         if self.config.log_variational:

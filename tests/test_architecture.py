@@ -20,7 +20,9 @@ ALLOWED = {
     "report": BASICS | {"pl", "results", "likelihoods", "programs"},
     "pl": {"errors"},
     "sweep": BASICS | {"model", "posterior", "programs", "data"},
-    "model": BASICS | ENGINE | {"train", "posterior", "differential", "storage", "programs", "rows"},
+    "model": BASICS
+    | ENGINE
+    | {"train", "posterior", "differential", "storage", "programs", "rows", "arguments", "_settings"},
     "train": BASICS | ENGINE,
     "posterior": BASICS | ENGINE,
     "differential": BASICS | ENGINE | {"posterior", "rows"},
@@ -34,6 +36,8 @@ ALLOWED = {
     "results": BASICS,
     "data": BASICS | {"counts", "rows"},
     "rows": {"errors"},
+    "arguments": {"errors", "likelihoods"},
+    "_settings": {"errors"},
     "io": BASICS | {"counts", "demo"},
     "counts": {"errors"},
     "config": {"errors", "likelihoods"},  # for the names of the likelihoods

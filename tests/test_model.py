@@ -73,14 +73,19 @@ def test_bad_points_and_batches_are_refused(trained):
         ({"gene_likelihood": "normal"}, "gene_likelihood: expected one of nb, zinb, poisson, found 'normal'"),
         ({"dispersion": "genes"}, "dispersion: expected one of .*, found 'genes'"),
         ({"latent_distribution": "ln2"}, "latent_distribution"),
-        ({"n_latent": 25}, "25 genes for 25 factors"),
-        ({"n_latent": 0}, "n_latent: expected at least 1, found 0"),
-        ({"dropout_rate": 1.0}, "dropout_rate: expected less than 1, found 1"),
+        ({"n_latent": 0}, "n_latent is 0"),
+        ({"dropout_rate": 1.0}, "dropout_rate is 1"),
     ],
 )
 def test_architectures_that_cannot_be_are_refused(options, message):
     with pytest.raises(InputError, match=message):
         make_model(**options)
+
+
+def test_as_many_factors_as_genes_are_a_warning():
+    with pytest.warns(UserWarning, match="25 genes for 25 factors"):
+        model = make_model(n_latent=25)
+    model.train(1, enable_progress_bar=False)
 
 
 def test_unknown_arguments_are_refused_everywhere():

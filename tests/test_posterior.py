@@ -392,7 +392,7 @@ def test_correlations_over_batches_are_averaged_and_poisson_works(reference, ref
     np.testing.assert_allclose(np.diag(found), 1, rtol=1e-5)
     poisson = LinearSCVI.load(reference / "poisson", reference_adata)
     assert np.isfinite(poisson.get_feature_correlation_matrix(n_samples=1).to_numpy()).all()
-    with pytest.raises(InputError, match="Unknown correlation type 'kendall'"):
+    with pytest.raises(InputError, match="correlation_type is 'kendall'; it must be one of spearman, pearson"):
         model.get_feature_correlation_matrix(correlation_type="kendall")
 
 
@@ -432,7 +432,10 @@ def test_the_summary_names_the_parameters_and_the_state(model, capsys):
     assert "n_batch: 3" in shown
     assert model.get_setup_arg("labels_key") == "label"
     assert list(model.get_state_registry("batch")["categorical_mapping"]) == ["d1", "d2", "d3"]
-    assert model.data_registry("batch") == {"attr_name": "obs", "attr_key": "_scvi_batch"}
+    assert model.adata_manager.data_registry.batch == {"attr_name": "obs", "attr_key": "_scvi_batch"}
+    np.testing.assert_array_equal(model.data_registry("batch"), model.get_from_registry(model.adata, "batch"))
+    assert model.summary_stats.n_vars == 60
+    assert model.registry_ is model.adata_manager.registry
     model.view_anndata_setup(hide_state_registries=True)
     assert "categorical_mapping" not in capsys.readouterr().out
 

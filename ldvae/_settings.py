@@ -1,0 +1,64 @@
+"""Settings of the library for this process: `ldvae.settings`."""
+
+from __future__ import annotations
+
+import operator
+import secrets
+
+from ldvae.errors import InputError
+
+
+class Settings:
+    """Settings for this process.
+
+    Examples
+    --------
+    >>> import ldvae
+    >>> ldvae.settings.seed = 0  # every model that is given no seed of its own has this one
+    >>> ldvae.settings.seed
+    0
+    >>> ldvae.settings.seed = None  # each draws a fresh one again
+    """
+
+    def __init__(self) -> None:
+        self._seed: int | None = None
+
+    @property
+    def seed(self) -> int | None:
+        """Seed of every model that is given none.
+
+        None, as at the start: what `torch.manual_seed` was last given; where it was never called, each model draws a
+        fresh seed, logs it, and saves it with its weights.
+        """
+        return self._seed
+
+    @seed.setter
+    def seed(self, value: int | None) -> None:
+        if value is None:
+            self._seed = None
+            return
+        try:
+            seed = operator.index(value)
+        except TypeError:
+            seed = -1
+        if isinstance(value, bool) or seed < 0:
+            raise InputError(f"settings.seed is {value!r}; it must be a whole number of at least 0, or None.")
+        self._seed = seed
+
+
+settings = Settings()
+
+
+def default_seed() -> int | None:
+    """Seed of a model that is given none: that of the settings, or torch's; None if nobody has set either."""
+    import torch
+
+    if settings.seed is not None:
+        return settings.seed
+    untouched = torch.Generator().initial_seed()
+    return None if torch.initial_seed() == untouched else torch.initial_seed()
+
+
+def fresh_seed() -> int:
+    """A seed that nobody has chosen, below 2**32, which numpy accepts too."""
+    return secrets.randbits(32)
