@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "ldvae"
 BASICS = {"config", "errors"}
 ENGINE = {"module", "kernels", "backends", "likelihoods", "data"}
 ALLOWED = {
-    "__init__": {"model", "errors", "programs", "pl", "simulate", "results", "sweep", "config"},
+    "__init__": {"_settings", "model", "errors", "programs", "pl", "simulate", "results", "sweep", "config"},
     "__main__": {"cli"},
     "cli": BASICS | {"steps", "provenance"},
     "steps": BASICS

@@ -70,8 +70,8 @@ def test_bad_points_and_batches_are_refused(trained):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"gene_likelihood": "normal"}, "gene_likelihood: expected one of nb, zinb, poisson, found 'normal'"),
-        ({"dispersion": "genes"}, "dispersion: expected one of .*, found 'genes'"),
+        ({"gene_likelihood": "normal"}, "gene_likelihood is 'normal'; it must be one of nb, zinb, poisson"),
+        ({"dispersion": "genes"}, "dispersion is 'genes'; it must be one of gene, "),
         ({"latent_distribution": "ln2"}, "latent_distribution"),
         ({"n_latent": 0}, "n_latent is 0"),
         ({"dropout_rate": 1.0}, "dropout_rate is 1"),
