@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import hashlib
+import io
 import json
 import logging
 import os
@@ -11,11 +13,12 @@ import re
 import shutil
 import uuid
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -24,14 +27,28 @@ from scipy import sparse
 
 from ldvae.counts import is_counts, not_counts
 from ldvae.errors import InputError, suggestion
+from ldvae.features import (
+    SAY_WHICH,
+    SYMBOL_COLUMNS,
+    genes_in_rows,
+    is_split_by_splicing,
+    named_by_symbol,
+    spread_of_sums,
+    sum_of_splices,
+    wanted_features,
+)
 
 logger = logging.getLogger(__name__)
 
 FORMATS = (
-    "h5ad, zarr, loom, 10x h5 (.h5), a folder with matrix.mtx, an .mtx with its tables beside it, csv or tsv (.gz), "
-    "or demo:pbmc68k"
+    "h5ad, h5mu, zarr, loom, 10x h5 (.h5), a folder with matrix.mtx, an .mtx with its tables beside it, csv or tsv "
+    "(.gz), or demo:pbmc68k"
 )
 NAMES_SHOWN = 20
+SHARED_GENES = 1 / 3  # least share of a file's genes that all files must have
+GENES_TABLES = ("features", "genes", "var", "var_names", "gene_names", "all_genes", "gene_metadata")
+CELLS_TABLES = ("barcodes", "cells", "obs", "obs_names", "cell_names", "cell_metadata", "metadata")
+MISSING = ("", "NA", "N/A", "NaN", "nan", "<NA>")  # in tables of cells; None and null may be names of groups
 
 
 def read_input(
@@ -41,13 +58,18 @@ def read_input(
     layer: str | None = None,
     genome: str | None = None,
     obs_table: str | Path | None = None,
+    transpose: bool | None = None,
+    feature_types: Sequence[str] | None = None,
+    gene_names: str | None = None,
+    counts: bool = True,
 ) -> AnnData:
-    """Read raw counts from one or several files, as one AnnData with nothing but counts, obs and var.
+    """Read raw counts from one or several files, as one AnnData.
 
     Parameters
     ----------
     paths
-        Files or folders of any format, or ``demo:pbmc68k``.
+        Files or folders of any format, or ``demo:pbmc68k``. A folder with the matrices of several samples (GEO: each
+        with a prefix) counts as so many files.
     names
         A name for each file, kept in the obs column ``file``; without them, several files are named after themselves.
     layer
@@ -56,12 +78,22 @@ def read_input(
         The genome to read where a file holds several.
     obs_table
         csv or tsv of cell annotations, cell names in the first column; its columns join obs.
+    transpose
+        Whether the files have genes in rows; none: judged by names, annotation and sums, and refused in doubt.
+    feature_types
+        Types of the features to read, where there are others than genes; none: genes.
+    gene_names
+        Column of var that names the genes, ``index``: the names as they are; none: the names as they are, symbols where
+        these are identifiers with symbols beside them.
+    counts
+        Read the counts, too; without them, `X` is none, and whatever the files tell of cells and genes follows the same
+        rules.
 
     Returns
     -------
     AnnData
-        Verified counts as float32 CSR in `X`, unique cell and gene names; in `uns["input"]` path, n_obs and n_vars of
-        each file.
+        Verified counts as float32 CSR in `X`, unique cell and gene names; obs, var, obsm, varm and uns of the files; in
+        `uns["input"]` path, n_obs and n_vars of each file.
 
     Raises
     ------
@@ -78,11 +110,23 @@ def read_input(
         names = file_names(paths)
     if names is not None and len(set(names)) < len(names):
         raise InputError(f"The names of the input files must differ, found {', '.join(names)}.")
-    files = [read_file(path, layer=layer, genome=genome) for path in paths]
-    adata = files[0] if names is None else concatenate(dict(zip(names, files, strict=True)))
-    adata.uns["input"] = [
-        {"path": str(path), "n_obs": file.n_obs, "n_vars": file.n_vars} for path, file in zip(paths, files, strict=True)
-    ]
+    files: dict[str, AnnData] = {}
+    read = []
+    for path, name in zip(paths, names or [""] * len(paths), strict=True):
+        for sample, part in samples_of(path).items():
+            adata = read_file(
+                part,
+                layer=layer,
+                genome=genome,
+                transpose=transpose,
+                feature_types=feature_types,
+                gene_names=gene_names,
+                counts=counts,
+            )
+            files["_".join(filter(None, (name, sample)))] = adata
+            read.append({"path": str(part), "n_obs": adata.n_obs, "n_vars": adata.n_vars})
+    adata = files[""] if "" in files else concatenate(files)
+    adata.uns["input"] = read
     if obs_table is not None:
         join_obs(adata, Path(obs_table))
     return adata
@@ -93,18 +137,38 @@ class Stored(NamedTuple):
 
     obs: pd.DataFrame
     var: pd.DataFrame
-    raw_var: pd.DataFrame | None
     matrices: dict[str, Callable[[], Any]]  # X, raw and the layers
+    raw_var: pd.DataFrame | None = None
+    others: Callable[[], dict[str, Mapping[str, Any]]] = dict  # obsm, varm and uns
+    prior: int = 0  # points for cells in rows from what else the file says
+    fixed: bool = True  # the format has cells in rows
+    can_turn: bool = True  # False where the names come with their axes, as in the tables of a Matrix Market file
 
 
-def read_file(path: str | Path, *, layer: str | None = None, genome: str | None = None) -> AnnData:
+def read_file(
+    path: str | Path,
+    *,
+    layer: str | None = None,
+    genome: str | None = None,
+    transpose: bool | None = None,
+    feature_types: Sequence[str] | None = None,
+    gene_names: str | None = None,
+    counts: bool = True,
+) -> AnnData:
     """Read raw counts from one file or folder; parameters and result as for `read_input`."""
-    kind, reader = find_reader(str(path), genome)
+    kind, reader = find_reader(str(path), genome, transpose)
     with reading(path, kind):
         stored = reader()
-        if isinstance(stored, AnnData):
-            stored = in_memory(stored)
-    return counts_of(stored, str(path), kind, layer)
+    return counts_of(
+        stored,
+        str(path),
+        kind,
+        layer,
+        transpose=transpose if stored.can_turn else None,
+        feature_types=feature_types,
+        gene_names=gene_names,
+        counts=counts,
+    )
 
 
 @contextmanager
@@ -119,103 +183,197 @@ def reading(path: str | Path, kind: str) -> Iterator[None]:
     except Exception as error:  # it lies in the file; the chained error keeps the details
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
-            f"{path}: cannot be read as {kind}: {reason} The file may be damaged or cut short (copy it again), or of "
-            "another format than its name says."
+            f"{path}: cannot be read as {kind}: {reason.rstrip('.')}. The file may be damaged or cut short (copy it "
+            "again), or of another format than its name says."
         ) from error
 
 
 # Which reader
 
 
-def find_reader(path: str, genome: str | None) -> tuple[str, Callable[[], AnnData | Stored]]:
+def find_reader(path: str, genome: str | None, transpose: bool | None) -> tuple[str, Callable[[], Stored]]:
     """The name of the format of `path`, and a function that reads it."""
     if path.startswith("demo:"):
         from ldvae import demo
 
         if path != "demo:pbmc68k":
             raise InputError(f"There is no {path!r}.{suggestion(path, ['demo:pbmc68k'])}")
-        return "the demo", demo.pbmc68k
+        return "the demo", lambda: in_memory(demo.pbmc68k())
     if re.match(r"[a-z][a-z0-9+]+:/", path):
         raise InputError(
             f"{path}: is a URL, which only the workflow fetches, before any step. Download it and name the file."
         )
-    file = Path(path)
-    if not file.exists():
-        siblings = [other.name for other in file.parent.iterdir()] if file.parent.is_dir() else []
-        where = f"In {file.parent}:{suggestion(file.name, sorted(siblings))}" if siblings else "Nor does its folder."
-        raise InputError(f"{path}: does not exist. {where}")
+    file = existing(Path(path))
     if file.is_dir():
-        if any((file / name).exists() for name in (".zgroup", ".zattrs", "zarr.json")):
+        if is_zarr(file):
             return "zarr", lambda: read_anndata(file)
         matrix = find_matrix(file, genome)
-        return "Matrix Market", lambda: read_mtx(matrix)
+        return "Matrix Market", lambda: read_mtx(matrix, transpose)
     name = file.name.lower().removesuffix(".gz")
     if name.endswith(".mtx"):
-        return "Matrix Market", lambda: read_mtx(file)
-    if name.endswith((".csv", ".tsv", ".txt")):
+        return "Matrix Market", lambda: read_mtx(file, transpose)
+    if name.endswith((".csv", ".tsv", ".txt", ".tab")):
         return "a table of counts", lambda: read_table_of_counts(file)
-    if name.endswith(".h5ad"):
-        return "h5ad", lambda: read_anndata(file)
-    if name.endswith(".loom"):
-        return "loom", lambda: read_loom(file)
-    if name.endswith((".h5", ".hdf5")):
-        return "HDF5", lambda: read_h5(file, genome)
+    if name.endswith((".h5ad", ".h5mu", ".loom", ".h5", ".hdf5")):
+        with file.open("rb") as start:
+            if start.read(2) == GZIP:
+                raise InputError(f"{path}: is gzipped. Unpack it (gunzip) and name the unpacked file.")
+        if name.endswith(".loom"):
+            return "loom", lambda: read_loom(file)
+        return ("HDF5", lambda: read_h5(file, genome)) if "5ad" not in name else ("h5ad", lambda: read_anndata(file))
     hints = {
         ".rds": " Convert the R object to h5ad first (zellkonverter, or schard for reading back).",
+        ".rdata": " Convert the R object to h5ad first (zellkonverter).",
         ".h5seurat": " Convert it to h5ad first (SeuratDisk).",
-        ".tar": " Unpack it first.",
-        ".tgz": " Unpack it first.",
-        ".zip": " Unpack it first.",
+        ".st": " This is the long table of BD Rhapsody: name its MolsPerCell.csv or MEX folder instead.",
+        ".xlsx": " Save the sheet as csv first.",
+        **dict.fromkeys((".tar", ".tgz", ".zip", ".bz2", ".xz", ".zst", ".7z"), " Unpack it first."),
     }
     raise InputError(f"{path}: is of no format that can be read: {FORMATS}.{hints.get(Path(name).suffix, '')}")
 
 
+def existing(file: Path) -> Path:
+    """The path, if there is something; else an InputError with the name beside it that is probably meant."""
+    if not file.exists():
+        siblings = [other.name for other in file.parent.iterdir()] if file.parent.is_dir() else []
+        where = f"In {file.parent}:{suggestion(file.name, sorted(siblings))}" if siblings else "Nor does its folder."
+        raise InputError(f"{file}: does not exist. {where}")
+    return file
+
+
+def is_zarr(folder: Path) -> bool:
+    """Whether a folder is a zarr store."""
+    return any((folder / name).exists() for name in (".zgroup", ".zattrs", "zarr.json"))
+
+
+def samples_of(path: str | Path) -> dict[str, str | Path]:
+    """The matrices of a folder that holds those of several samples, by sample; else the path alone, called \"\".
+
+    GEO has the files of all samples in one folder, each with the sample before its name.
+    """
+    folder = Path(path)
+    if folder.is_dir() and not is_zarr(folder):
+        found = matrices_in(folder)
+        samples = [re.sub(r"[._-]?matrix\.mtx(\.gz)?$", "", matrix.name) for matrix in found]
+        if len(found) > 1 and all(samples) and len(set(samples)) == len(found):
+            logger.info("%s: holds %d samples: %s.", path, len(found), listed(samples))
+            return dict(zip(samples, found, strict=True))
+    return {"": path}
+
+
+def matrices_in(folder: Path) -> list[Path]:
+    """The Matrix Market files of a folder itself that are called matrix.mtx, with or without a prefix."""
+    found = sorted(p for p in folder.iterdir() if re.fullmatch(r"(.+[._-])?matrix\.mtx(\.gz)?", p.name))
+    return [p for p in found if "filtered" in p.name and "unfiltered" not in p.name] or found
+
+
 def find_matrix(folder: Path, genome: str | None) -> Path:
-    """The matrix.mtx of a 10x folder, or of the one folder inside it that has one."""
-    found = sorted(p for p in folder.glob("*") if re.fullmatch(r"(.+[._-])?matrix\.mtx(\.gz)?", p.name))
+    """The Matrix Market file of a folder, or of the one folder inside it that has one."""
+    found = matrices_in(folder)
     if not found:
-        found = sorted(p for p in folder.rglob("matrix.mtx*") if p.name in ("matrix.mtx", "matrix.mtx.gz"))
+        found = sorted(folder.glob("*.mtx")) + sorted(folder.glob("*.mtx.gz"))
+    if not found:
+        found = sorted(p for p in folder.rglob("*.mtx*") if p.name.endswith((".mtx", ".mtx.gz")))
     if genome is not None and len(found) > 1:
         found = [p for p in found if p.parent.name == genome]
-    # Cell Ranger writes raw and filtered matrices side by side; the raw one is mostly empty droplets.
-    filtered = [p for p in found if any(part.startswith("filtered_") for part in p.relative_to(folder).parts)]
+    # Cell Ranger and STARsolo write raw and filtered matrices side by side; the raw one is mostly empty droplets.
+    filtered = [
+        p for p in found if any(re.search(r"(^|[^n])filtered", part) for part in p.relative_to(folder).parent.parts)
+    ]
     found = filtered or found
+    # STARsolo writes its other counts beside matrix.mtx.
+    found = [p for p in found if p.name in ("matrix.mtx", "matrix.mtx.gz")] or found
     if len(found) > 1:
-        listed = ", ".join(str(p.relative_to(folder)) for p in found[:NAMES_SHOWN])
+        names = listed([str(p.relative_to(folder)) for p in found])
         raise InputError(
-            f"{folder}: holds {len(found)} matrices ({listed}); name one folder, list them as several inputs, or "
-            "choose a genome (genome=...)."
+            f"{folder}: holds {len(found)} matrices ({names}); name one of them, list them as several inputs, or choose "
+            "a genome (genome=...)."
         )
     if not found:
-        inside = ", ".join(sorted(p.name for p in folder.iterdir())[:NAMES_SHOWN]) or "nothing"
-        raise InputError(f"{folder}: holds no matrix.mtx(.gz) and is no zarr store; found {inside}.")
+        inside = listed(sorted(p.name for p in folder.iterdir())) or "nothing"
+        hint = ""
+        if list(folder.rglob("quants_mat.gz")):
+            hint = " Salmon alevin writes one with --dumpMtx, alevin-fry with --use-mtx."
+        raise InputError(f"{folder}: holds no matrix.mtx(.gz) and is no zarr store; found {inside}.{hint}")
     return found[0]
+
+
+def files_of(path: str | Path, genome: str | None = None) -> list[Path]:
+    """All files that reading an input reads: the file, a matrix with its tables, or every file of a zarr store.
+
+    Parameters
+    ----------
+    path
+        An input of any format; nothing is returned for ``demo:pbmc68k`` and URLs.
+    genome
+        As for `read_input`.
+    """
+    if re.match(r"[a-z][a-z0-9+]+:", str(path)):
+        return []
+    file = existing(Path(path))
+    if file.is_dir() and is_zarr(file):
+        return sorted(p for p in file.rglob("*") if p.is_file())
+    if not file.is_dir() and not file.name.endswith((".mtx", ".mtx.gz")):
+        return [file]
+    samples = [Path(part) for part in samples_of(file).values()]
+    matrices = [find_matrix(part, genome) if part.is_dir() else part for part in samples]
+    return [found for matrix in matrices for found in (matrix, *tables_of(matrix))]
 
 
 # Readers of single formats, where anndata or scanpy leaves something open
 
 
 def read_anndata(path: Path) -> Stored:
-    """An h5ad file or zarr store, of which only the matrix that is chosen will be loaded."""
+    """An h5ad file or zarr store, or the genes of an h5mu file; only the matrix that is chosen will be loaded."""
     import anndata
     from anndata.io import read_elem
 
-    with opened(path) as store:
+    with opened(path) as file:
+        store, prefix = file, ""
+        if "mod" in file and "obs" in file:  # of muon
+            modality = next((name for name in ("rna", "gex", "RNA", "GEX") if name in file["mod"]), None)
+            if modality is None:
+                raise InputError(f"{path}: has no modality called rna or gex; found {', '.join(file['mod'])}.")
+            store, prefix = file["mod"][modality], f"mod/{modality}/"
         if store.attrs.get("encoding-type") != "anndata":  # written before anndata 0.8
             return in_memory(anndata.io.read_zarr(path) if path.is_dir() else anndata.io.read_h5ad(path))
-        layers = list(store["layers"]) if "layers" in store else []
-        keys = {"X": "X", **{name: f"layers/{name}" for name in layers}, "raw": "raw/X"}
+        keys = {"X": "X"} | {name: f"layers/{name}" for name in store.get("layers", ())}
+        if "raw/X" in store:
+            if "raw" in keys:
+                keys["layers/raw"] = keys["raw"]
+            keys["raw"] = "raw/X"
 
         def load(key: str) -> Any:
-            with opened(path) as store:
-                return read_elem(store[key])
+            with opened(path) as file:
+                return read_elem(file[prefix + key])
+
+        def others() -> dict[str, Mapping[str, Any]]:
+            with opened(path) as file:
+                return {
+                    key: elements(file[prefix + key], read_elem)
+                    for key in ("obsm", "varm", "uns")
+                    if prefix + key in file
+                }
 
         return Stored(
             read_elem(store["obs"]),
             read_elem(store["var"]),
-            read_elem(store["raw/var"]) if "raw/var" in store else None,
             {name: partial(load, key) for name, key in keys.items() if key in store},
+            read_elem(store["raw/var"]) if "raw/var" in store else None,
+            others,
         )
+
+
+def elements(group: Any, read_elem: Callable[[Any], Any]) -> dict[str, Any]:
+    """The elements of a group of an h5ad file, each that can be read."""
+    found = {}
+    for name in group:
+        try:
+            found[name] = read_elem(group[name])
+        except Exception as error:  # of an encoding that this anndata does not know; nothing here needs it
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            logger.warning("%s: cannot be read and is left out: %s", group[name].name, reason)
+    return found
 
 
 def read_h5ad(path: Path, **options: Any) -> AnnData:
@@ -240,40 +398,70 @@ def opened(path: Path) -> Any:
 
 def in_memory(adata: AnnData) -> Stored:
     """An AnnData as if it were a file."""
-    matrices = {"X": adata.X, **adata.layers} | ({} if adata.raw is None else {"raw": adata.raw.X})
+    matrices = {"X": adata.X, **adata.layers} if adata.X is not None else dict(adata.layers)
+    if adata.raw is not None:
+        matrices |= {"layers/raw": matrices["raw"]} if "raw" in matrices else {}
+        matrices["raw"] = adata.raw.X
     raw_var = None if adata.raw is None else adata.raw.var
     # An unnamed lambda of the loop variable would return the last matrix for all.
-    return Stored(adata.obs, adata.var, raw_var, {name: partial(lambda x: x, x) for name, x in matrices.items()})
+    loaders = {name: partial(lambda x: x, x) for name, x in matrices.items()}
+    others = {"obsm": dict(adata.obsm), "varm": dict(adata.varm), "uns": dict(adata.uns)}
+    return Stored(adata.obs, adata.var, loaders, raw_var, lambda: others)
 
 
-def read_h5(path: Path, genome: str | None) -> AnnData | Stored:
-    """A 10x h5 of version 2 or 3, or an h5ad that is called h5."""
+def read_h5(path: Path, genome: str | None) -> Stored:
+    """A 10x h5 of version 2 or 3, or an h5ad or h5mu file that is called h5.
+
+    scanpy.read_10x_h5 reads the same fields, but always with the matrix.
+    """
     import h5py
-    import scanpy
 
     with h5py.File(path) as file:
-        if "X" in file and "obs" in file:
+        if "obs" in file and ("X" in file or "mod" in file or "var" in file):
             return read_anndata(path)
         if "matrix" in file:
-            features = file["matrix/features"]
-            stored = features["genome"][:] if "genome" in features else []
-            genomes = sorted({name.decode() for name in stored} - {""})
+            key, group = "matrix", file["matrix"]
+            features = {name: values for name, values in group["features"].items() if isinstance(values, h5py.Dataset)}
+            var = pd.DataFrame(
+                {
+                    new: features[old].asstr()[:]
+                    for old, new in (("id", "gene_ids"), ("feature_type", "feature_types"), ("genome", "genome"))
+                    if old in features
+                },
+                index=features["name"].asstr()[:],
+            )
+            # Antibodies belong to no genome, and peaks to that of the genes.
+            genomes = sorted(set(var.get("genome", pd.Series(dtype=str))) - {""})
         else:
-            genomes = sorted(
-                name for name, group in file.items() if isinstance(group, h5py.Group) and "barcodes" in group
-            )
-        if not genomes and "matrix" not in file:
-            raise InputError(
-                f"{path}: is HDF5, but neither of 10x nor of anndata; it holds {', '.join(file) or 'nothing'}."
-            )
-    if genome is None and len(genomes) > 1:
-        raise InputError(f"{path}: holds {len(genomes)} genomes ({', '.join(genomes)}); choose one (genome=...).")
-    if genome is not None and genome not in genomes:
-        raise InputError(f"{path}: holds no genome {genome!r}.{suggestion(genome, genomes)}")
-    return scanpy.read_10x_h5(path, genome=genome)
+            genomes = sorted(name for name, part in file.items() if isinstance(part, h5py.Group) and "barcodes" in part)
+            if not genomes:
+                raise InputError(
+                    f"{path}: is HDF5, but neither of 10x nor of anndata; it holds {', '.join(file) or 'nothing'}."
+                )
+        if genome is None and len(genomes) > 1:
+            raise InputError(f"{path}: holds {len(genomes)} genomes ({', '.join(genomes)}); choose one (genome=...).")
+        if genome is not None and genome not in genomes:
+            raise InputError(f"{path}: holds no genome {genome!r}.{suggestion(genome, genomes)}")
+        if "matrix" not in file:
+            key = genome or genomes[0]
+            group = file[key]
+            var = pd.DataFrame({"gene_ids": group["genes"].asstr()[:]}, index=group["gene_names"].asstr()[:])
+        obs = pd.DataFrame(index=group["barcodes"].asstr()[:])
+    own = np.ones(len(var), bool)
+    if genome is not None and "genome" in var:
+        own = (var["genome"] == genome).to_numpy()
+
+    def load() -> sparse.csr_matrix:
+        with h5py.File(path) as file:
+            parts = tuple(file[f"{key}/{name}"][:] for name in ("data", "indices", "indptr"))
+        return sparse.csr_matrix(parts, shape=(len(obs), len(var)))[
+            :, own
+        ]  # by cell, though 10x calls it genes x cells
+
+    return Stored(obs, var[own], {"X": load}, can_turn=False)
 
 
-def read_loom(path: Path) -> AnnData:
+def read_loom(path: Path) -> Stored:
     """A loom file, cell and gene names from whichever attributes hold them."""
     import anndata
     import h5py
@@ -289,126 +477,325 @@ def read_loom(path: Path) -> AnnData:
                 f"and the row attribute Gene, found {', '.join(file['col_attrs'])}; {', '.join(file['row_attrs'])}."
             )
     try:
-        return anndata.io.read_loom(path, sparse=True, obs_names=cells[0], var_names=genes[0])
+        return in_memory(anndata.io.read_loom(path, sparse=True, obs_names=cells[0], var_names=genes[0]))
     except ImportError as error:
         raise InputError(f"{path}: reading loom needs loompy, which is not installed (pip install loompy).") from error
 
 
-def read_mtx(matrix: Path) -> AnnData:
-    """A Matrix Market file with the tables of genes and cells beside it, as 10x writes them or alike."""
-    from scipy.io import mmread
+def read_mtx(matrix: Path, transpose: bool | None) -> Stored:
+    """A Matrix Market file with the tables of genes and cells beside it, as 10x, STARsolo, kallisto and others write.
 
-    stem = re.sub(r"\.mtx(\.gz)?$", "", matrix.name)
-    base = re.sub(r"[._-]?matrix$", "", stem)
-    genes_file = table_beside(matrix, base, ("features", "genes", "var", "var_names", "gene_names"))
-    cells_file = table_beside(matrix, base, ("barcodes", "cells", "obs", "obs_names", "cell_names"))
-    x = sparse.csr_matrix(mmread(matrix))
-    n_genes, n_cells = x.shape
+    Parameters
+    ----------
+    matrix
+        The .mtx file.
+    transpose
+        Whether its rows are genes; only a square matrix leaves it open.
+    """
+    from scipy.io import mminfo, mmread
+
+    genes_file, cells_file, *symbols_file = tables_of(matrix)
+    n_rows, n_columns, _, _, field, _ = mminfo(mtx_source(matrix))
+    if field == "pattern":
+        raise InputError(f"{matrix}: holds a pattern, that is, where counts are, not which. Start from the raw counts.")
     var, obs = read_names(genes_file), read_names(cells_file)
-    for rows, columns in ((n_genes, n_cells), (n_cells, n_genes)):  # 10x has genes in rows, others have cells
-        genes, cells = without_header(var, rows), without_header(obs, columns)
-        if genes is not None and cells is not None:
-            break
-    else:
+    fits = {
+        in_rows: tuple(headed(table, n) for table, n in ((var, n_genes), (obs, n_cells)))
+        for in_rows, (n_genes, n_cells) in {True: (n_rows, n_columns), False: (n_columns, n_rows)}.items()
+    }
+    fits = {in_rows: tables for in_rows, tables in fits.items() if tables[0] is not None and tables[1] is not None}
+    if not fits:
         raise InputError(
-            f"{matrix}: is {n_genes} by {n_cells}, but {genes_file.name} names {len(var)} genes and {cells_file.name} "
+            f"{matrix}: is {n_rows} by {n_columns}, but {genes_file.name} names {len(var)} genes and {cells_file.name} "
             f"{len(obs)} cells. One of the three files is cut short, or belongs to another sample."
         )
-    if len(genes) == n_genes and len(cells) == n_cells:
-        x = x.T
-    genes.columns = pd.Index(["gene_ids", "name", "feature_types", *map(str, range(3, 99))][: genes.shape[1]])
-    names = genes["name"] if "name" in genes else genes["gene_ids"]
-    adata = AnnData(x.tocsr(), pd.DataFrame(index=pd.Index(cells[0])), genes.drop(columns="name", errors="ignore"))
-    adata.var_names = pd.Index(names)
-    kinds = genes.get("feature_types", pd.Series(dtype=str)).to_numpy()
-    if (kinds == "Gene Expression").any() and not (kinds == "Gene Expression").all():
-        logger.info("%s: %d features that are no genes were left out.", matrix, (kinds != "Gene Expression").sum())
-        adata = adata[:, kinds == "Gene Expression"].copy()
-    return adata
+    square = n_rows == n_columns
+    usual = genes_file.name.startswith(("features", "genes.tsv")) or "matrix" in matrix.name.removeprefix(
+        "count_matrix"
+    )
+    in_rows = next(iter(fits)) if not square else usual if transpose is None else transpose
+    genes, cells = (table for table in fits[in_rows] if table is not None)
+    genes = named_features(genes)
+    if symbols_file and genes.shape[1] == 1:
+        symbols = headed(read_names(symbols_file[0]), len(genes))
+        if symbols is not None:
+            genes = pd.DataFrame({"gene_ids": genes.index, "gene_name": symbols.iloc[:, 0].to_numpy()}, genes.index)
+    splices = is_split_by_splicing(genes.index)
+    names = genes.index
+
+    def load() -> sparse.csr_matrix:
+        x = sparse.csr_matrix(mmread(mtx_source(matrix)))
+        x = x.T.tocsr() if in_rows else x
+        if square and transpose is None:
+            if spread_of_sums(x)[0] < 0:
+                raise InputError(
+                    f"{matrix}: has as many rows as columns ({n_rows}), and cannot tell which are genes: files called "
+                    f"so have {'genes' if in_rows else 'cells'} in rows, but sums of what would be the cells differ more "
+                    f"widely than sums of the genes. {SAY_WHICH}"
+                )
+        return sum_of_splices(names, x)[1] if splices else x
+
+    if splices:
+        logger.info("%s: spliced and ambiguous counts of each gene are added; unspliced ones are left out.", matrix)
+        genes = genes.iloc[: len(genes) // 3]
+    return Stored(cells.set_index(cells.columns[0]), genes, {"X": load}, can_turn=False)
+
+
+def mtx_source(matrix: Path) -> Path | io.BytesIO:
+    """A Matrix Market file for scipy, which unpacks by the name: unpacked here where the name and the content disagree."""
+    with matrix.open("rb") as file:
+        packed = file.read(2) == GZIP
+    if packed == matrix.name.endswith(".gz"):
+        return matrix
+    # An open file will not do: scipy's reader seeks from its end, and an error there ends the process.
+    return io.BytesIO(opened_bytes(matrix).read())
+
+
+def tables_of(matrix: Path) -> list[Path]:
+    """The tables of genes and cells of a Matrix Market file, and one of the genes' symbols where there is a third."""
+    base = re.sub(r"(^|[._-])matrix$", "", re.sub(r"\.mtx(\.gz)?$", "", matrix.name))
+    alevin = base == "quants_mat"
+    genes = table_beside(matrix, base, ("cols",) if alevin else GENES_TABLES)
+    cells = table_beside(matrix, base, ("rows",) if alevin else CELLS_TABLES)
+    symbols = find_beside(matrix, base, ("genes.names",))  # of kallisto
+    return [genes, cells, *([symbols] if symbols else [])]
 
 
 def table_beside(matrix: Path, base: str, names: Sequence[str]) -> Path:
     """The table in the folder of `matrix` called by one of `names`, best with the same prefix as the matrix."""
-    for prefix in dict.fromkeys((base, "")):
-        start = rf"{re.escape(prefix)}[._-]?" if prefix else ""
+    found = find_beside(matrix, base, names)
+    if found is None:
+        raise InputError(
+            f"{matrix}: has no table of {'genes' if set(names) & {'genes', 'cols'} else 'cells'} beside it; expected "
+            f"{' or '.join(f'{name}.tsv' for name in names[:2])} (also .csv, .txt, .gz) in {matrix.parent}."
+        )
+    return found
+
+
+def find_beside(matrix: Path, base: str, names: Sequence[str]) -> Path | None:
+    """As `table_beside`, or none."""
+    words = re.split(r"(?<=[._-])", base)
+    prefixes = ["".join(words[:n]) for n in range(len(words), -1, -1)]  # S1_count_, S1_, nothing
+    others = sorted(other.name for other in matrix.parent.iterdir())
+    for prefix in prefixes:
+        start = rf"{re.escape(prefix.rstrip('._-'))}[._-]?" if prefix else ""
         for name in names:
-            for other in sorted(matrix.parent.iterdir()):
-                if re.fullmatch(rf"{start}{name}\.(tsv|csv|txt)(\.gz)?", other.name):
-                    return other
-    raise InputError(
-        f"{matrix}: has no table of {'genes' if 'genes' in names else 'cells'} beside it; expected "
-        f"{' or '.join(f'{name}.tsv' for name in names[:2])} (also .csv, .txt, .gz) in {matrix.parent}."
-    )
+            for other in others:
+                if re.fullmatch(rf"{start}{re.escape(name)}\.(tsv|csv|txt)(\.gz)?", other):
+                    return matrix.parent / other
+    return None
 
 
 def read_names(path: Path) -> pd.DataFrame:
-    """All cells of a small table as text, without taking any line for a header."""
-    return pd.read_csv(path, sep=separator(path), header=None, dtype=str, keep_default_na=False)
+    """All fields of a small table as text, without taking any line for a header."""
+    sep = separator(path)
+    with opened_text(path) as file:
+        # 10x quotes nothing, and some names hold a quote.
+        quoting = csv.QUOTE_MINIMAL if sep in ",;" else csv.QUOTE_NONE
+        return pd.read_csv(file, sep=sep, header=None, dtype=str, keep_default_na=False, quoting=quoting)
 
 
-def without_header(table: pd.DataFrame, n: int) -> pd.DataFrame | None:
-    """The last `n` rows of a table of `n` rows, or of a header and `n` rows; None if it has another length."""
-    return table.tail(n).reset_index(drop=True) if len(table) in (n, n + 1) else None
+def headed(table: pd.DataFrame, n: int) -> pd.DataFrame | None:
+    """A table of `n` rows, or of a header and `n` rows, which names the columns then; None if it has another length."""
+    if len(table) == n:
+        return table
+    if len(table) == n + 1:
+        return table[1:].reset_index(drop=True).set_axis(table.iloc[0].to_list(), axis=1)
+    return None
+
+
+def named_features(table: pd.DataFrame) -> pd.DataFrame:
+    """Features by name, from a table with a header, or as 10x writes them: identifier, name, type."""
+    if not isinstance(table.columns[0], str):  # no header
+        if table.shape[1] == 2 and (table[1] == "Gene Expression").any():
+            table = table.rename(columns={1: "feature_types"})
+        usual = ["gene_ids", "name", "feature_types", *map(str, range(3, table.shape[1]))]
+        table = table.rename(columns=dict(zip(range(table.shape[1]), usual, strict=False)))
+        names = "name" if "name" in table else "gene_ids"
+    else:
+        table = table.rename(columns={"gene_id": "gene_ids"})
+        symbols = {str(column).lower(): column for column in table.columns}
+        names = next((symbols[name] for name in SYMBOL_COLUMNS if name in symbols), table.columns[0])
+    ids = table.columns[0] if names != table.columns[0] else None
+    table = table.set_index(names, drop=ids is not None)
+    return table.rename(columns={ids: "gene_ids"}) if ids is not None else table
+
+
+# Text
+
+
+GZIP = b"\x1f\x8b"
+
+
+def opened_bytes(path: Path) -> IO[bytes]:
+    """A file opened to be read, unpacked where its content is gzipped, whatever its name says."""
+    with path.open("rb") as file:
+        packed = file.read(2) == GZIP
+    return gzip.open(path) if packed else path.open("rb")
+
+
+def opened_text(path: Path) -> IO[str]:
+    """A text file opened to be read, unpacked where it is gzipped, without a byte order mark."""
+    with opened_bytes(path) as file:
+        wide = file.read(2) in (b"\xff\xfe", b"\xfe\xff")  # as Excel saves "Unicode text"
+    return io.TextIOWrapper(opened_bytes(path), encoding="utf-16" if wide else "utf-8-sig", newline="")
 
 
 def separator(path: Path) -> str:
     """The separator of a text table, from its first line."""
-    with gzip.open(path, "rt") if path.suffix == ".gz" else open(path) as file:
+    if re.search(r"\.tsv(\.gz)?$", path.name):
+        return "\t"
+    with opened_text(path) as file:
         first = file.readline()
     return next((mark for mark in "\t,;" if mark in first), "," if path.name.endswith((".csv", ".csv.gz")) else "\t")
 
 
-def read_table_of_counts(path: Path, chunk_rows: int = 1000) -> AnnData:
+class Table(NamedTuple):
+    """How a text table is laid out."""
+
+    sep: str
+    skipped: int  # lines of comments before the header
+    header: list[str]  # names of the columns, the first one included
+    corner: str  # name of the first column; empty if it has none
+
+
+def layout(path: Path) -> Table:
+    """How a text table with names in its first row and column is laid out.
+
+    R leaves out the name of the first column; some tools begin with lines of comments.
+    """
+    with opened_text(path) as file:
+        lines = list(islice(file, 200))
+    skipped = next((i for i, line in enumerate(lines) if not line.startswith("##") and line.strip(" #,;\t\r\n")), 0)
+    first, second = ([*lines[skipped : skipped + 2], "", ""])[:2]
+
+    def fields(line: str, mark: str) -> list[str]:
+        return next(csv.reader([line.rstrip("\r\n")], delimiter=mark, skipinitialspace=mark == " "), [])
+
+    sizes = {mark: (len(fields(first, mark)), len(fields(second, mark))) for mark in "\t,; "}
+    fitting = [mark for mark, (n, m) in sizes.items() if m > 1 and m - n in (0, 1)]
+    sep = max(fitting or "\t,; ", key=lambda mark: sizes[mark])
+    header = fields(first, sep)
+    if sizes[sep][1] - len(header) == 1:
+        header = ["", *header]
+    return Table(sep, skipped, header, header[0] if header else "")
+
+
+def read_table_of_counts(path: Path) -> Stored:
     """A csv or tsv of counts with names in the first row and column; genes in columns or, as often, in rows."""
-    sep = separator(path)
-    with gzip.open(path, "rt") if path.suffix == ".gz" else open(path) as file:
-        header = pd.read_csv(file, sep=sep, header=None, nrows=1, dtype=str, keep_default_na=False).iloc[0].tolist()
-    rows: list[str] = []
-    blocks = []
-    for chunk in pd.read_csv(path, sep=sep, header=None, skiprows=1, chunksize=chunk_rows, dtype={0: str}):
-        values = chunk.iloc[:, 1:]
-        text = values.columns[[not pd.api.types.is_numeric_dtype(kind) for kind in values.dtypes]]
-        if len(text):
-            name = header[text[0] - len(chunk.columns)]
-            raise InputError(
-                f"{path}: column {name!r} holds text (e.g. {values[text[0]].iloc[0]!r}) where counts are expected. "
-                "Keep annotations of cells in a table of their own (obs_table)."
-            )
-        rows.extend(chunk[0].astype(str))
-        blocks.append(sparse.csr_matrix(values.to_numpy(np.float32)))
-    if not blocks or not blocks[0].shape[1]:
+    table = layout(path)
+    columns = table.header[1:]
+    if not columns:
         raise InputError(
-            f"{path}: holds no table: expected names in the first row and in the first column, and counts."
+            f"{path}: cannot be read as a table of counts: expected names in the first row and in the first column."
         )
-    x = sparse.vstack(blocks, format="csr")
-    columns = header[-x.shape[1] :]  # R leaves out the name of the first column
-    if len(header) not in (x.shape[1], x.shape[1] + 1):
-        raise InputError(f"{path}: has {len(header)} names in its first row but {x.shape[1]} columns of counts.")
     if len(set(columns)) < len(columns) and all(re.fullmatch(r"[\d.]+", name) for name in columns):
         raise InputError(f"{path}: the first row holds numbers; expected the names of the genes (or cells) there.")
-    looks = genes_likeness(rows) - genes_likeness(columns)
-    if looks == 0:
-        logger.warning("%s: cannot tell genes from cells by their names; taking columns for genes.", path)
-    if looks > 0:
-        logger.info("%s: has genes in rows.", path)
-        x, rows, columns = x.T.tocsr(), columns, rows
-    return AnnData(x, pd.DataFrame(index=pd.Index(rows)), pd.DataFrame(index=pd.Index(columns)))
+    with opened_text(path) as file:
+        for _ in range(table.skipped + 1):
+            file.readline()
+        rows = [first_field(line, table.sep) for line in file if line.strip()]
+    prior = 2 * int(bool(re.match(r"cell|barcode|bc_|cb$|index$", table.corner, re.I)))
+    prior -= 2 * int(bool(re.match(r"gene|symbol|feature|ensembl|ensg|transcript|hgnc|locus", table.corner, re.I)))
+    obs, var = (pd.DataFrame(index=pd.Index(names, dtype=object)) for names in (rows, columns))
+    return Stored(obs, var, {"X": partial(load_table, path, table)}, prior=prior, fixed=False)
 
 
-def genes_likeness(names: Sequence[str]) -> float:
-    """How much a list of names looks like genes (positive) or like cell barcodes (negative), from −1 to 1."""
-    known = re.compile(
-        r"ENS[A-Z]*G\d{6}|MT-|RP[SL]\d+[AXLY]?\d?$|(ACTB|B2M|GAPDH|MALAT1|EEF1A1|TMSB4X|FTL|CD3[DEG])$", re.I
-    )
-    barcode = re.compile(r"(^|[^A-Z])[ACGT]{10,}([^A-Z]|$)")
-    return float(np.mean([bool(known.match(name)) - bool(barcode.search(name)) for name in names]))
+def first_field(line: str, sep: str) -> str:
+    """The first field of a line of a table, without quotes."""
+    if line.startswith('"'):
+        return next(csv.reader([line], delimiter=sep))[0]
+    return line.split(sep, 1)[0].rstrip("\r\n")
+
+
+def load_table(path: Path, table: Table, chunk_rows: int = 1000) -> sparse.csr_matrix:
+    """The counts of a table as CSR, in its orientation."""
+    blocks = []
+    with opened_text(path) as file:
+        for chunk in pd.read_csv(
+            file,
+            sep=table.sep,
+            header=None,
+            names=range(len(table.header)),
+            index_col=False,
+            skiprows=table.skipped + 1,
+            chunksize=chunk_rows,
+            converters={0: str},
+            skipinitialspace=table.sep == " ",
+        ):
+            values = chunk.iloc[:, 1:]
+            text = values.columns[[not pd.api.types.is_numeric_dtype(kind) for kind in values.dtypes]]
+            if len(text):
+                raise InputError(
+                    f"{path}: column {table.header[text[0]]!r} holds text (e.g. {values[text[0]].dropna().iloc[0]!r}) "
+                    "where counts are expected. Keep annotations of cells in a table of their own (obs_table)."
+                )
+            blocks.append(sparse.csr_matrix(values.to_numpy(np.float64)))
+    if not blocks:
+        raise InputError(f"{path}: holds a first row of names, but no counts below it.")
+    return sparse.vstack(blocks, format="csr")
+
+
+def read_annotation(path: Path) -> pd.DataFrame:
+    """A table of cells: names in the first column and text as it stands; columns of numbers are numbers.
+
+    Text is whatever does not look like a number, and numbers with zeros before them (donor 007).
+    """
+    table = layout(path)
+    with opened_text(path) as file:
+        values = pd.read_csv(
+            file,
+            sep=table.sep,
+            header=None,
+            names=range(len(table.header)),
+            index_col=False,
+            skiprows=table.skipped + 1,
+            dtype=str,
+            keep_default_na=False,
+            skipinitialspace=table.sep == " ",
+        ).set_index(0)
+    values.columns = pd.Index([name.strip() for name in table.header[1:]])
+    return typed(values)
+
+
+def typed(table: pd.DataFrame) -> pd.DataFrame:
+    """Columns of text as numbers or booleans where all their values are such; empty and NA are missing.
+
+    Examples
+    --------
+    >>> typed(pd.DataFrame({"age": ["20", "NA"], "donor": ["007", "12"], "dead": ["TRUE", "FALSE"]})).dtypes.to_dict()
+    {'age': dtype('float64'), 'donor': dtype('O'), 'dead': dtype('bool')}
+    """
+    columns = []
+    for position in range(table.shape[1]):
+        column = table.iloc[:, position].astype(object)
+        column = column.where(~column.isin(MISSING), np.nan)
+        present = column.dropna().astype(str)
+        if len(present) and not present.str.match(r"[+-]?0\d").any():
+            numbers = pd.to_numeric(present, errors="coerce")
+            if numbers.notna().all():
+                column = pd.to_numeric(column)
+            elif present.str.lower().isin(["true", "false"]).all() and len(present) == len(column):
+                column = present.str.lower() == "true"
+        columns.append(column)
+    return pd.concat(columns, axis=1) if columns else table
 
 
 # From what is stored to verified counts
 
 
-def counts_of(stored: Stored, where: str, kind: str, layer: str | None) -> AnnData:
-    """The matrix of raw counts of a file, verified, with tidy names and nothing else but obs and var.
+def counts_of(
+    stored: Stored,
+    where: str,
+    kind: str,
+    layer: str | None,
+    *,
+    transpose: bool | None = None,
+    feature_types: Sequence[str] | None = None,
+    gene_names: str | None = None,
+    counts: bool = True,
+) -> AnnData:
+    """The matrix of raw counts of a file, verified, cells in rows, genes in columns, with tidy names.
 
     Parameters
     ----------
@@ -418,39 +805,115 @@ def counts_of(stored: Stored, where: str, kind: str, layer: str | None) -> AnnDa
         Path and format, for the messages.
     layer
         The matrix: a layer, or raw; none: X.
+    transpose, feature_types, gene_names, counts
+        As for `read_input`.
     """
     chosen = "X" if layer is None else layer
     if chosen not in stored.matrices:
         raise InputError(
             f"{where}: has no matrix {chosen!r}.{suggestion(chosen, stored.matrices)} Choose one (layer=...)."
         )
-    var = stored.raw_var if chosen == "raw" and stored.raw_var is not None else stored.var
-    with reading(where, kind):
-        x = stored.matrices[chosen]()
-    adata = AnnData(obs=tidy(stored.obs, where, "cell"), var=tidy(var, where, "gene"))
-    if 0 in adata.shape:
-        raise InputError(f"{where}: has {adata.n_obs} cells and {adata.n_vars} genes; there is nothing to read.")
-    if (sparse.issparse(x) or isinstance(x, np.ndarray)) and x.dtype.kind in "biuf":
-        x = sparse.csr_matrix(x)
-        if x.indptr.dtype != x.indices.dtype:  # as anndata's concatenation on disk writes; scipy cannot work on it
-            x = sparse.csr_matrix((x.data, x.indices, x.indptr), x.shape)
-        problem = not_counts(x, adata.var_names)
-    else:
-        problem = "no values" if x is None else f"values of type {getattr(x, 'dtype', type(x).__name__)}"
-    if problem:
+    obs, var, raw = stored.obs, stored.var, chosen == "raw" and stored.raw_var is not None
+    if raw and stored.raw_var is not None:  # which often lacks what X has
+        new = [name for name in var.columns if name not in stored.raw_var.columns]
+        shared = stored.raw_var.index.isin(var.index)
+        var = stored.raw_var.join(var[new]) if shared.all() and var.index.is_unique else stored.raw_var
+    if 0 in (len(obs), len(var)):
+        raise InputError(f"{where}: has {len(obs)} cells and {len(var)} genes; there is nothing to read.")
+    x: sparse.csr_matrix | None = None
+    others: dict[str, Mapping[str, Any]] = {}
+    if counts:
         with reading(where, kind):
-            others = [name for name, load in stored.matrices.items() if name != chosen and is_counts(load())]
-        remedy = (
-            f"Counts are in {' and in '.join(map(repr, others))}: choose it (layer={others[0]})."
-            if others
-            else f"No other matrix of the file holds counts{' (it has only this one)' * (len(stored.matrices) == 1)}: "
-            "start from the raw counts."
-        )
-        raise InputError(f"{where}: {chosen} holds {problem}. ldvae models raw UMI counts. {remedy}")
-    x.sum_duplicates()
-    x.eliminate_zeros()
-    adata.X = x.astype(np.float32, copy=False)
+            x = as_csr(stored.matrices[chosen]())
+            others = stored.others()
+        if x is not None and x.shape != (len(obs), len(var)):
+            raise InputError(
+                f"{where}: {chosen} is {x.shape[0]} by {x.shape[1]}, but there are names of {len(obs)} rows and "
+                f"{len(var)} columns. The file is damaged, or lines are missing."
+            )
+        if x is None:
+            refuse_matrix(stored, where, kind, chosen, "values that are no numbers (or true and false)")
+    obsm, varm = others.get("obsm", {}), {} if raw else others.get("varm", {})
+    if genes_in_rows(obs, var, x, where, transpose=transpose, prior=stored.prior, fixed=stored.fixed):
+        obs, var, obsm, varm = var, obs, varm, obsm
+        x = None if x is None else x.T.tocsr()
+    wanted = wanted_features(var, where, feature_types)
+    if not wanted.all():
+        var = var[wanted]
+        varm = {name: values[wanted] for name, values in varm.items()}
+        x = None if x is None else x[:, wanted]
+    var = named_by_symbol(var, where, gene_names)
+    adata = AnnData(obs=tidy(obs, where, "cell"), var=tidy(var, where, "gene"))
+    if x is not None:
+        if problem := not_counts(round_off(x, where), adata.var_names):
+            refuse_matrix(stored, where, kind, chosen, problem)
+        x.sum_duplicates()
+        x.eliminate_zeros()
+        adata.X = x.astype(np.float32, copy=False)
+        keep_others(adata, {"obsm": obsm, "varm": varm, "uns": others.get("uns", {})}, where)
     return adata
+
+
+def as_csr(matrix: Any) -> sparse.csr_matrix | None:
+    """A matrix of numbers, dense or sparse, as CSR; None for other values."""
+    if not (sparse.issparse(matrix) or isinstance(matrix, np.ndarray)) or matrix.dtype.kind not in "iuf":
+        return None
+    if matrix.dtype == np.float16:  # scipy has no sparse matrices of it
+        if sparse.issparse(matrix):
+            matrix = type(matrix)((matrix.data.astype(np.float32), matrix.indices, matrix.indptr), matrix.shape)
+        matrix = matrix.astype(np.float32)
+    x = sparse.csr_matrix(matrix)
+    if x.indptr.dtype != x.indices.dtype:  # as anndata's concatenation on disk writes; scipy cannot work on it
+        x = sparse.csr_matrix((x.data, x.indices, x.indptr), x.shape)
+    return x
+
+
+def round_off(x: sparse.csr_matrix, where: str) -> sparse.csr_matrix:
+    """Round entries, in place, that all are integers but for an error of floating point (10⁻⁶ of the entry)."""
+    if x.data.dtype.kind == "f" and len(x.data) and np.isfinite(x.data).all():
+        nearest = np.rint(x.data)
+        error = np.abs(x.data - nearest) / np.maximum(1, np.abs(nearest))
+        if 0 < error.max() <= 1e-6:
+            logger.info("%s: counts are integers but for up to %.0e, and are rounded.", where, error.max())
+            x.data = nearest
+    return x
+
+
+def refuse_matrix(stored: Stored, where: str, kind: str, chosen: str, problem: str) -> None:
+    """Raise the InputError that says what a matrix holds instead of counts, and which other one holds them."""
+
+    def holds_counts(load: Callable[[], Any]) -> bool:
+        x = as_csr(load())
+        return x is not None and is_counts(x)
+
+    with reading(where, kind):
+        others = [name for name, load in stored.matrices.items() if name != chosen and holds_counts(load)]
+    remedy = (
+        f"Counts are in {' and in '.join(map(repr, others))}: choose it (layer={others[0]})."
+        if others
+        else f"No other matrix of the file holds counts{' (it has only this one)' * (len(stored.matrices) == 1)}: "
+        "start from the raw counts."
+    )
+    if "corrected" in problem:
+        remedy += (
+            " Fractions come from counting that splits reads among genes (STARsolo EM) or from corrections (SoupX, "
+            "CellBender means): take the unique counts, or let the tool round (SoupX: roundToInt = TRUE)."
+        )
+    raise InputError(f"{where}: {chosen} holds {problem}. ldvae models raw UMI counts. {remedy}")
+
+
+def keep_others(adata: AnnData, others: Mapping[str, Mapping[str, Any]], where: str) -> None:
+    """Add obsm, varm and uns of a file, in place, as far as anndata takes them."""
+    for kind, values in others.items():
+        for name, value in values.items():
+            if isinstance(value, Mapping) and "connectivities_key" in value:
+                continue  # neighbours of cells, whose matrix is not read
+            try:
+                if isinstance(value, pd.DataFrame) and kind != "uns":
+                    value = objects_to_categories(value.set_axis(getattr(adata, f"{kind[:3]}_names")))
+                getattr(adata, kind)[name.replace("/", "_")] = value
+            except (ValueError, TypeError, AttributeError) as error:
+                logger.warning("%s: %s[%r] is left out: %s", where, kind, name, str(error).splitlines()[0])
 
 
 def tidy(table: pd.DataFrame, where: str, kind: str) -> pd.DataFrame:
@@ -468,28 +931,55 @@ def tidy(table: pd.DataFrame, where: str, kind: str) -> pd.DataFrame:
     from anndata.utils import make_index_unique
 
     table = table.copy()
-    table.index = table.index.astype(str).rename(None)
-    repeated = table.index[table.index.duplicated()].unique()
+    names = table.index.astype(str)
+    blank = names.str.strip() == ""
+    if blank.any():  # a table of results could not tell it from a missing value
+        logger.warning("%s: %d %s names are empty; they are called unnamed.", where, blank.sum(), kind)
+        names = names.where(~blank, "unnamed")
+    repeated = names[names.duplicated()].unique()
     if len(repeated):
         message = "%s: %d %s names occur more than once; repeats got a suffix (%s-1, …): %s"
         logger.warning(message, where, len(repeated), kind, repeated[0], listed(repeated))
         with warnings.catch_warnings():  # anndata also warns of names that end like a suffix
             warnings.simplefilter("ignore")
-            table.index = make_index_unique(table.index)
-    renamed = {column: str(column).replace("/", "_") for column in table.columns}
-    slashed = [str(column) for column, name in renamed.items() if str(column) != name]
-    if slashed:
-        logger.warning("%s: a column name must not hold a slash, replaced by _ in: %s", where, ", ".join(slashed))
-    table = table.rename(columns=renamed).drop(columns="_index", errors="ignore")
-    return objects_to_categories(table)
+            names = make_index_unique(names)
+    table.index = names.rename(None)
+    columns = pd.Index([column_name(column) for column in table.columns], dtype=object)
+    changed = [str(old) for old, new in zip(table.columns, columns, strict=True) if str(old) != new]
+    if changed:
+        logger.warning("%s: a column name must not hold a slash, replaced by _ in: %s", where, ", ".join(changed))
+    if not columns.is_unique:
+        columns = make_index_unique(columns)
+    return objects_to_categories(table.set_axis(columns, axis=1))
+
+
+def column_name(name: Any) -> str:
+    """The name of a column of obs or var as h5ad can hold it: a slash becomes an underscore."""
+    return "index" if name == "_index" else str(name).replace("/", "_")
 
 
 def objects_to_categories(table: pd.DataFrame) -> pd.DataFrame:
     """A table whose columns of text, or of mixed types, are categories of text; missing values stay missing."""
-    mixed = table.select_dtypes("object")
-    return table.assign(
-        **{name: mixed[name].where(mixed[name].isna(), mixed[name].astype(str)) for name in mixed}
-    ).astype(dict.fromkeys(mixed, "category"))
+    changed = {}
+    for name, column in table.items():
+        if isinstance(column.dtype, pd.CategoricalDtype):
+            if column.cat.categories.dtype.kind == "O":  # may mix text and numbers
+                changed[name] = column.cat.rename_categories(as_text)
+        elif column.dtype == object or column.dtype.kind in "mM" or isinstance(column.dtype, pd.StringDtype):
+            text = column.astype(object)
+            changed[name] = text.where(text.isna(), text.map(as_text)).astype("category")
+    return table.assign(**{str(name): column for name, column in changed.items()})
+
+
+def as_text(value: Any) -> str:
+    """A value as the name of a group: numbers without a fraction as integers.
+
+    Examples
+    --------
+    >>> as_text(101.0), as_text("a"), as_text(0.5)
+    ('101', 'a', '0.5')
+    """
+    return str(int(value)) if isinstance(value, (float, np.floating)) and value == np.rint(value) else str(value)
 
 
 # Several files
@@ -507,7 +997,9 @@ def file_names(paths: Sequence[str | Path]) -> list[str]:
     """
     parts = [list(reversed(Path(path).parts)) for path in paths]
     for level in range(min(map(len, parts))):
-        names = [re.sub(r"(\.(h5ad|h5|hdf5|loom|zarr|mtx|csv|tsv|txt))?(\.gz)?$", "", part[level]) for part in parts]
+        names = [
+            re.sub(r"(\.(h5ad|h5mu|h5|hdf5|loom|zarr|mtx|csv|tsv|txt))?(\.gz)?$", "", part[level]) for part in parts
+        ]
         if len(set(names)) == len(names):
             return names
     raise InputError(
@@ -516,42 +1008,92 @@ def file_names(paths: Sequence[str | Path]) -> list[str]:
 
 
 def concatenate(files: Mapping[str, AnnData]) -> AnnData:
-    """Cells of all files over the genes they share; obs column ``file`` tells the file.
+    """Cells of all files over the genes they share; obs column ``file`` (or ``file_ldvae``) tells the file.
 
     Parameters
     ----------
     files
-        Counts of each file by its name.
+        Counts of each file by its name; `X` may be none.
     """
     import anndata
 
     first = next(iter(files.values()))
     shared = first.var_names[np.all([first.var_names.isin(file.var_names) for file in files.values()], axis=0)]
-    if not len(shared):
+    fewest = min(files, key=lambda name: files[name].n_vars)
+    if len(shared) < SHARED_GENES * files[fewest].n_vars:
         examples = "; ".join(f"{name} has {listed(file.var_names, 3)}" for name, file in files.items())
+        many = (
+            f"{len(shared)} of the {files[fewest].n_vars} genes of {fewest}, too few to model" if len(shared) else "no"
+        )
         raise InputError(
-            f"The input files share no gene name: {examples}. Are some named by symbol, others by identifier?"
+            f"The input files share {f'only {many}' if len(shared) else 'no gene name'}: {examples}. Are some named by "
+            "symbol, others by identifier, or from different species? A var column can name all alike (gene_names)."
         )
     for name, file in files.items():
         if lost := file.n_vars - len(shared):
             logger.warning("%s: %d of %d genes are not in every file and were left out.", name, lost, file.n_vars)
-        if "file" in file.obs:
-            logger.warning("%s: the obs column 'file' is replaced by the name of the file.", name)
     repeated = pd.concat([file.obs_names.to_series() for file in files.values()]).duplicated().any()
+    obs = objects_to_categories(pd.concat(consistent(files)))
+    key = own_name("file", obs.columns)
+    obs[key] = pd.Categorical(np.repeat(list(files), [file.n_obs for file in files.values()]), categories=list(files))
+    widths = {
+        name: {file.obsm[name].shape[1:] if name in file.obsm else None for file in files.values()}
+        for name in first.obsm
+    }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         adata = anndata.concat(
-            {name: file[:, shared] for name, file in files.items()},
+            {
+                name: AnnData(
+                    None if file.X is None else file.X[:, file.var_names.get_indexer(shared)],
+                    obs=pd.DataFrame(index=file.obs_names),
+                    var=file.var.loc[shared],
+                    obsm={name: values for name, values in file.obsm.items() if len(widths.get(name, ())) == 1},
+                    uns=file.uns,
+                )
+                for name, file in files.items()
+            },
             join="inner",
             merge="same",
+            uns_merge="unique",
             index_unique="-" if repeated else None,
         )
-        obs = objects_to_categories(pd.concat([file.obs.assign(file=name) for name, file in files.items()]))
-    obs["file"] = pd.Categorical(obs["file"], categories=list(files))
     obs.index = adata.obs_names
     adata.obs = obs
-    adata.X = sparse.csr_matrix(adata.X)
+    if adata.X is not None:
+        adata.X = sparse.csr_matrix(adata.X)
+    adata.uns["ldvae_file_key"] = key
     return adata
+
+
+def consistent(files: Mapping[str, AnnData]) -> list[pd.DataFrame]:
+    """Obs of each file; a column that is text in one of them is text in all."""
+    tables = [file.obs for file in files.values()]
+    names = {name for table in tables for name in table.columns}
+    text = {name for name in names if any(name in t and not pd.api.types.is_numeric_dtype(t[name]) for t in tables)}
+    result = []
+    for table in tables:
+        values = {name: table[name].astype(object) for name in table.columns if name in text}
+        result.append(table.assign(**{name: v.where(v.isna(), v.map(as_text)) for name, v in values.items()}))
+    return result
+
+
+def own_name(name: str, taken: Iterable[str]) -> str:
+    """The name of a column, or other entry, that ldvae adds: `name`, or `name_ldvae` where the user has one called so.
+
+    Examples
+    --------
+    >>> own_name("leiden", ["donor"]), own_name("leiden", ["donor", "leiden"])
+    ('leiden', 'leiden_ldvae')
+    """
+    taken = list(taken)
+    # One that an earlier run left behind makes way, so that `find_own` cannot take it for the new one.
+    return f"{name}_ldvae" if {name, f"{name}_ldvae"} & set(taken) else name
+
+
+def find_own(name: str, present: Iterable[str]) -> str:
+    """What `own_name` called an entry: `name_ldvae` if that is there, else `name`."""
+    return f"{name}_ldvae" if f"{name}_ldvae" in list(present) else name
 
 
 def join_obs(adata: AnnData, path: Path) -> None:
@@ -559,7 +1101,7 @@ def join_obs(adata: AnnData, path: Path) -> None:
     if not path.exists():
         raise InputError(f"{path}: does not exist; expected a table of cells.")
     try:
-        table = pd.read_csv(path, sep=separator(path), index_col=0)
+        table = read_annotation(path)
     except (ValueError, OSError) as error:
         raise InputError(f"{path}: cannot be read as a table of cells: {error}") from error
     if not table.index.is_unique:
@@ -573,6 +1115,9 @@ def join_obs(adata: AnnData, path: Path) -> None:
         )
     if not found.all():
         logger.warning("%s: says nothing of %d of %d cells.", path, (~found).sum(), adata.n_obs)
+    replaced = [column for column in table if column in adata.obs]
+    if replaced:
+        logger.warning("%s: replaces the obs columns %s of the input.", path, listed(replaced))
     for column in table:
         adata.obs[column] = table[column].reindex(adata.obs_names)
 

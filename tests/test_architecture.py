@@ -38,7 +38,8 @@ ALLOWED = {
     "rows": {"errors"},
     "arguments": {"errors", "likelihoods"},
     "_settings": {"errors"},
-    "io": BASICS | {"counts", "demo"},
+    "io": BASICS | {"counts", "demo", "features"},
+    "features": {"errors"},
     "counts": {"errors"},
     "config": {"errors", "likelihoods"},  # for the names of the likelihoods
     "simulate": {"errors"},
