@@ -140,7 +140,7 @@ class _Flag:
         if not required and self.default not in (None, [], {}):
             text += f" [{str(self.default).lower() if isinstance(self.default, bool) else self.default}]"
         settings: dict[str, Any] = {"help": text, "default": argparse.SUPPRESS}
-        if self.kind is bool:
+        if self.kind is bool or bool in get_args(self.kind):
             settings |= {"action": argparse.BooleanOptionalAction}
         elif _is_json(self.kind):
             settings |= {"metavar": "JSON"}

@@ -74,8 +74,8 @@ OTHER_TYPES = re.compile(
 
 
 SAY_WHICH = (
-    "Say which it is: transpose: true for genes in rows, transpose: false for cells in rows (section qc; on the command "
-    "line --transpose, --no-transpose)."
+    "Say which it is: transpose: true for genes in rows, transpose: false for cells in rows (section qc; on the "
+    "command line --transpose, --no-transpose)."
 )
 
 
@@ -153,7 +153,7 @@ def spread_of_sums(x: Any) -> tuple[int, str]:
         return 0, ""
     more, fewer = ("columns", "rows") if difference > 0 else ("rows", "columns")
     points = (2 if abs(difference) >= 0.8 else 1) * (1 if difference > 0 else -1)
-    return points, f"sums of {more} differ more widely than sums of {fewer}, as those of genes do"
+    return points, f"sums of {more} differ more widely than sums of {fewer}, as totals of genes do"
 
 
 def gene_likeness(names: Iterable[Any]) -> float:

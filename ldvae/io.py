@@ -132,6 +132,12 @@ def read_input(
     return adata
 
 
+def reading_options(section: object) -> dict[str, Any]:
+    """The options of a section of the config that say how to read, as arguments of `read_input`."""
+    names = ("layer", "genome", "obs_table", "transpose", "feature_types", "gene_names")
+    return {name: getattr(section, name) for name in names if hasattr(section, name)}
+
+
 class Stored(NamedTuple):
     """What a file holds; its matrices are loaded when they are called."""
 
@@ -256,7 +262,7 @@ def samples_of(path: str | Path) -> dict[str, str | Path]:
         found = matrices_in(folder)
         samples = [re.sub(r"[._-]?matrix\.mtx(\.gz)?$", "", matrix.name) for matrix in found]
         if len(found) > 1 and all(samples) and len(set(samples)) == len(found):
-            logger.info("%s: holds %d samples: %s.", path, len(found), listed(samples))
+            logger.info("%s: has the matrices of %d samples: %s.", path, len(found), listed(samples))
             return dict(zip(samples, found, strict=True))
     return {"": path}
 
@@ -286,8 +292,8 @@ def find_matrix(folder: Path, genome: str | None) -> Path:
     if len(found) > 1:
         names = listed([str(p.relative_to(folder)) for p in found])
         raise InputError(
-            f"{folder}: holds {len(found)} matrices ({names}); name one of them, list them as several inputs, or choose "
-            "a genome (genome=...)."
+            f"{folder}: holds {len(found)} matrices ({names}); name one of them, list them as several inputs, or "
+            "choose a genome (genome=...)."
         )
     if not found:
         inside = listed(sorted(p.name for p in folder.iterdir())) or "nothing"
@@ -510,6 +516,7 @@ def read_mtx(matrix: Path, transpose: bool | None) -> Stored:
             f"{len(obs)} cells. One of the three files is cut short, or belongs to another sample."
         )
     square = n_rows == n_columns
+    # As those that have genes in rows call their files; kallisto, alevin and Parse have cells in rows.
     usual = genes_file.name.startswith(("features", "genes.tsv")) or "matrix" in matrix.name.removeprefix(
         "count_matrix"
     )
@@ -526,13 +533,12 @@ def read_mtx(matrix: Path, transpose: bool | None) -> Stored:
     def load() -> sparse.csr_matrix:
         x = sparse.csr_matrix(mmread(mtx_source(matrix)))
         x = x.T.tocsr() if in_rows else x
-        if square and transpose is None:
-            if spread_of_sums(x)[0] < 0:
-                raise InputError(
-                    f"{matrix}: has as many rows as columns ({n_rows}), and cannot tell which are genes: files called "
-                    f"so have {'genes' if in_rows else 'cells'} in rows, but sums of what would be the cells differ more "
-                    f"widely than sums of the genes. {SAY_WHICH}"
-                )
+        if square and transpose is None and spread_of_sums(x)[0] < 0:
+            raise InputError(
+                f"{matrix}: has as many rows as columns ({n_rows}), and cannot tell which are genes: files called so "
+                f"have {'genes' if in_rows else 'cells'} in rows, but sums of what would be the cells differ more "
+                f"widely than sums of the genes. {SAY_WHICH}"
+            )
         return sum_of_splices(names, x)[1] if splices else x
 
     if splices:
@@ -542,7 +548,7 @@ def read_mtx(matrix: Path, transpose: bool | None) -> Stored:
 
 
 def mtx_source(matrix: Path) -> Path | io.BytesIO:
-    """A Matrix Market file for scipy, which unpacks by the name: unpacked here where the name and the content disagree."""
+    """A Matrix Market file for scipy, which unpacks by the name; unpacked here where the content disagrees with it."""
     with matrix.open("rb") as file:
         packed = file.read(2) == GZIP
     if packed == matrix.name.endswith(".gz"):
@@ -616,6 +622,8 @@ def named_features(table: pd.DataFrame) -> pd.DataFrame:
         table = table.rename(columns={"gene_id": "gene_ids"})
         symbols = {str(column).lower(): column for column in table.columns}
         names = next((symbols[name] for name in SYMBOL_COLUMNS if name in symbols), table.columns[0])
+    if names != table.columns[0]:  # a gene without a symbol
+        table[names] = table[names].where(table[names].str.strip() != "", table.iloc[:, 0])
     ids = table.columns[0] if names != table.columns[0] else None
     table = table.set_index(names, drop=ids is not None)
     return table.rename(columns={ids: "gene_ids"}) if ids is not None else table

@@ -168,7 +168,7 @@ def _as_read(part: dict[str, Any], definitions: dict[str, Any], nullable: bool =
     if kind in ("integer", "number"):
         return {"type": [kind, "string", *null], **plain, "pattern": rf"^\s*({NUMBER}{NONE * nullable})\s*$"}
     if kind == "boolean":
-        return {"type": ["boolean", "string"], "pattern": BOOLEAN}
+        return {"type": ["boolean", "string", *null], "pattern": BOOLEAN}
     if kind == "string":
         return {"type": ["string", "number", *null], **plain}
     if kind == "array":

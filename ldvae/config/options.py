@@ -288,6 +288,21 @@ class QcConfig(Options):
     genome: str | None = Field(
         None, description="Genome to read from a 10x file that holds several; null: the only one."
     )
+    transpose: bool | None = Field(
+        None,
+        description="Whether the input has genes in rows; null: decided by names, annotation and sums, and refused "
+        "when in doubt.",
+    )
+    feature_types: list[str] | None = Field(
+        None,
+        description="Types of features to model where the input has others than genes, such as Antibody Capture; null: "
+        "Gene Expression.",
+    )
+    gene_names: str | None = Field(
+        None,
+        description="Var column that names the genes, or index for the names of the input; null: the names of the "
+        "input, or the symbols beside them if these are identifiers such as ENSG00000187608.",
+    )
     obs_table: File | None = Field(
         None,
         description="Path of a csv or tsv with cell annotations, cell names in the first column; its columns are added "
@@ -522,8 +537,14 @@ class ProjectConfig(Options):
     genome: str | None = Field(
         None, description="Genome to read from a 10x file that holds several; null: the only one."
     )
+    transpose: bool | None = Field(None, description="Whether the input has genes in rows; null: decided as in qc.")
+    feature_types: list[str] | None = Field(
+        None, description="Types of features to read where there are others than genes; null: Gene Expression."
+    )
     gene_column: str | None = Field(
-        None, description="Var column with gene names like those of the programs; null: the var names."
+        None,
+        description="Var column with gene names like those of the programs, or index for the names of the input; null: "
+        "decided as in qc.",
     )
     batch_key: str | None = Field(
         None, description="Obs column of the experimental batch; null: the file if there are several."

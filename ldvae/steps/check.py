@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ldvae.config import Dataset, check_columns, find_problems, load_config, raise_problems
 from ldvae.errors import InputError
-from ldvae.io import read_input
+from ldvae.io import read_input, reading_options
 
 
 def check(paths: list[str], *, quick: bool = False, layer: str | None = None, genome: str | None = None) -> str:
@@ -64,9 +64,7 @@ def check_counts(dataset: Dataset) -> tuple[str, list[str]]:
     adata = read_input(
         list(dataset.inputs.values()),
         names,
-        layer=dataset.qc.layer,
-        genome=dataset.qc.genome,
-        obs_table=dataset.qc.obs_table,
+        **reading_options(dataset.qc),
     )
     columns = {
         name: None if column.dtype.kind in "iuf" else set(column.dropna().astype(str))

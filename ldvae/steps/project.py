@@ -9,8 +9,8 @@ import numpy as np
 
 from ldvae import programs as gene_programs
 from ldvae.config import Output, ProjectConfig
-from ldvae.errors import InputError, suggestion
-from ldvae.io import listed, obs_column, read_input, write_json, write_table
+from ldvae.errors import InputError
+from ldvae.io import listed, obs_column, read_input, reading_options, write_json, write_table
 
 logger = logging.getLogger(__name__)
 
@@ -44,18 +44,12 @@ def project(
         raise InputError(f"{programs}: has no model.npz; expected the folder `programs` of a finished dataset.")
     with np.load(path, allow_pickle=False) as file:
         frame = gene_programs.Frame(**file)
-    adata = read_input(input, names, layer=config.layer, genome=config.genome)
-    genes = adata.var_names
-    if config.gene_column is not None:
-        if config.gene_column not in adata.var:
-            hint = suggestion(config.gene_column, adata.var.columns)
-            raise InputError(f"There is no var column {config.gene_column!r}.{hint}")
-        genes = adata.var[config.gene_column].astype(str)
-    batch_key = config.batch_key or ("file" if len(input) > 1 else None)
+    adata = read_input(input, names, **(reading_options(config) | {"gene_names": config.gene_column}))
+    batch_key = config.batch_key or adata.uns.get("ldvae_file_key")
     result = gene_programs.project(
         frame,
         adata.X,
-        list(genes),
+        list(adata.var_names),
         cells=list(adata.obs_names),
         batch=obs_column(adata.obs, batch_key).to_numpy() if batch_key else None,
         adjust=config.adjust,

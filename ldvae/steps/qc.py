@@ -13,7 +13,17 @@ from anndata import AnnData
 
 from ldvae.config import Output, QcConfig
 from ldvae.errors import InputError
-from ldvae.io import atomic, collected_warnings, listed, obs_column, read_input, sha256, write_json, write_table
+from ldvae.io import (
+    atomic,
+    collected_warnings,
+    listed,
+    obs_column,
+    read_input,
+    reading_options,
+    sha256,
+    write_json,
+    write_table,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -83,13 +93,12 @@ def qc(
         adata = read_input(
             input,
             names,
-            layer=config.layer,
-            genome=config.genome,
-            obs_table=config.obs_table,
+            **reading_options(config),
         )
         files = adata.uns.pop("input")
-        if batch_key is None and len(input) > 1:
-            batch_key = "file"
+        file_key = adata.uns.pop("ldvae_file_key", None)
+        if batch_key is None and len(files) > 1:
+            batch_key = file_key
         batch = batches(adata, batch_key)
         logger.info("%d cells and %d genes in %d batches.", adata.n_obs, adata.n_vars, batch.nunique())
 
