@@ -31,7 +31,7 @@ from ldvae.provenance import versions
 logger = logging.getLogger("ldvae")
 
 STEPS = ("qc", "setup", "train", "select", "programs", "annotate", "de", "report", "index", "project", "simulate")
-VERBS = (*STEPS, "check", "plan", "schema", "profile")
+VERBS = (*STEPS, "check", "plan", "schema", "migrate", "profile")
 VERSIONS_OF = ("anndata", "numba", "numpy", "scanpy", "scipy", "torch")
 
 

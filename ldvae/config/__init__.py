@@ -46,6 +46,7 @@ from ldvae.config.plan import (
     flags,
     load_config,
     raise_problems,
+    renamed_runs,
     resolved,
     runs_table,
 )
@@ -94,6 +95,7 @@ __all__ = [
     "named",
     "raise_problems",
     "read_header",
+    "renamed_runs",
     "resolved",
     "runs_table",
     "schema",

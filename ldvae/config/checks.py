@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping
 from difflib import get_close_matches
 from importlib.util import find_spec
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ldvae.config.options import SECTIONS, named
-from ldvae.config.plan import Dataset, Plan, expand, raise_problems
+from ldvae.config.plan import Dataset, Plan, expand, raise_problems, renamed_runs
 from ldvae.errors import InputError, suggestion
 
 QC_COLUMNS = (
@@ -52,7 +53,23 @@ def find_problems(config: Mapping[str, Any], *, made_elsewhere: bool = False) ->
     plan, problems = expand(config)
     for dataset in plan.datasets.values():
         problems += [f"datasets.{dataset.name}.{problem}" for problem in _check_dataset(dataset, made_elsewhere)]
+        plan.notes.extend(_older_runs(plan, dataset))
     return plan, problems
+
+
+def _older_runs(plan: Plan, dataset: Dataset) -> list[str]:
+    """That runs of an older version are there, if any would be trained again for their name alone."""
+    folder = Path(plan.path("results", dataset.name, "runs"))
+    if all((folder / run).exists() for run in dataset.runs) or not folder.is_dir():
+        return []
+    known = {run.id for run in renamed_runs(folder).values()} & dataset.runs.keys()
+    missing = [run for run in known if not (folder / run).exists()]
+    if not missing:
+        return []
+    return [
+        f"{folder} holds {len(missing)} of the runs under the ids of an older version; they will be trained again "
+        f"unless `ldvae migrate {shlex.quote(plan.outdir)}` renames them first."
+    ]
 
 
 def _check_dataset(dataset: Dataset, made_elsewhere: bool) -> list[str]:

@@ -61,6 +61,32 @@ class Run(NamedTuple):
         return f"k{self.model.n_latent}-s{self.seed}-{self.digest}"
 
 
+def renamed_runs(folder: Path) -> dict[str, Run]:
+    """Finished runs that an older version named otherwise, by the name of their folder.
+
+    Parameters
+    ----------
+    folder
+        Of the runs of a dataset, each with the metrics.json that says what it was trained with.
+    """
+    found = {}
+    for path in sorted(folder.glob("*/metrics.json")):
+        try:
+            metrics = json.loads(path.read_text())
+            params, name = metrics["params"], metrics["run"]
+            parts = [
+                cls(**{key: value for key, value in params.items() if key in cls.model_fields})
+                for cls in (ModelConfig, TrainConfig)
+            ]
+            run = Run(*parts, seed=int(metrics["seed"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # not the metrics of a run, or of a run that this version cannot make
+        same_training = params.keys() <= run.params.keys() and metrics.get("training_version", 1) == TRAINING_VERSION
+        if same_training and name == path.parent.name != run.id:
+            found[name] = run
+    return found
+
+
 class Projection(NamedTuple):
     """Other cells to score with the programs of a dataset."""
 

@@ -20,7 +20,7 @@ import torch
 from anndata import AnnData
 
 from ldvae import posterior
-from ldvae.config import ComputeConfig, ModelConfig, Output, Run, TrainConfig
+from ldvae.config import TRAINING_VERSION, ComputeConfig, ModelConfig, Output, Run, TrainConfig
 from ldvae.data import Split
 from ldvae.errors import InputError
 from ldvae.io import atomic, read_h5ad, write_json, write_table
@@ -219,6 +219,7 @@ def describe(run: Run, done: Fit, max_epochs: int, split: Split, device: torch.d
         "setting": run.setting,
         "seed": run.seed,
         "params": run.params,
+        "training_version": TRAINING_VERSION,
         **{f"n_{name}": len(rows) for name, rows in zip(Split._fields, split, strict=True)},
         "epochs": done.epochs,
         "max_epochs": max_epochs,
