@@ -24,6 +24,7 @@ from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origi
 from pydantic.fields import FieldInfo
 
 from ldvae import config
+from ldvae import results as layout
 from ldvae.config import Options, coerce
 from ldvae.errors import InputError, suggestion
 from ldvae.provenance import versions
@@ -176,12 +177,13 @@ def _run(verb: str, arguments: Sequence[str]) -> None:
     values = {flag.name: flag.read(given[flag.name]) for flag in flags if flag.name in given}
     for name, (cls, options) in sections.items():
         values[name] = _read_options(cls, options, given)
+    if "results" in values and not given["stub"]:
+        layout.require_inputs(verb, values["results"])
     if verb in STEPS:
         _log_head(verb, values)
-    outputs = _check_paths(flags, values)
+    _check_paths(flags, values)
     if given["stub"]:
-        for flag, path in outputs:
-            _write_stub(path, flag.help)
+        _write_stubs(verb, values)
     else:
         step = getattr(importlib.import_module(f"ldvae.steps.{verb}"), verb)
         if text := step(**values):
@@ -315,32 +317,40 @@ def _versions_yml(verb: str) -> str:
     return "\n".join([f'"{os.environ.get("LDVAE_PROCESS", verb)}":', *lines, ""])
 
 
-def _check_paths(flags: list[_Flag], values: dict[str, Any]) -> list[tuple[_Flag, Path]]:
-    """Refuse missing inputs, make the folders of the outputs, and return the outputs."""
-    outputs: list[tuple[_Flag, Path]] = []
+def _check_paths(flags: list[_Flag], values: dict[str, Any]) -> None:
+    """Refuse missing inputs, and make the folders of the outputs."""
     for flag in flags:
+        if flag.name == "results":
+            continue
         given = values.get(flag.name)
         for path in given if isinstance(given, list) else [given]:
             if not isinstance(path, Path):
                 continue
             if flag.is_output:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                outputs.append((flag, path))
             elif not path.exists():
                 raise InputError(
                     f"--{flag.name.replace('_', '-')}: {path} is not there (working directory {Path.cwd()})."
                 )
-    return outputs
 
 
-def _write_stub(path: Path, description: str) -> None:
-    """Write the smallest file of the format that the name tells; without one, a folder of the files described."""
+def _write_stubs(verb: str, values: dict[str, Any]) -> None:
+    """Write small valid outputs of a verb."""
+    if output := values.get("output"):
+        _write_stub(output)
+        return
+    names = {"run": values.get("run", "run"), "projection": values.get("name", "projection")}
+    for file in layout.outputs(verb):
+        path = file.at(values["results"], **names)
+        for part in [path / name for name in file.contents] or [path]:
+            _write_stub(part)
+
+
+def _write_stub(path: Path) -> None:
+    """Write the smallest file of the format that the name tells."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     name = path.name.removesuffix(".gz")
-    if not path.suffix:
-        path.mkdir(exist_ok=True)
-        for inside in re.findall(r"\b\w+(?:\.\w{2,5})+\b", description):
-            _write_stub(path / inside, "")
-    elif name.endswith(".h5ad"):
+    if name.endswith(".h5ad"):
         import anndata
         import numpy as np
 

@@ -1195,7 +1195,7 @@ def write_table(table: pd.DataFrame, path: Path, *, index: str | None = None) ->
         temporary.write_bytes(gzip.compress(text, compresslevel=6, mtime=0) if path.suffix == ".gz" else text)
 
 
-def read_table(path: Path, *, index: str | None = None) -> pd.DataFrame:
+def read_table(path: Path, *, index: str | None = None, text: Sequence[str] = ()) -> pd.DataFrame:
     """Read a table of `write_table`; a gene called NA stays text, only empty fields are missing.
 
     Parameters
@@ -1204,9 +1204,13 @@ def read_table(path: Path, *, index: str | None = None) -> pd.DataFrame:
         File to read.
     index
         Column of names to make the index.
+    text
+        Columns to keep as text, in which an empty field is an empty text; those that the table lacks are ignored.
     """
-    text = {index: str} if index is not None else None
-    table = pd.read_csv(path, sep="\t", keep_default_na=False, na_values=[""], dtype=text)
+    header = pd.read_csv(path, sep="\t", nrows=0).columns
+    kinds = {name: str for name in (*text, index) if name in header}
+    missing = {name: [""] for name in header if name not in kinds}
+    table = pd.read_csv(path, sep="\t", keep_default_na=False, na_values=missing, dtype=kinds)
     return table if index is None else table.set_index(index)
 
 

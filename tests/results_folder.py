@@ -40,7 +40,7 @@ class World:
 
 
 def write_results(root: Path, world: World) -> dict[str, object]:
-    """Write the folder `root`/{world.name} and return the path arguments of `ldvae.steps.report.report`."""
+    """Write the folder `root`/{world.name}; the folder, as `results`, and the paths in it that tests look at."""
     rng = np.random.default_rng(world.seed)
     folder = root / world.name
     genes = [f"GENE{i}" for i in range(world.n_vars)]
@@ -49,7 +49,7 @@ def write_results(root: Path, world: World) -> dict[str, object]:
         genes[: len(NASTY)] = NASTY
         labels[: min(len(labels), len(NASTY))] = NASTY[: len(labels)]
     obs = _cells(rng, world, labels)
-    arguments: dict[str, object] = {"dataset": world.name}
+    arguments: dict[str, object] = {"results": folder}
     arguments |= _write_qc(folder, rng, world, obs)
     arguments |= _write_setup(folder, world)
     arguments |= _write_runs(folder, rng, world, genes)
@@ -188,8 +188,8 @@ def _write_runs(folder: Path, rng: np.random.Generator, world: World, genes: lis
             place = folder / "runs" / run
             _json(place / "metrics.json", metrics)
             history.to_csv(place / "history.csv", index=False)
-            _table(place / "fit.tsv", _fit(rng, world, genes), index=False)
-            for key, name in (("metrics", "metrics.json"), ("histories", "history.csv"), ("fit", "fit.tsv")):
+            _table(place / "ppc.tsv", _fit(rng, world, genes), index=False)
+            for key, name in (("metrics", "metrics.json"), ("histories", "history.csv"), ("fit", "ppc.tsv")):
                 paths[key].append(place / name)
             rows.append(metrics | {"n_latent": n_latent, "outlier": False})
     columns = "run setting seed n_latent elbo_train elbo_validation elbo_test reconstruction_test marginal_ll_test"
@@ -434,6 +434,7 @@ def _write_de(
         row |= {"n1": 200, "n2": 500, "pseudobulk": i == 0, "n_de": int(table["is_de_fdr_0.05"].sum())}
         rows.append(row)
     _table(folder / "de" / "contrasts.tsv", pd.DataFrame(rows), index=False)
+    _json(folder / "de" / "summary.json", {"warnings": [], "settings": {"delta": 0.25, "fdr": 0.05}})
     return {"contrasts": folder / "de" / "contrasts.tsv", "de": files}
 
 

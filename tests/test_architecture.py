@@ -13,7 +13,7 @@ ENGINE = {"module", "kernels", "backends", "likelihoods", "data"}
 ALLOWED = {
     "__init__": {"_settings", "model", "errors", "programs", "pl", "simulate", "results", "sweep", "config"},
     "__main__": {"cli"},
-    "cli": BASICS | {"steps", "provenance"},
+    "cli": BASICS | {"steps", "results", "provenance"},
     "steps": BASICS
     | {"model", "programs", "markers", "report", "pl", "io", "results", "demo", "simulate", "provenance", "likelihoods"}
     | {"train", "posterior", "module", "data"},  # the parts of the model, for the step train
@@ -33,7 +33,7 @@ ALLOWED = {
     "likelihoods": {"errors"},
     "programs": BASICS,
     "markers": BASICS,
-    "results": BASICS,
+    "results": BASICS | {"io"},
     "data": BASICS | {"counts", "rows"},
     "rows": {"errors"},
     "arguments": {"errors", "likelihoods"},

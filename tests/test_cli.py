@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import yaml
 from pydantic import Field
 
 from ldvae import cli
+from ldvae import results as layout
 from ldvae.config import Options, Output, expand_config, load_config
 from ldvae.errors import InputError
 
@@ -156,8 +158,8 @@ def test_version(capsys):
     ("arguments", "message"),
     [
         (["trian"], "there is no verb 'trian'. Did you mean 'train'"),
-        (["qc", "--input", "x.h5ad"], "required: --filtered, --cells, --summary"),
-        (["annotate", "--counts", "gone.h5ad"], "required"),
+        (["qc", "--input", "x.h5ad"], "required: --results"),
+        (["annotate", "--results", "gone"], "gone/setup/counts.h5ad is not there"),
         (["check", "gone.yaml"], "gone.yaml: cannot be read"),
         (["profile", "install", "lsf"], "expected one of slurm, workstation, found 'lsf'"),
     ],
@@ -171,12 +173,11 @@ def test_the_users_mistake_is_one_line_and_exit_2(arguments, message, tmp_path, 
     assert len(shown.splitlines()) == 1
 
 
-def test_a_missing_input_is_named_with_its_flag_before_anything_is_read(tmp_path, capsys):
-    arguments = ["setup", "--filtered", str(tmp_path / "gone.h5ad")]
-    for name in ("counts", "gene-table", "summary"):
-        arguments += [f"--{name}", str(tmp_path / name)]
-    assert cli.main(arguments) == 2
-    assert "--filtered: " in capsys.readouterr().err
+def test_a_missing_input_is_named_with_the_verb_that_writes_it(tmp_path, capsys):
+    assert cli.main(["setup", "--results", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "qc/filtered.h5ad is not there" in said
+    assert "`ldvae qc` writes it" in said
 
 
 @pytest.mark.parametrize(
@@ -215,33 +216,20 @@ def test_nothing_given_shows_the_verbs_and_exits_with_2(capsys):
 # ---------------------------------------------------------------- stubs, versions, environment
 
 
-def test_a_stub_writes_valid_files_of_every_kind_and_versions_at_once(tmp_path):
-    out = tmp_path / "new folder"
-    arguments = ["qc", "--stub", "--input", "gone.h5ad", "--versions-yml", out / "versions.yml"]
-    for flag, name in (
-        ("filtered", "f.h5ad"),
-        ("cells", "c.tsv.gz"),
-        ("summary", "s.json"),
-        ("violins", "v.png"),
-        ("scatter", "s.svg"),
-    ):
-        arguments += [f"--{flag}", out / name]
-    assert cli.main([str(argument) for argument in arguments]) == 0
-    assert anndata.read_h5ad(out / "f.h5ad").n_obs == 2
-    assert gzip.decompress((out / "c.tsv.gz").read_bytes())
-    assert json.loads((out / "s.json").read_text()) == {}
-    assert (out / "v.png").read_bytes().startswith(b"\x89PNG")
-    versions = yaml.safe_load((out / "versions.yml").read_text())
-    assert versions["qc"]["ldvae"] == metadata.version("ldvae")
-    assert {"python", "torch", "scanpy"} <= set(versions["qc"])
-
-
-def test_a_stub_of_a_folder_holds_the_files_that_its_help_text_names(tmp_path):
-    for name in ("metrics.json", "factors.npz"):
-        (tmp_path / name).touch()
-    assert cli.main(["select", "--stub", "--runs", str(tmp_path), "--output", str(tmp_path / "select")]) == 0
-    found = {path.name for path in (tmp_path / "select").iterdir()}
-    assert {"runs.tsv", "settings.tsv", "correlations.tsv", "best.json", "error.svg", "correlations.svg"} <= found
+def test_stubs_are_valid_files_of_every_kind_with_versions(tmp_path):
+    out = tmp_path / "new folder" / "kang"
+    for verb, *flags in (["qc"], ["setup"], ["train", "--run", "one"], ["select"], ["de"], ["report"]):
+        arguments = [verb, "--stub", "--results", out, "--versions-yml", tmp_path / "versions.yml", *flags]
+        assert cli.main([str(argument) for argument in arguments]) == 0
+        assert all((out / path).exists() for path in layout.layout([verb], ["one"]))
+    assert anndata.read_h5ad(out / "qc" / "filtered.h5ad").n_obs == 2
+    assert gzip.decompress((out / "qc" / "cells.tsv.gz").read_bytes())
+    assert json.loads((out / "qc" / "summary.json").read_text()) == {}
+    assert (out / "qc" / "violins.png").read_bytes().startswith(b"\x89PNG")
+    assert (out / "de" / "contrasts.tsv").exists()
+    versions = yaml.safe_load((tmp_path / "versions.yml").read_text())
+    assert versions["report"]["ldvae"] == metadata.version("ldvae")
+    assert {"python", "torch", "scanpy"} <= set(versions["report"])
 
 
 def test_caches_go_where_the_job_may_write(tmp_path, monkeypatch):
@@ -300,10 +288,10 @@ def registered(tmp_path_factory):
 
 
 def train_flags(counts, folder, **options):
-    arguments = ["--counts", counts, "--checkpoint", folder / "checkpoint", "--device", "cpu", "--n-latent", 3]
-    names = ("model", "history.csv", "metrics.json", "factors.npz", "fit.tsv")
-    for name in names:
-        arguments += [f"--{name.split('.')[0]}", folder / name]
+    (folder / "setup").mkdir(parents=True, exist_ok=True)
+    shutil.copy(counts, folder / "setup" / "counts.h5ad")
+    arguments = ["--results", folder, "--run", "one", "--checkpoint", folder / "checkpoint", "--device", "cpu"]
+    arguments += ["--n-latent", 3]
     for name, value in options.items():
         arguments += [f"--{name.replace('_', '-')}", value]
     return [str(argument) for argument in arguments]
@@ -311,14 +299,14 @@ def train_flags(counts, folder, **options):
 
 def test_train_writes_what_later_steps_read(registered, tmp_path):
     assert cli.main(["train", *train_flags(registered, tmp_path, seed=3, max_epochs=3)]) == 0
-    metrics = json.loads((tmp_path / "metrics.json").read_text())
-    assert re.fullmatch(r"k3-s3-[0-9a-f]{6}", metrics["run"])
-    assert metrics["run"].replace("-s3", "") == metrics["setting"]
+    metrics = json.loads((tmp_path / "runs" / "one" / "metrics.json").read_text())
+    assert metrics["run"] == "one"
+    assert re.fullmatch(r"k3-[0-9a-f]{6}", metrics["setting"])
     assert (metrics["n_train"], metrics["n_validation"], metrics["n_test"], metrics["epochs"]) == (192, 24, 24, 3)
     # importance sampling tightens the bound that the ELBO is
     assert -metrics["marginal_ll_test"] < metrics["elbo_test"]
     assert metrics["elbo_test"] == pytest.approx(metrics["reconstruction_test"] + metrics["kl_test"])
-    factors = np.load(tmp_path / "factors.npz", allow_pickle=False)
+    factors = np.load(tmp_path / "runs" / "one" / "factors.npz", allow_pickle=False)
     assert factors["scores"].shape == (240, 3)
     assert factors["loadings"].shape == (60, 3)
     adata = anndata.read_h5ad(registered)
@@ -330,7 +318,7 @@ def test_the_predictive_check_has_the_observed_moments_of_the_held_out_cells(reg
     import pandas as pd
 
     assert cli.main(["train", *train_flags(registered, tmp_path, max_epochs=2)]) == 0
-    table = pd.read_csv(tmp_path / "fit.tsv", sep="\t")
+    table = pd.read_csv(tmp_path / "runs" / "one" / "ppc.tsv", sep="\t")
     adata = anndata.read_h5ad(registered)
     held_out = adata[adata.obs["split"] != "train"]
     for batch, cells in (("all", held_out), ("b", held_out[held_out.obs["donor"] == "b"])):
@@ -354,13 +342,13 @@ def test_a_signal_stops_training_which_goes_on_to_the_same_bits(registered, tmp_
         rest = process.communicate(timeout=120)[1]
     assert process.returncode == 128 + signal.SIGUSR1, rest
     assert "goes on from its checkpoint" in rest
-    assert not (stopped / "metrics.json").exists()
+    assert not (stopped / "runs" / "one" / "metrics.json").exists()
     again = ldvae("train", *flags)
     assert again.returncode == 0, again.stderr
     assert "Resumed from epoch" in again.stderr
     assert not (stopped / "checkpoint").exists()
     assert ldvae("train", *train_flags(registered, undisturbed, max_epochs=20)).returncode == 0
-    one, two = (np.load(folder / "factors.npz") for folder in (undisturbed, stopped))
+    one, two = (np.load(folder / "runs" / "one" / "factors.npz") for folder in (undisturbed, stopped))
     assert all(np.array_equal(one[name], two[name]) for name in one.files)
 
 

@@ -61,9 +61,9 @@ class Page(HTMLParser):
             self.texts.append(data)
 
 
-def make(root: Path, world: World, config: ReportConfig | None = None, **changes: Any) -> tuple[Page, dict[str, Any]]:
-    arguments = write_results(root, world) | changes
-    report(**arguments, config=config or ReportConfig())
+def make(root: Path, world: World, config: ReportConfig | None = None) -> tuple[Page, dict[str, Any]]:
+    arguments = write_results(root, world)
+    report(results=arguments["results"], benchmarks=arguments.get("benchmarks"), config=config or ReportConfig())
     return Page(arguments["output"]), arguments
 
 
@@ -306,10 +306,10 @@ def assert_whole(page: Page, *, contrasts: bool) -> None:
     assert not [link for link in page.links if link.startswith("#") and link[1:] not in page.ids]
 
 
-def test_without_fits_resolved_config_and_wall_times_the_rest_is_shown(tmp_path: Path) -> None:
-    page, _ = make(tmp_path, SMALL, fit=None, resolved=None, benchmarks=None, contrasts=None, de=None)
+def test_without_resolved_config_and_wall_times_the_rest_is_shown(tmp_path: Path) -> None:
+    page, _ = make(tmp_path, replace(SMALL, extras=False, n_contrasts=0))
     assert {"programs", "making"} <= set(page.ids)
-    assert not {"fit", "de"} & set(page.ids)
+    assert "de" not in page.ids
     assert "Snakemake" not in page.text
 
 
@@ -365,7 +365,7 @@ def test_warnings_say_in_plain_words_what_is_wrong(tmp_path: Path) -> None:
     programs = read(arguments["programs"])
     programs.loc[0, "technical"] = "separates batch donor1 (AUC 0.9)"
     programs.to_csv(arguments["programs"], sep="\t", index=False)
-    report(**arguments, config=ReportConfig())
+    report(results=arguments["results"], config=ReportConfig())
     warnings = " ".join(json.loads(arguments["summary"].read_text())["warnings"])
     for words in (
         "Only 120 cells passed quality control",
@@ -401,7 +401,7 @@ def test_cells_are_shown_by_what_tells_them_apart_best(tmp_path: Path) -> None:
     arguments["setup_summary"].write_text(json.dumps(setup))
     associations = read(arguments["associations"])
     assert associations["variable"][0] == "condition"
-    report(**arguments, config=ReportConfig())
+    report(results=arguments["results"], config=ReportConfig())
     assert Page(arguments["output"]).text.index("Programs by cell_type") < (
         Page(arguments["output"]).text.index("Programs by condition")
     )
@@ -419,7 +419,7 @@ def test_the_methods_say_how_genes_were_chosen(tmp_path: Path, method: str, word
     arguments = write_results(tmp_path, SMALL)
     setup = json.loads(arguments["setup_summary"].read_text()) | {"method": method}
     arguments["setup_summary"].write_text(json.dumps(setup))
-    report(**arguments, config=ReportConfig())
+    report(results=arguments["results"], config=ReportConfig())
     assert words in Page(arguments["output"]).text
 
 
@@ -427,7 +427,7 @@ def test_a_p_value_below_what_a_number_can_hold_is_not_shown_as_zero(tmp_path: P
     arguments = write_results(tmp_path, SMALL)
     associations = read(arguments["associations"]).assign(padj=0.0)
     associations.to_csv(arguments["associations"], sep="\t", index=False)
-    report(**arguments, config=ReportConfig())
+    report(results=arguments["results"], config=ReportConfig())
     assert "<1e-300" in Page(arguments["output"]).text
 
 
@@ -472,8 +472,9 @@ def test_citations_are_numbered_as_the_references_stand(small: tuple[Page, dict[
 
 
 def test_the_index_leads_to_the_reports_and_lists_all_runs(tmp_path: Path) -> None:
-    summaries = [make(tmp_path, replace(BARE, name=name))[1]["summary"] for name in ("kang", "pbmc <3k>")]
-    index(summaries=summaries, output=tmp_path / "index.html")
+    for name in ("kang", "pbmc <3k>"):
+        make(tmp_path, replace(BARE, name=name))
+    index(results=tmp_path)
     page = Page(tmp_path / "index.html")
     reports = [link for link in page.links if link.endswith("report.html")]
     assert reports == ["kang/report.html", "pbmc%20%3C3k%3E/report.html"]
@@ -483,24 +484,31 @@ def test_the_index_leads_to_the_reports_and_lists_all_runs(tmp_path: Path) -> No
 
 def test_a_missing_table_of_a_contrast_is_named(tmp_path: Path) -> None:
     arguments = write_results(tmp_path, SMALL)
-    arguments["de"] = arguments["de"][:1]
-    with pytest.raises(InputError, match=r"--de does not name contrast2.tsv.gz, which .*contrasts.tsv lists"):
-        report(**arguments, config=ReportConfig())
+    arguments["de"][1].unlink()
+    with pytest.raises(InputError, match=r"contrast2.tsv.gz is not there, but .*contrasts.tsv lists it"):
+        report(results=arguments["results"], config=ReportConfig())
 
 
-def test_metrics_without_the_best_run_are_an_error(tmp_path: Path) -> None:
+def test_a_best_run_that_was_not_compared_is_an_error(tmp_path: Path) -> None:
     arguments = write_results(tmp_path, SMALL)
-    for name in ("metrics", "histories", "fit"):
-        arguments[name] = arguments[name][:2]
-    with pytest.raises(InputError, match="the best run 'k5-s0-3fa9c5' is not among the metrics given"):
-        report(**arguments, config=ReportConfig())
+    read(arguments["select_runs"])[:2].to_csv(arguments["select_runs"], sep="\t", index=False)
+    with pytest.raises(InputError, match=r"the best run 'k5-s0-3fa9c5' is not in .*runs\.tsv"):
+        report(results=arguments["results"], config=ReportConfig())
 
 
-def test_lists_of_different_length_are_an_error(tmp_path: Path) -> None:
+def test_contrasts_of_an_older_config_are_not_shown(tmp_path: Path) -> None:
     arguments = write_results(tmp_path, SMALL)
-    arguments["histories"] = arguments["histories"][:-1]
-    with pytest.raises(InputError, match="--histories names 5 files and --metrics 6"):
-        report(**arguments, config=ReportConfig())
+    resolved = json.loads(arguments["resolved"].read_text()) | {"de": {"contrasts": []}}
+    arguments["resolved"].write_text(json.dumps(resolved))
+    report(results=arguments["results"], config=ReportConfig())
+    assert "de" not in Page(arguments["output"]).ids
+
+
+def test_a_file_that_is_missing_is_named_with_the_verb_that_writes_it(tmp_path: Path) -> None:
+    arguments = write_results(tmp_path, SMALL)
+    arguments["histories"][2].unlink()
+    with pytest.raises(InputError, match=r"history\.csv is not there .*`ldvae train` writes it"):
+        report(results=arguments["results"], config=ReportConfig())
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import anndata
@@ -22,52 +23,45 @@ GENES = [f"G{i}" for i in range(30)]
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
-    """Files of a run whose latent space has three clouds of 30 cells, and of two programs in shuffled order."""
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A results folder of a run whose latent space has three clouds of 30 cells, and of two programs in shuffled order."""
     folder = tmp_path_factory.mktemp("inputs")
+    for name in ("setup", "programs", "select"):
+        (folder / name).mkdir()
     rng = np.random.default_rng(0)
     obs = pd.DataFrame({"type": pd.Categorical(np.repeat(["a", "b", "c"], 30)), "split": "train"}, CELLS)
     counts = AnnData(sparse.csr_matrix(rng.poisson(2, (90, 30)).astype(np.float32)), obs, pd.DataFrame(index=GENES))
     counts.uns["ldvae_setup"] = {"batch_key": "", "categorical_covariate_keys": []}
-    counts.write_h5ad(folder / "counts.h5ad")
+    counts.write_h5ad(folder / "setup" / "counts.h5ad")
     scores = (rng.normal(size=(90, 3)) + 12 * np.eye(3)[np.repeat([0, 1, 2], 30)]).astype(np.float32)
     for run in ("k3-s0-aaaaaa", "k3-s1-aaaaaa"):
-        (folder / run).mkdir()
+        (folder / "runs" / run).mkdir(parents=True)
         arrays = {"scores": scores, "loadings": rng.normal(size=(30, 3)), "cells": CELLS, "genes": GENES}
-        np.savez(folder / run / "factors.npz", **arrays)
+        np.savez(folder / "runs" / run / "factors.npz", **arrays)
         scores = scores + 100
     loadings = pd.DataFrame(rng.normal(size=(30, 2)), GENES, ["P1", "P2"]).sample(frac=1, random_state=1)
     programs = pd.DataFrame(rng.normal(size=(90, 2)), CELLS, ["P1", "P2"]).sample(frac=1, random_state=1)
-    write_table(loadings, folder / "loadings.tsv", index="gene")
-    write_table(programs, folder / "scores.tsv.gz", index="cell")
-    (folder / "best.json").write_text(json.dumps({"run": "k3-s0-aaaaaa"}))
-    return {
-        "counts": folder / "counts.h5ad",
-        "best": folder / "best.json",
-        "runs": [folder / "k3-s1-aaaaaa", folder / "k3-s0-aaaaaa"],
-        "loadings": folder / "loadings.tsv",
-        "scores": folder / "scores.tsv.gz",
-    }
+    write_table(loadings, folder / "programs" / "loadings.tsv", index="gene")
+    write_table(programs, folder / "programs" / "scores.tsv.gz", index="cell")
+    (folder / "select" / "best.json").write_text(json.dumps({"run": "k3-s0-aaaaaa"}))
+    return folder
 
 
 @pytest.fixture(scope="module")
-def annotated(inputs: dict[str, object], tmp_path_factory: pytest.TempPathFactory) -> AnnData:
-    path = tmp_path_factory.mktemp("out") / "annotated.h5ad"
-    annotate(**inputs, annotated=path, config=AnnotateConfig(resolution=0.5))  # type: ignore[arg-type]
-    return anndata.read_h5ad(path)
+def annotated(inputs: Path) -> AnnData:
+    annotate(results=inputs, config=AnnotateConfig(resolution=0.5))
+    return anndata.read_h5ad(inputs / "annotated.h5ad")
 
 
-def test_factors_of_the_best_run_and_programs_are_aligned_by_name(
-    annotated: AnnData, inputs: dict[str, object]
-) -> None:
-    with np.load(inputs["runs"][1] / "factors.npz") as run:  # type: ignore[index]
+def test_factors_of_the_best_run_and_programs_are_aligned_by_name(annotated: AnnData, inputs: Path) -> None:
+    with np.load(inputs / "runs" / "k3-s0-aaaaaa" / "factors.npz") as run:
         np.testing.assert_array_equal(annotated.obsm["X_ldvae"], run["scores"])
         np.testing.assert_array_equal(annotated.varm["LDVAE_loadings"], run["loadings"])
     np.testing.assert_array_equal(annotated.obs[["Z_0", "Z_1", "Z_2"]], annotated.obsm["X_ldvae"])
-    programs = pd.read_csv(inputs["scores"], sep="\t", index_col=0).loc[CELLS]  # type: ignore[call-overload]
+    programs = pd.read_csv(inputs / "programs" / "scores.tsv.gz", sep="\t", index_col=0).loc[CELLS]
     np.testing.assert_allclose(annotated.obsm["X_programs"], programs, rtol=1e-6)
     np.testing.assert_allclose(annotated.obs["P2"], programs["P2"], rtol=1e-6)
-    loadings = pd.read_csv(inputs["loadings"], sep="\t", index_col=0).loc[GENES]  # type: ignore[call-overload]
+    loadings = pd.read_csv(inputs / "programs" / "loadings.tsv", sep="\t", index_col=0).loc[GENES]
     pd.testing.assert_frame_equal(annotated.varm["program_loadings"], loadings, check_names=False)
     assert annotated.uns["ldvae"]["run"] == "k3-s0-aaaaaa"
     assert list(annotated.uns["ldvae"]["programs"]) == ["P1", "P2"]
@@ -78,8 +72,8 @@ def test_clusters_are_the_clouds(annotated: AnnData) -> None:
     assert ((pairs > 0).sum(axis=0) == 1).all()
 
 
-def test_expression_is_log_normalised_and_counts_are_kept(annotated: AnnData, inputs: dict[str, object]) -> None:
-    counts = anndata.read_h5ad(inputs["counts"])  # type: ignore[arg-type]
+def test_expression_is_log_normalised_and_counts_are_kept(annotated: AnnData, inputs: Path) -> None:
+    counts = anndata.read_h5ad(inputs / "setup" / "counts.h5ad")
     np.testing.assert_array_equal(annotated.layers["counts"].toarray(), counts.X.toarray())
     per_cell = np.expm1(annotated.X.toarray()).sum(axis=1)
     np.testing.assert_allclose(per_cell, np.median(counts.X.toarray().sum(axis=1)), rtol=1e-4)
@@ -111,21 +105,29 @@ def test_scanpy_goes_on_from_the_file(annotated: AnnData) -> None:
     np.testing.assert_array_equal(table["G3"], annotated.X.toarray()[:, 3])
 
 
-def test_files_of_another_run_are_refused(inputs: dict[str, object], tmp_path: Path) -> None:
-    other = anndata.read_h5ad(inputs["counts"])[:50].copy()  # type: ignore[arg-type]
-    other.write_h5ad(tmp_path / "counts.h5ad")
-    (tmp_path / "best.json").write_text(json.dumps({"run": "k4-s0-bbbbbb"}))
-    loadings = pd.read_csv(inputs["loadings"], sep="\t", index_col=0)  # type: ignore[call-overload]
-    write_table(loadings[1:], tmp_path / "loadings.tsv", index="gene")
+def test_files_of_another_run_are_refused(inputs: Path, tmp_path: Path) -> None:
+    def fewer_cells(folder: Path) -> None:
+        anndata.read_h5ad(inputs / "setup" / "counts.h5ad")[:50].copy().write_h5ad(folder / "setup" / "counts.h5ad")
+
+    def another_run(folder: Path) -> None:
+        (folder / "select" / "best.json").write_text(json.dumps({"run": "k4-s0-bbbbbb"}))
+
+    def fewer_genes(folder: Path) -> None:
+        loadings = pd.read_csv(inputs / "programs" / "loadings.tsv", sep="\t", index_col=0)
+        write_table(loadings[1:], folder / "programs" / "loadings.tsv", index="gene")
+
     wrong = {
-        "its 90 cells are not the 50 of the counts file": {"counts": tmp_path / "counts.h5ad"},
-        "names run k4-s0-bbbbbb as the best, whose folder is not given": {"best": tmp_path / "best.json"},
-        "lacks 1 of the 30 names in the counts": {"loadings": tmp_path / "loadings.tsv"},
+        "its 90 cells are not the 50 of the counts file": fewer_cells,
+        r"k4-s0-bbbbbb/factors\.npz is not there .*`ldvae train` writes it": another_run,
+        "lacks 1 of the 30 names in the counts": fewer_genes,
     }
-    for message, change in wrong.items():
+    for number, (message, change) in enumerate(wrong.items()):
+        folder = shutil.copytree(inputs, tmp_path / str(number))
+        (folder / "annotated.h5ad").unlink(missing_ok=True)
+        change(folder)
         with pytest.raises(InputError, match=message):
-            annotate(**inputs | change, annotated=tmp_path / "out.h5ad", config=AnnotateConfig())  # type: ignore[arg-type]
-    assert not (tmp_path / "out.h5ad").exists()
+            annotate(results=folder, config=AnnotateConfig())
+        assert not (folder / "annotated.h5ad").exists()
 
 
 def test_many_cells_whose_neighbours_are_approximate() -> None:

@@ -113,23 +113,22 @@ def tables(counts: AnnData, tmp_path_factory: pytest.TempPathFactory) -> tuple[p
     folder = tmp_path_factory.mktemp("de")
     counts = counts.copy()
     counts.obs["rare"] = ["few"] * 3 + ["many"] * (counts.n_obs - 3)
-    counts.write_h5ad(folder / "counts.h5ad")
+    (folder / "setup").mkdir()
+    (folder / "select").mkdir()
+    counts.write_h5ad(folder / "setup" / "counts.h5ad")
     adata = counts.copy()
     LinearSCVI.setup_anndata(adata)
     model = LinearSCVI(adata, n_latent=3, n_hidden=32)
     model.train(max_epochs=60, batch_size=32, plan_kwargs={"lr": 1e-2}, accelerator="cpu")
-    model.save(folder / "run" / "model")
-    (folder / "best.json").write_text(json.dumps({"run": "run"}))
+    model.save(folder / "runs" / "run" / "model")
+    (folder / "select" / "best.json").write_text(json.dumps({"run": "run"}))
     entries = [{"column": "condition", "group1": "stim", "group2": "ctrl", "within": "type"}, {"column": "type"}]
     entries.append({"column": "rare", "group1": "few"})
     de(
-        counts=folder / "counts.h5ad",
-        best=folder / "best.json",
-        runs=[folder / "run"],
-        output=folder / "out",
+        results=folder,
         config=DeConfig(contrasts=entries, replicate_key="donor", min_cells=5, n_samples=1000),
     )
-    return read_table(folder / "out" / "contrasts.tsv"), folder / "out"
+    return read_table(folder / "de" / "contrasts.tsv"), folder / "de"
 
 
 def test_each_contrast_has_its_files_and_numbers(tables: tuple[pd.DataFrame, Path]) -> None:

@@ -1,6 +1,7 @@
 """The steps select, programs, project and simulate read what runs wrote and write the tables of the results."""
 
 import json
+import shutil
 
 import anndata as ad
 import numpy as np
@@ -69,7 +70,8 @@ def dataset(tmp_path_factory):
     adata = made.to_anndata()
     adata.obs["total_counts"] = np.asarray(made.counts.sum(axis=1)).ravel()
     adata.uns["ldvae_setup"] = {"batch_key": "batch"}
-    adata.write_h5ad(root / "counts.h5ad")
+    (root / "setup").mkdir()
+    adata.write_h5ad(root / "setup" / "counts.h5ad")
     rng = np.random.default_rng(0)
     runs = []
     for setting, (n_latent, elbo) in SETTINGS.items():
@@ -77,17 +79,21 @@ def dataset(tmp_path_factory):
             worse = 60 if (setting, seed) == ("k10-bbbbbb", 3) else 0
             value = elbo + worse + 0.2 * (seed - 2)
             runs.append(write_run(root / "runs", made, n_latent, seed, value, setting, rng))
-    select(runs=runs, output=root / "select", config=SelectConfig())
+    select(results=root, config=SelectConfig())
     members = [f"gene_{i}" for i in np.flatnonzero(made.loadings["identity_0"] > 0)]
     (root / "sets.gmt").write_text("\t".join(["TERM_0", "", *members]) + "\n")
     programs(
-        best=root / "select" / "best.json",
-        runs=runs,
-        counts=root / "counts.h5ad",
-        output=root / "programs",
+        results=root,
         config=ProgramsConfig(gene_sets=[str(root / "sets.gmt")]),
     )
     return root, runs, made
+
+
+@pytest.fixture
+def again(dataset, tmp_path):
+    """The runs alone of that dataset, in a folder of their own."""
+    shutil.copytree(dataset[0] / "runs", tmp_path / "again" / "runs")
+    return tmp_path / "again"
 
 
 def test_select_leaves_out_the_bad_fit_and_takes_the_fewest_factors_of_the_equally_good(dataset):
@@ -125,34 +131,38 @@ def test_select_compares_settings_by_the_fits_it_keeps(dataset):
         ({"setting": "k12-cccccc"}, "k12-cccccc"),
     ],
 )
-def test_select_follows_the_rule_or_the_hand(dataset, tmp_path, options, chosen):
-    select(runs=dataset[1], output=tmp_path, config=SelectConfig(**options))
-    assert json.loads((tmp_path / "best.json").read_text())["setting"] == chosen
+def test_select_follows_the_rule_or_the_hand(again, options, chosen):
+    select(results=again, config=SelectConfig(**options))
+    assert json.loads((again / "select" / "best.json").read_text())["setting"] == chosen
 
 
-def test_select_of_one_fit_says_that_no_rank_is_known(dataset, tmp_path):
-    select(runs=dataset[1][:1], output=tmp_path, config=SelectConfig())
-    best = json.loads((tmp_path / "best.json").read_text())
+def test_select_of_one_fit_says_that_no_rank_is_known(again):
+    select(results=again, runs=["k8-s0-aaaaaa"], config=SelectConfig())
+    best = json.loads((again / "select" / "best.json").read_text())
     assert best["reproducible_rank"] is None
     assert best["runs"] == ["k8-s0-aaaaaa"]
-    assert len(read_table(tmp_path / "correlations.tsv")) == 0
+    assert len(read_table(again / "select" / "correlations.tsv")) == 0
 
 
-def test_select_writes_the_same_figures_again(dataset, tmp_path):
-    select(runs=dataset[1], output=tmp_path, config=SelectConfig())
+def test_select_writes_the_same_figures_again(dataset, again):
+    select(results=again, config=SelectConfig())
     for name in ("error.svg", "correlations.svg"):
-        assert (tmp_path / name).read_bytes() == (dataset[0] / "select" / name).read_bytes()
+        assert (again / "select" / name).read_bytes() == (dataset[0] / "select" / name).read_bytes()
 
 
-def test_select_refuses_an_unknown_setting_and_runs_of_other_cells(dataset, tmp_path):
+def test_select_refuses_an_unknown_setting_and_runs_of_other_cells(again):
     with pytest.raises(InputError, match="'k9-dddddd' is not in the sweep; found k8-aaaaaa, k10-bbbbbb"):
-        select(runs=dataset[1], output=tmp_path, config=SelectConfig(setting="k9-dddddd"))
+        select(results=again, config=SelectConfig(setting="k9-dddddd"))
     other = draw("mixed", n_obs=100, n_vars=400, n_up=40, n_down=10, seed=1)
-    stray = write_run(tmp_path, other, 8, 9, 421.0, "k8-aaaaaa", np.random.default_rng(0))
-    with pytest.raises(InputError, match="its cells differ"):
-        select(runs=[*dataset[1], stray], output=tmp_path, config=SelectConfig())
+    write_run(again / "runs", other, 8, 9, 421.0, "k8-aaaaaa", np.random.default_rng(0))
+    with pytest.raises(InputError, match="the cells of run k8-s9-aaaaaa differ"):
+        select(results=again, config=SelectConfig())
     with pytest.raises(InputError, match="given twice"):
-        select(runs=dataset[1][:1] * 2, output=tmp_path, config=SelectConfig())
+        select(results=again, runs=["k8-s0-aaaaaa"] * 2, config=SelectConfig())
+    with pytest.raises(InputError, match=r"k9-s0-eeeeee/metrics\.json is not there .*`ldvae train` writes it"):
+        select(results=again, runs=["k9-s0-eeeeee"], config=SelectConfig())
+    with pytest.raises(InputError, match="holds no finished run to compare"):
+        select(results=again / "empty", config=SelectConfig())
 
 
 def test_programs_tables_agree_with_each_other(dataset):
@@ -193,20 +203,19 @@ def test_programs_are_named_by_enriched_terms_and_associated_with_their_cells(da
     assert set(associations.loc[associations["technical"], "variable"]) == {"batch", "total_counts"}
 
 
-def test_projected_scores_are_those_of_the_programs(dataset, tmp_path):
+def test_projected_scores_are_those_of_the_programs(dataset):
     root, _, _ = dataset
     project(
-        input=[str(root / "counts.h5ad")],
-        programs=root / "programs",
-        scores=tmp_path / "scores.tsv.gz",
-        summary=tmp_path / "summary.json",
+        results=root,
+        name="same",
+        input=[str(root / "setup" / "counts.h5ad")],
         config=ProjectConfig(batch_key="batch"),
     )
     old = read_table(root / "programs" / "scores.tsv.gz", index="cell")
-    new = read_table(tmp_path / "scores.tsv.gz", index="cell")
+    new = read_table(root / "project" / "same" / "scores.tsv.gz", index="cell")
     assert list(new.index) == list(old.index)
     assert new.corrwith(old).min() > 0.85
-    summary = json.loads((tmp_path / "summary.json").read_text())
+    summary = json.loads((root / "project" / "same" / "summary.json").read_text())
     assert summary["n_found"] == 400
     assert summary["missing"] == []
 
@@ -215,35 +224,33 @@ def test_projection_says_which_genes_it_lacks(dataset, tmp_path):
     root, _, made = dataset
     made.to_anndata()[:50, 300:].write_h5ad(tmp_path / "few.h5ad")
     project(
+        results=root,
+        name="few",
         input=[str(tmp_path / "few.h5ad")],
-        programs=root / "programs",
-        scores=tmp_path / "scores.tsv.gz",
-        summary=tmp_path / "summary.json",
         config=ProjectConfig(),
     )
-    summary = json.loads((tmp_path / "summary.json").read_text())
+    summary = json.loads((root / "project" / "few" / "summary.json").read_text())
     assert summary["missing"] == [f"gene_{g}" for g in range(300)]
     assert summary["n_found"] == 100
     assert any("its scores are uncertain" in warning for warning in summary["warnings"])
 
 
 def test_projection_needs_a_finished_folder_and_a_known_gene_column(dataset, tmp_path):
-    places = {"scores": tmp_path / "scores.tsv.gz", "summary": tmp_path / "summary.json"}
-    counts = [str(dataset[0] / "counts.h5ad")]
-    with pytest.raises(InputError, match=r"has no model\.npz"):
-        project(input=counts, programs=tmp_path, config=ProjectConfig(), **places)
+    counts = [str(dataset[0] / "setup" / "counts.h5ad")]
+    with pytest.raises(InputError, match=r"model\.npz is not there .*`ldvae programs` writes it"):
+        project(results=tmp_path, name="other", input=counts, config=ProjectConfig())
     with pytest.raises(InputError, match="no var column 'symbol'"):
-        project(input=counts, programs=dataset[0] / "programs", config=ProjectConfig(gene_column="symbol"), **places)
+        project(results=dataset[0], name="other", input=counts, config=ProjectConfig(gene_column="symbol"))
 
 
 def test_programs_refuse_missing_runs_and_files_that_are_no_gene_sets(dataset, tmp_path):
-    root, runs, _ = dataset
-    places = {"best": root / "select" / "best.json", "counts": root / "counts.h5ad", "output": tmp_path}
-    with pytest.raises(InputError, match="which is not among the folders given"):
-        programs(runs=runs[:5], config=ProgramsConfig(), **places)
+    root = shutil.copytree(dataset[0], tmp_path / "results")
     (tmp_path / "bad.gmt").write_text("TERM GENE1 GENE2\n")
     with pytest.raises(InputError, match="line 1 has 1 fields; expected a term, a description and at least one gene"):
-        programs(runs=runs, config=ProgramsConfig(gene_sets=[str(tmp_path / "bad.gmt")]), **places)
+        programs(results=root, config=ProgramsConfig(gene_sets=[str(tmp_path / "bad.gmt")]))
+    shutil.rmtree(root / "runs" / "k10-s0-bbbbbb")
+    with pytest.raises(InputError, match=r"k10-s0-bbbbbb/factors\.npz is not there .*`ldvae train` writes it"):
+        programs(results=root, config=ProgramsConfig())
 
 
 def test_the_step_simulate_writes_counts_with_their_truth(tmp_path):

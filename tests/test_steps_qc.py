@@ -14,6 +14,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from ldvae import cli
+from ldvae import results as layout
 from ldvae.config import QcConfig
 from ldvae.errors import InputError
 from ldvae.io import read_file, read_table
@@ -41,13 +42,8 @@ def run(raw: AnnData, folder: Path, config: QcConfig, **arguments: object) -> tu
     raw.write_h5ad(folder / "raw.h5ad")
     out = {name: folder / f"qc/{name}" for name in ("violins.png", "scatter.png", "filtered.h5ad", "cells.tsv.gz")}
     qc(
+        results=folder,
         input=[str(folder / "raw.h5ad")],
-        dataset="test",
-        filtered=out["filtered.h5ad"],
-        cells=out["cells.tsv.gz"],
-        summary=folder / "qc/summary.json",
-        violins=out["violins.png"],
-        scatter=out["scatter.png"],
         config=config,
         **arguments,  # type: ignore[arg-type]
     )
@@ -174,16 +170,14 @@ def test_several_files_are_batches_of_their_own(raw: AnnData, tmp_path: Path) ->
         raw[raw.obs["batch"] == name].copy().write_h5ad(tmp_path / f"{name}.h5ad")
     qc(
         input=[str(tmp_path / "deep.h5ad"), str(tmp_path / "shallow.h5ad")],
-        filtered=tmp_path / "filtered.h5ad",
-        cells=tmp_path / "cells.tsv.gz",
-        summary=tmp_path / "summary.json",
+        results=tmp_path,
         config=QcConfig(doublets="off"),
     )
-    summary = json.loads((tmp_path / "summary.json").read_text())
+    summary = json.loads((tmp_path / "qc" / "summary.json").read_text())
     assert summary["batch_key"] == "file"
     assert {name: sizes["before"] for name, sizes in summary["per_batch"].items()} == {"deep": 30, "shallow": 30}
     assert set(summary["thresholds"]["total_counts"]) == {"deep", "shallow"}
-    assert anndata.read_h5ad(tmp_path / "filtered.h5ad").uns["ldvae_qc"]["batch_key"] == "file"
+    assert anndata.read_h5ad(tmp_path / "qc" / "filtered.h5ad").uns["ldvae_qc"]["batch_key"] == "file"
 
 
 def test_the_input_is_only_read(raw: AnnData, tmp_path: Path) -> None:
@@ -193,9 +187,8 @@ def test_the_input_is_only_read(raw: AnnData, tmp_path: Path) -> None:
     before = (folder / "counts.h5ad").read_bytes()
     (folder / "counts.h5ad").chmod(0o444)
     folder.chmod(0o555)
-    outputs = {name: tmp_path / name for name in ("filtered", "cells", "summary")}
     try:
-        qc(input=[str(folder / "counts.h5ad")], **outputs, config=QcConfig(doublets="off"))
+        qc(input=[str(folder / "counts.h5ad")], results=tmp_path, config=QcConfig(doublets="off"))
     finally:
         folder.chmod(0o755)
     assert [path.name for path in folder.iterdir()] == ["counts.h5ad"]
@@ -237,8 +230,6 @@ def test_a_real_file_passes_check_and_qc_or_is_refused_in_one_line(
 ) -> None:
     path, expected = shared_data / "bad" / name, REAL_FILES[name]
     shapes = expected if isinstance(expected, tuple) else ()
-    outputs = {"filtered": "f.h5ad", "cells": "c.tsv.gz", "summary": "s.json", "violins": "v.png", "scatter": "s.png"}
-    flags = [text for flag, file in outputs.items() for text in (f"--{flag}", str(tmp_path / file))]
 
     def call(*arguments: str, refused: str) -> str:
         assert cli.main(arguments) == (2 if refused else 0)
@@ -252,9 +243,10 @@ def test_a_real_file_passes_check_and_qc_or_is_refused_in_one_line(
     said = call("check", str(path), refused="" if shapes else expected)
     assert not shapes or f"raw counts of {shapes[0]} cells and {shapes[1]} genes" in said
     refused = "" if len(shapes) == 4 else (shapes or ("", "", expected))[2]
-    call("qc", "--input", str(path), "--doublets", "off", *flags, refused=refused)
-    assert {file.name for file in tmp_path.iterdir()} == (set() if refused else set(outputs.values()))
+    call("qc", "--input", str(path), "--doublets", "off", "--results", str(tmp_path), refused=refused)
+    written = {path for path in layout.layout(["qc"], []) if (tmp_path / path).exists()}
+    assert written == (set() if refused else set(layout.layout(["qc"], [])))
     if not refused:
-        kept = anndata.read_h5ad(tmp_path / "f.h5ad")
+        kept = anndata.read_h5ad(tmp_path / "qc" / "filtered.h5ad")
         assert kept.shape == shapes[2:]
         assert (read_file(path)[kept.obs_names, kept.var_names].X != kept.X).nnz == 0

@@ -34,16 +34,12 @@ def filtered() -> AnnData:
 
 
 def run(adata: AnnData, folder: Path, **options: object) -> tuple[AnnData, pd.DataFrame, dict]:
-    adata.write_h5ad(folder / "filtered.h5ad")
-    setup(
-        filtered=folder / "filtered.h5ad",
-        counts=folder / "counts.h5ad",
-        gene_table=folder / "genes.tsv",
-        summary=folder / "summary.json",
-        config=SetupConfig(**options),  # type: ignore[arg-type]
-    )
-    genes = read_table(folder / "genes.tsv", index="gene")
-    return anndata.read_h5ad(folder / "counts.h5ad"), genes, json.loads((folder / "summary.json").read_text())
+    (folder / "qc").mkdir(exist_ok=True)
+    adata.write_h5ad(folder / "qc" / "filtered.h5ad")
+    setup(results=folder, config=SetupConfig(**options))  # type: ignore[arg-type]
+    genes = read_table(folder / "setup" / "genes.tsv", index="gene")
+    summary = json.loads((folder / "setup" / "summary.json").read_text())
+    return anndata.read_h5ad(folder / "setup" / "counts.h5ad"), genes, summary
 
 
 def test_variable_genes_are_those_that_differ(filtered: AnnData, tmp_path: Path) -> None:

@@ -45,26 +45,30 @@ workflow LDVAE {
         .map { meta, folders, it -> [meta, it.runs.collect { run -> folders.find { folder -> folder.name == run.run } }] }
 
     SELECT(runs.join(dataset).map { meta, folders, it -> [meta, folders, it.flags.select] })
-    best = SELECT.out.best
+    // A process gets folders of the results, each under its own name, and the runs.
+    chosen = SETUP.out.setup.join(SELECT.out.select)
     PROGRAMS(
-        best.join(runs).join(SETUP.out.counts).join(dataset).map { meta, chosen, folders, registered, it ->
-            [meta, chosen, folders, registered, tables(it.tables.programs), it.flags.programs]
+        chosen.join(runs).join(dataset).map { meta, setup, select, folders, it ->
+            [meta, [setup, select], folders, tables(it.tables.programs), it.flags.programs]
         }
     )
     ANNOTATE(
-        SETUP.out.counts.join(best).join(runs).join(PROGRAMS.out.scores).join(dataset).map { row -> row[0..-2] + row[-1].flags.annotate }
+        chosen.join(PROGRAMS.out.programs).join(runs).join(dataset).map { meta, setup, select, programs, folders, it ->
+            [meta, [setup, select, programs], folders, it.flags.annotate]
+        }
     )
     // Clusters are made by ANNOTATE, for which the other comparisons need not wait.
     clusters = ANNOTATE.out.annotated
         .join(dataset.filter { _meta, it -> it.compares_clusters })
-        .map { meta, annotated, _it -> [meta, annotated] }
+        .map { meta, annotated, _it -> [meta, [annotated]] }
         .mix(dataset.filter { _meta, it -> !it.compares_clusters }.map { meta, _it -> [meta, []] })
     DE(
-        SETUP.out.counts.join(best).join(runs).join(clusters).join(dataset)
+        chosen.join(clusters).join(runs).join(dataset)
             .filter { row -> row[-1].contrasts }
-            .map { row -> row[0..-2] + row[-1].flags.de }
+            .map { meta, setup, select, annotated, folders, it -> [meta, [setup, select] + annotated, folders, it.flags.de] }
     )
-    de = DE.out.de.mix(dataset.filter { _meta, it -> !it.contrasts }.map { meta, _it -> [meta, []] })
+    de = DE.out.de.map { meta, folder -> [meta, [folder]] }
+        .mix(dataset.filter { _meta, it -> !it.contrasts }.map { meta, _it -> [meta, []] })
 
     PROJECT(
         PROGRAMS.out.programs.join(dataset).flatMap { meta, programs, it ->
@@ -73,26 +77,21 @@ workflow LDVAE {
     )
 
     REPORT(
-        QC.out.tables.map { meta, cells, summary -> [meta, [cells, summary]] }
-            .join(SETUP.out.tables.map { meta, _genes, summary -> [meta, summary] })
-            .join(runs)
-            .join(best.join(SELECT.out.tables).map { row -> [row[0], row[1..-1]] })
-            .join(PROGRAMS.out.programs)
-            .join(ANNOTATE.out.annotated)
-            .join(de)
-            .join(dataset)
-            .map { row -> row[0..-2] + [row[-1].resolved, row[-1].flags.report] }
+        QC.out.qc.join(chosen).join(PROGRAMS.out.programs).join(ANNOTATE.out.annotated).join(de).join(runs).join(dataset)
+            .map { meta, qc, setup, select, programs, annotated, compared, folders, it ->
+                [meta, [qc, setup, select, programs, annotated] + compared, folders, it.resolved, it.flags.report]
+            }
     )
     INDEX(plan.map { it.datasets*.dataset }, REPORT.out.report.map { _meta, page, _summary, _figures -> page.parent }.collect())
 
     emit:
     counts = SETUP.out.counts // [meta, h5ad]: genes, columns and split as the models were trained on
     runs = runs // [meta, folders]: each with model/, history.csv, metrics.json, factors.npz
-    best = best // [meta, json]: the setting that was chosen and its runs
+    select = SELECT.out.select // [meta, folder]: best.json names the setting that was chosen and its runs
     programs = PROGRAMS.out.programs // [meta, folder]
     annotated = ANNOTATE.out.annotated // [meta, h5ad]
     de = DE.out.de // [meta, folder]
-    projected = PROJECT.out.scores // [meta, [scores, summary]]
+    projected = PROJECT.out.scores // [meta, folder]
     report = REPORT.out.report // [meta, html, json, folder of figures]
     versions = QC.out.versions.mix(
         SETUP.out.versions, TRAIN.out.versions, SELECT.out.versions, PROGRAMS.out.versions,

@@ -24,7 +24,7 @@ class Results:
     #: metrics.json and history.csv of each run, by run id.
     metrics: dict[str, dict[str, Any]]
     histories: dict[str, pd.DataFrame]
-    #: fit.tsv of the best run: posterior predictive checks, one row per gene and batch.
+    #: ppc.tsv of the best run: posterior predictive checks, one row per gene and batch.
     fit: pd.DataFrame
     runs: pd.DataFrame
     settings: pd.DataFrame

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import warnings
-from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,9 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from ldvae.config import AnnotateConfig, Output
-from ldvae.errors import InputError, suggestion
-from ldvae.io import atomic, read_h5ad, read_table
+from ldvae import results as layout
+from ldvae.config import AnnotateConfig
+from ldvae.errors import InputError
+from ldvae.io import atomic, read_h5ad
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -23,42 +22,22 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def annotate(
-    *,
-    counts: Path,
-    best: Path,
-    runs: list[Path],
-    loadings: Path,
-    scores: Path,
-    annotated: Output,
-    config: AnnotateConfig,
-) -> None:
+def annotate(*, results: Path, config: AnnotateConfig) -> None:
     """Put factors, programs, neighbours, UMAP and clusters into one AnnData.
 
     Parameters
     ----------
-    counts
-        AnnData (h5ad) of `ldvae setup`.
-    best
-        JSON of `ldvae select`, which names the best run.
-    runs
-        Folders of the runs, each called as its run.
-    loadings
-        Table of the programs' loadings, genes by programs.
-    scores
-        Table of the programs' scores, cells by programs.
-    annotated
-        AnnData (h5ad): log-normalised `X`, layer counts, obsm X_ldvae, X_programs and X_umap, varm LDVAE_loadings and
-        program_loadings; in obs the scores (Z_0, …, P1, …) and clusters (leiden).
+    results
+        Folder of the results of the dataset, such as results/kang.
     """
     import scanpy
 
-    adata = read_h5ad(counts)
-    run = best_run(best, runs)
+    adata = read_h5ad(layout.COUNTS.existing(results))
+    run = layout.BEST.read(results)["run"]
     if config.normalized_layer:
-        adata.layers["ldvae_normalized"] = normalized(adata, run / "model")
-    add_factors(adata, run / "factors.npz")
-    add_programs(adata, loadings, scores)
+        adata.layers["ldvae_normalized"] = normalized(adata, layout.MODEL.existing(results, run=run))
+    add_factors(adata, layout.FACTORS.existing(results, run=run))
+    add_programs(adata, results)
     adata.layers["counts"] = adata.X.copy()
     with warnings.catch_warnings():  # scanpy's own deprecations
         warnings.simplefilter("ignore")
@@ -68,24 +47,13 @@ def annotate(
     logger.info("%d cells in %d clusters.", adata.n_obs, adata.obs["leiden"].nunique())
     adata.uns["ldvae"] = {
         "version": metadata.version("ldvae"),
-        "run": run.name,
+        "run": run,
         "n_latent": adata.obsm["X_ldvae"].shape[1],
         "programs": adata.varm["program_loadings"].columns.to_numpy(str),
         "setup": adata.uns.pop("ldvae_setup", {}),
     }
-    with atomic(annotated) as temporary:
+    with atomic(layout.ANNOTATED.at(results)) as temporary:
         adata.write_h5ad(temporary, compression="gzip")
-
-
-def best_run(best: Path, runs: Sequence[Path]) -> Path:
-    """The folder of the best run, among those given."""
-    name = json.loads(best.read_text())["run"]
-    for folder in runs:
-        if folder.name == name:
-            return folder
-    raise InputError(
-        f"{best}: names run {name} as the best, whose folder is not given.{suggestion(name, [r.name for r in runs])}"
-    )
 
 
 def normalized(adata: AnnData, model: Path) -> np.ndarray:
@@ -112,13 +80,16 @@ def add_factors(adata: AnnData, factors: Path) -> None:
     adata.varm["LDVAE_loadings"] = pd.DataFrame(weights, index=adata.var_names, columns=names)
 
 
-def add_programs(adata: AnnData, loadings: Path, scores: Path) -> None:
+def add_programs(adata: AnnData, results: Path) -> None:
     """Add the consensus programs: obsm X_programs, obs P1, …, varm program_loadings."""
-    weights, values = read_table(loadings, index="gene"), read_table(scores, index="cell")
-    for path, table, names in ((loadings, weights, adata.var_names), (scores, values, adata.obs_names)):
+    weights, values = layout.LOADINGS.read_table(results), layout.SCORES.read_table(results)
+    for file, table, names in (
+        (layout.LOADINGS, weights, adata.var_names),
+        (layout.SCORES, values, adata.obs_names),
+    ):
         absent = names[~names.isin(table.index)]
         if len(absent):
-            raise InputError(f"{path}: lacks {len(absent)} of the {len(names)} names in the counts, e.g. {absent[0]}.")
+            raise InputError(f"{file.at(results)}: lacks {len(absent)} of the {len(names)} names in the counts, e.g. {absent[0]}.")
     values = values.loc[adata.obs_names].astype(np.float32)
     adata.obsm["X_programs"] = values.to_numpy()
     adata.obs[list(values)] = values

@@ -14,10 +14,10 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from ldvae.config import DeConfig, Output
+from ldvae import results as layout
+from ldvae.config import DeConfig
 from ldvae.errors import InputError, suggestion
 from ldvae.io import atomic, collected_warnings, obs_column, read_h5ad, write_json, write_table
-from ldvae.steps.annotate import best_run
 
 if TYPE_CHECKING:
     from ldvae.model import LinearSCVI
@@ -46,30 +46,13 @@ class Contrast(NamedTuple):
         return f"{self.group1} vs {self.group2}" + (f" in {self.within}" if self.within_column else "")
 
 
-def de(
-    *,
-    counts: Path,
-    best: Path,
-    runs: list[Path],
-    annotated: Path | None = None,
-    output: Output,
-    config: DeConfig,
-) -> None:
+def de(*, results: Path, config: DeConfig) -> None:
     """Find the genes that differ between groups of cells, with the best run's model and in pseudobulks.
 
     Parameters
     ----------
-    counts
-        AnnData (h5ad) of `ldvae setup`.
-    best
-        JSON of `ldvae select`, which names the best run.
-    runs
-        Folders of the runs, each called as its run, with the model inside.
-    annotated
-        AnnData (h5ad) of `ldvae annotate`, for contrasts between its clusters (column leiden).
-    output
-        Folder: contrasts.tsv, summary.json (what was skipped, and why), and for each contrast a table of all genes and
-        a volcano plot.
+    results
+        Folder of the results of the dataset, such as results/kang.
 
     Notes
     -----
@@ -86,18 +69,18 @@ def de(
 
     from ldvae.model import LinearSCVI
 
-    adata = read_h5ad(counts)
-    if annotated is not None:
-        add_clusters(adata, annotated)
+    adata = read_h5ad(layout.COUNTS.existing(results))
+    if any("leiden" in (contrast.get("column"), contrast.get("within")) for contrast in config.contrasts):
+        add_clusters(adata, layout.ANNOTATED.existing(results))
     with collected_warnings() as skipped:
         contrasts = find_contrasts(adata.obs, config)
-    model = LinearSCVI.load(best_run(best, runs) / "model", adata)
+    model = LinearSCVI.load(layout.MODEL.existing(results, run=layout.BEST.read(results)["run"]), adata)
     replicates = None
     if config.replicate_key is not None:
         replicates = obs_column(adata.obs, config.replicate_key).astype(str).to_numpy()
 
     rows: list[dict[str, Any]] = []
-    with atomic(output) as folder:
+    with atomic(layout.DE.at(results)) as folder:
         folder.mkdir()
         tables = chain.from_iterable(model_based(model, adata, block, config) for block in blocks(contrasts))
         for contrast, table, name, stem in zip(contrasts, tables, *distinct_names(contrasts), strict=True):

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 
-from ldvae.config import Output
+from ldvae import results as layout
 from ldvae.io import atomic
 from ldvae.report.page import render_index
 
 
-def index(*, summaries: list[Path], output: Output) -> None:
+def index(*, results: Path, datasets: list[str] | None = None) -> None:
     """Write the page that leads to the reports of all datasets and compares all runs.
 
     Parameters
     ----------
-    summaries
-        The report.json of each dataset; its report.html lies beside it.
-    output
-        The page (html).
+    results
+        Folder of the results of all datasets, such as results.
+    datasets
+        Names of the datasets, in the order of the page; not given: all that have a report.
     """
-    found = []
-    for path in summaries:
-        summary = json.loads(Path(path).read_text(encoding="utf-8"))
-        page = Path(path).parent / summary["page"]
-        found.append({**summary, "report": Path(os.path.relpath(page, output.parent)).as_posix()})
-    with atomic(output) as temporary:
+    names = datasets or sorted(path.parent.name for path in results.glob(f"*/{layout.REPORT_SUMMARY.path}"))
+    found = [
+        {**layout.REPORT_SUMMARY.read(results / name), "report": f"{name}/{layout.PAGE.path}"} for name in names
+    ]
+    with atomic(layout.INDEX.at(results)) as temporary:
         temporary.write_text(render_index(found), encoding="utf-8")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from ldvae.config import Output, ProgramsConfig
+from ldvae import results as layout
+from ldvae.config import ProgramsConfig
 from ldvae.errors import InputError
 from ldvae.io import atomic, read_h5ad, write_json, write_table
 from ldvae.programs import (
@@ -24,32 +24,21 @@ from ldvae.programs import (
     split_sides,
     top_genes,
 )
-from ldvae.steps.select import read_factors, read_metrics
+from ldvae.steps.select import read_factors
 
 logger = logging.getLogger(__name__)
 
 
-def programs(*, best: Path, runs: list[Path], counts: Path, output: Output, config: ProgramsConfig) -> None:
+def programs(*, results: Path, config: ProgramsConfig) -> None:
     """Average the chosen fits, turn what they share into gene programs, and say what the programs are.
 
     Parameters
     ----------
-    best
-        best.json of the step select: the runs to average and the reproducible rank.
-    runs
-        Folders of runs, each with metrics.json and factors.npz; those that best.json does not name are ignored.
-    counts
-        AnnData (h5ad) of the step setup, for what is known of the cells.
-    output
-        Folder for loadings.tsv, weighted.tsv, scores.tsv.gz, consensus.tsv, top_genes.tsv, programs.tsv, stability.tsv,
-        associations.tsv, enrichment.tsv, programs.gmt, starcat.tsv, model.npz (for `ldvae project`) and summary.json.
+    results
+        Folder of the results of the dataset, such as results/kang.
     """
-    choice = json.loads(best.read_text())
-    folders = {read_metrics(folder)["run"]: folder for folder in runs}
-    missing = [run for run in choice["runs"] if run not in folders]
-    if missing:
-        raise InputError(f"{best}: names run {missing[0]}, which is not among the folders given. Give all its runs.")
-    factors = read_factors([folders[run] for run in choice["runs"]])
+    choice = layout.BEST.read(results)
+    factors = read_factors(results, choice["runs"])
     found = find_programs(
         factors.scores,
         factors.loadings,
@@ -63,7 +52,7 @@ def programs(*, best: Path, runs: list[Path], counts: Path, output: Output, conf
     )
     for warning in found.warnings:
         logger.warning(warning)
-    obs, batch_key = read_obs(counts)
+    obs, batch_key = read_obs(layout.COUNTS.existing(results))
     related = associations(
         found.scores,
         obs,
@@ -74,19 +63,20 @@ def programs(*, best: Path, runs: list[Path], counts: Path, output: Output, conf
     columns = ["program", "side", "term", "library", "overlap", "n_term", "odds_ratio", "p", "padj", "genes"]
     enriched = pd.concat(libraries, ignore_index=True) if libraries else pd.DataFrame(columns=columns)
 
-    write_table(found.loadings, output / "loadings.tsv", index="gene")
-    write_table(found.weighted, output / "weighted.tsv", index="gene")
-    write_table(found.scores, output / "scores.tsv.gz", index="cell")
-    write_table(long_table(found), output / "consensus.tsv")
-    write_table(top_genes(found, config.n_top), output / "top_genes.tsv")
-    write_table(describe(found, related, enriched, limit=config.technical_r), output / "programs.tsv", index="program")
+    write_table(found.loadings, layout.LOADINGS.at(results), index="gene")
+    write_table(found.weighted, layout.WEIGHTED.at(results), index="gene")
+    write_table(found.scores, layout.SCORES.at(results), index="cell")
+    write_table(long_table(found), layout.CONSENSUS.at(results))
+    write_table(top_genes(found, config.n_top), layout.TOP_GENES.at(results))
+    table = describe(found, related, enriched, limit=config.technical_r)
+    write_table(table, layout.PROGRAMS.at(results), index="program")
     stability = found.cosines.rename_axis("run", axis=1).stack().rename("cosine").reset_index()
-    write_table(stability, output / "stability.tsv")
-    write_table(related, output / "associations.tsv")
-    write_table(enriched, output / "enrichment.tsv")
-    write_gmt(gene_sets(found), output / "programs.gmt")
-    write_table(split_sides(found), output / "starcat.tsv", index="program")
-    write_model(frame(found, factors.mean, factors.theta), output / "model.npz")
+    write_table(stability, layout.STABILITY.at(results))
+    write_table(related, layout.ASSOCIATIONS.at(results))
+    write_table(enriched, layout.ENRICHMENT.at(results))
+    write_gmt(gene_sets(found), layout.GMT.at(results))
+    write_table(split_sides(found), layout.STARCAT.at(results), index="program")
+    write_model(frame(found, factors.mean, factors.theta), layout.PROGRAMS_MODEL.at(results))
     write_json(
         {
             "rank": found.rank,
@@ -98,7 +88,7 @@ def programs(*, best: Path, runs: list[Path], counts: Path, output: Output, conf
             "warnings": found.warnings,
             "settings": config.model_dump(),
         },
-        output / "summary.json",
+        layout.PROGRAMS_SUMMARY.at(results),
     )
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from ldvae import programs as gene_programs
-from ldvae.config import Output, ProjectConfig
-from ldvae.errors import InputError
+from ldvae import results as layout
+from ldvae.config import ProjectConfig
 from ldvae.io import listed, obs_column, read_input, reading_options, write_json, write_table
 
 logger = logging.getLogger(__name__)
@@ -17,32 +17,26 @@ logger = logging.getLogger(__name__)
 
 def project(
     *,
+    results: Path,
+    name: str,
     input: list[str],
     names: list[str] | None = None,
-    programs: Path,
-    scores: Output,
-    summary: Output,
     config: ProjectConfig,
 ) -> None:
     """Score the cells of a new dataset with the programs of an old one.
 
     Parameters
     ----------
+    results
+        Folder of the results of the dataset, such as results/kang.
+    name
+        Name of the other dataset; its tables go into the folder project/{name} of the results.
     input
         Files of raw counts of any format, or demo:pbmc68k; all their genes, not only variable ones.
     names
         A name for each input file; not given: several files are named after themselves.
-    programs
-        Folder of the step programs.
-    scores
-        Table of scores (tsv.gz): cells by programs, in standard deviations of the cells the programs were made from.
-    summary
-        JSON: cells, genes found and missing, the share of each program that the genes found cover.
     """
-    path = programs / "model.npz"
-    if not path.exists():
-        raise InputError(f"{programs}: has no model.npz; expected the folder `programs` of a finished dataset.")
-    with np.load(path, allow_pickle=False) as file:
+    with np.load(layout.PROGRAMS_MODEL.existing(results), allow_pickle=False) as file:
         frame = gene_programs.Frame(**file)
     adata = read_input(input, names, **(reading_options(config) | {"gene_names": config.gene_column}))
     batch_key = config.batch_key or adata.uns.get("ldvae_file_key")
@@ -62,7 +56,7 @@ def project(
         logger.info("%d of %d genes are missing: %s", len(result.missing), len(frame.genes), listed(result.missing))
     for warning in warnings:
         logger.warning(warning)
-    write_table(result.scores, scores, index="cell")
+    write_table(result.scores, layout.PROJECTED_SCORES.at(results, projection=name), index="cell")
     write_json(
         {
             "n_obs": adata.n_obs,
@@ -74,5 +68,5 @@ def project(
             "warnings": warnings,
             "settings": config.model_dump(),
         },
-        summary,
+        layout.PROJECTED_SUMMARY.at(results, projection=name),
     )

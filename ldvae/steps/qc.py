@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from ldvae.config import Output, QcConfig
+from ldvae import results as layout
+from ldvae.config import QcConfig
 from ldvae.errors import InputError
 from ldvae.io import (
     atomic,
@@ -50,39 +51,24 @@ class Limit(NamedTuple):
 
 def qc(
     *,
+    results: Path,
     input: list[str],
     names: list[str] | None = None,
     batch_key: str | None = None,
-    dataset: str = "",
-    filtered: Output,
-    cells: Output,
-    summary: Output,
-    violins: Output | None = None,
-    scatter: Output | None = None,
     config: QcConfig,
 ) -> None:
     """Read the counts of a dataset and keep the cells and genes that pass quality control.
 
     Parameters
     ----------
+    results
+        Folder of the results of the dataset, such as results/kang; it is made if need be.
     input
         Files of counts of any format (h5ad, 10x folder or h5, zarr, loom, mtx, csv, tsv), or demo:pbmc68k.
     names
         A name for each input file, kept in the obs column `file`; not given: several files are named after themselves.
     batch_key
         Obs column of the batch: outliers and doublets are sought within batches; not given: the file, if several.
-    dataset
-        Name of the dataset, for the summary.
-    filtered
-        AnnData (h5ad) of the kept cells and genes: raw counts, the obs columns of the input and the metrics.
-    cells
-        Table of all cells: metrics, whether it was kept, and the reasons if not.
-    summary
-        JSON: numbers of cells and genes, thresholds, reasons, settings, warnings.
-    violins
-        Figure (png): each metric before and after, by batch, with the thresholds.
-    scatter
-        Figure (png): genes against counts of each cell before and after, coloured by mitochondrial share.
 
     Notes
     -----
@@ -134,15 +120,14 @@ def qc(
     )
     table.insert(0, "batch", batch)
     thresholds = effective_thresholds(limits)
-    for draw, path in ((draw_violins, violins), (draw_scatter, scatter)):
-        if path is not None:
-            draw(table, thresholds, path)
-    with atomic(filtered) as temporary:
+    draw_violins(table, thresholds, layout.VIOLINS.at(results))
+    draw_scatter(table, thresholds, layout.SCATTER.at(results))
+    with atomic(layout.FILTERED.at(results)) as temporary:
         result.write_h5ad(temporary, compression="lzf")
-    write_table(table, cells, index="cell")
+    write_table(table, layout.CELLS.at(results), index="cell")
     write_json(
         {
-            "dataset": dataset,
+            "dataset": results.absolute().name,
             "inputs": [
                 {**file, "sha256": "" if file["path"].startswith("demo:") else sha256(Path(file["path"]))}
                 for file in files
@@ -165,7 +150,7 @@ def qc(
             "warnings": messages,
             "settings": config.model_dump(),
         },
-        summary,
+        layout.QC_SUMMARY.at(results),
     )
 
 

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from ldvae.config import Output, ProgramsConfig, SelectConfig
+from ldvae import results as layout
+from ldvae.config import ProgramsConfig, SelectConfig
 from ldvae.errors import InputError
 from ldvae.io import atomic, write_json, write_table
 from ldvae.programs import find_programs, gauge, information, outliers, reproducible_rank
@@ -45,18 +46,20 @@ class Factors(NamedTuple):
     genes: list[str]
 
 
-def select(*, runs: list[Path], output: Output, config: SelectConfig) -> None:
+def select(*, results: Path, runs: list[str] | None = None, config: SelectConfig) -> None:
     """Compare the settings of a sweep on held-out cells and by what reproduces, and choose one.
 
     Parameters
     ----------
+    results
+        Folder of the results of the dataset, such as results/kang.
     runs
-        Folders of the runs of one dataset, each with metrics.json and factors.npz.
-    output
-        Folder for runs.tsv, settings.tsv, correlations.tsv, best.json, error.svg and correlations.svg.
+        Names of the runs to compare; not given: all that are in the folder.
     """
-    folders = {read_metrics(folder)["run"]: folder for folder in runs}
-    table = runs_table([read_metrics(folder) for folder in runs])
+    names = runs or layout.runs_of(results)
+    if not names:
+        raise InputError(f"{results}: holds no finished run to compare; `ldvae train` makes one.")
+    table = runs_table([layout.METRICS.read(results, run=name) for name in names])
     criterion = held_out(table)
     table["outlier"] = False
     for _, own in table.groupby("setting"):
@@ -66,7 +69,7 @@ def select(*, runs: list[Path], output: Output, config: SelectConfig) -> None:
     rows, correlations = [], []
     for setting, own in table.groupby("setting", sort=False):
         kept = own[~own["outlier"]]
-        factors = read_factors([folders[run] for run in kept["run"]])
+        factors = read_factors(results, kept["run"].tolist())
         row, correlation = compare_fits(factors, config)
         rows.append(
             {"setting": setting, "n_latent": own["n_latent"].iloc[0], "n_runs": len(own)} | averages(kept) | row
@@ -93,29 +96,24 @@ def select(*, runs: list[Path], output: Output, config: SelectConfig) -> None:
         "reason": reason,
     }
     across = pd.concat(correlations, ignore_index=True)[["setting", "rank", "correlation", "lower", "upper"]]
-    write_table(table, output / "runs.tsv")
-    write_table(settings, output / "settings.tsv")
-    write_table(across, output / "correlations.tsv")
-    draw_error(table, settings, criterion, output / "error.svg")
-    draw_correlations(across, settings, config.threshold, output / "correlations.svg")
-    write_json(best, output / "best.json")
+    write_table(table, layout.SELECT_RUNS.at(results))
+    write_table(settings, layout.SETTINGS.at(results))
+    write_table(across, layout.CORRELATIONS.at(results))
+    draw_error(table, settings, criterion, layout.ERROR_FIGURE.at(results))
+    draw_correlations(across, settings, config.threshold, layout.CORRELATIONS_FIGURE.at(results))
+    write_json(best, layout.BEST.at(results))
     logger.info("%s", reason)
 
 
-def read_metrics(folder: Path) -> dict[str, Any]:
-    """metrics.json of a run."""
-    return json.loads((folder / "metrics.json").read_text())
-
-
-def read_factors(folders: Sequence[Path]) -> Factors:
-    """factors.npz of the runs of one setting."""
-    files = [np.load(folder / "factors.npz", allow_pickle=False) for folder in folders]
+def read_factors(results: Path, runs: Sequence[str]) -> Factors:
+    """What the runs of one setting found."""
+    files = [np.load(layout.FACTORS.existing(results, run=run), allow_pickle=False) for run in runs]
     first = files[0]
-    for folder, file in zip(folders, files, strict=True):
+    for run, file in zip(runs, files, strict=True):
         for name in ("cells", "genes"):
             if not np.array_equal(file[name], first[name]):
                 raise InputError(
-                    f"{folder}: its {name} differ from those of {folders[0]}; expected runs of the same counts. "
+                    f"{results}: the {name} of run {run} differ from those of {runs[0]}; expected runs of the same counts. "
                     "Train them again from one counts.h5ad."
                 )
     return Factors(

@@ -13,7 +13,8 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from ldvae.config import Output, SetupConfig
+from ldvae import results as layout
+from ldvae.config import SetupConfig
 from ldvae.errors import InputError, suggestion
 from ldvae.io import atomic, collected_warnings, listed, obs_column, read_file, write_json, write_table
 
@@ -32,27 +33,15 @@ class Genes(NamedTuple):
     method: str
 
 
-def setup(
-    *,
-    filtered: Path,
-    counts: Output,
-    gene_table: Output,
-    summary: Output,
-    config: SetupConfig,
-) -> None:
+def setup(*, results: Path, config: SetupConfig) -> None:
     """Choose the genes to model, register the obs columns the model knows, and split the cells once for all runs.
 
     Parameters
     ----------
-    filtered
-        AnnData (h5ad) of raw counts, as `ldvae qc` writes it.
-    counts
-        AnnData (h5ad): raw counts of the chosen genes, all obs columns, and in obs `split`: train, validation or test.
-    gene_table
-        Table of all genes: chosen or not and why, mean and variance of the counts.
-    summary
-        JSON: numbers of cells and genes, method, settings, warnings.
+    results
+        Folder of the results of the dataset, such as results/kang.
     """
+    filtered = layout.FILTERED.existing(results)
     with collected_warnings() as messages:
         adata = read_file(filtered)
         fields = registered_fields(adata, batch_key_of_qc(filtered), config)
@@ -71,9 +60,9 @@ def setup(
         logger.info("%d cells (%s), %d genes.", result.n_obs, sizes.to_dict(), result.n_vars)
     result.uns["ldvae_setup"] = fields
 
-    with atomic(counts) as temporary:
+    with atomic(layout.COUNTS.at(results)) as temporary:
         result.write_h5ad(temporary)  # uncompressed: training may read it from disk, row by row
-    write_table(chosen.table, gene_table, index="gene")
+    write_table(chosen.table, layout.GENES.at(results), index="gene")
     write_json(
         {
             "n_obs": result.n_obs,
@@ -84,7 +73,7 @@ def setup(
             "warnings": messages,
             "settings": config.model_dump(),
         },
-        summary,
+        layout.SETUP_SUMMARY.at(results),
     )
 
 

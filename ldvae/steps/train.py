@@ -20,6 +20,7 @@ import torch
 from anndata import AnnData
 
 from ldvae import posterior
+from ldvae import results as layout
 from ldvae.config import TRAINING_VERSION, ComputeConfig, ModelConfig, Output, Run, TrainConfig
 from ldvae.data import Split
 from ldvae.errors import InputError
@@ -41,13 +42,9 @@ EVALUATION_SEED = 0  # the same noise for all runs, so that their difference is 
 
 def train(
     *,
-    counts: Path,
+    results: Path,
+    run: str | None = None,
     seed: int = 0,
-    model: Output,
-    history: Output,
-    metrics: Output,
-    factors: Output,
-    fit: Output,
     checkpoint: Output | None = None,
     checkpoint_minutes: float = ComputeConfig().checkpoint_minutes,
     keep_checkpoint: bool = False,
@@ -63,20 +60,12 @@ def train(
 
     Parameters
     ----------
-    counts
-        AnnData (h5ad) of `ldvae setup`.
+    results
+        Folder of the results of the dataset, such as results/kang.
+    run
+        Name of the run; not given: its id, made of the number of factors, the seed and a hash of the options.
     seed
         Of the initial weights, the order of the cells and all noise.
-    model
-        Folder of the trained model, for `LinearSCVI.load`.
-    history
-        Table (csv) of the metrics by epoch.
-    metrics
-        JSON: what the run is and how well it fits.
-    factors
-        Arrays (npz): scores, loadings and what programs need besides.
-    fit
-        Table (tsv): observed and predicted mean, variance and share of zeros of each gene in held-out cells.
     checkpoint
         Folder for the checkpoint; it survives a killed job and is removed at the end. Not given: no checkpoint.
     checkpoint_minutes
@@ -100,28 +89,29 @@ def train(
             granted,
             torch.__version__,
         )
-    run = Run(architecture, config, seed)
+    fitted = Run(architecture, config, seed)
+    name = run or fitted.id
     with stop_on_signal() as asked_to_stop:
-        adata, split = read_registered(counts)
+        adata, split = read_registered(layout.COUNTS.existing(results))
         linear = LinearSCVI(adata, **dict(architecture), seed=seed)
         linear.module.to(where)
-        logger.info("run %s: %d cells to train on, %d genes.", run.id, len(split.train), adata.n_vars)
+        logger.info("run %s: %d cells to train on, %d genes.", name, len(split.train), adata.n_vars)
         saved = Checkpoint(checkpoint / "checkpoint", 60 * checkpoint_minutes) if checkpoint else None
         schedule = config.fit_config(len(split.train))
         with asked_to_stop.politely(), progress_bar(True) as on_epoch:
             done = linear.fit(split, schedule, seed=seed, checkpoint=saved, on_epoch=on_epoch, stop=asked_to_stop)
         found = evaluate(linear, split)
-        table = fit_table(linear, split)
+        table = predictive_check(linear, split)
         arrays = factor_arrays(linear, adata.obs_names.to_numpy(str))
-        found = describe(run, done, schedule.max_epochs, split, where, threads) | found
-    with atomic(model) as temporary:
+        found = describe(name, fitted, done, schedule.max_epochs, split, where, threads) | found
+    with atomic(layout.MODEL.at(results, run=name)) as temporary:
         linear.save(temporary)
-    with atomic(history) as temporary:
+    with atomic(layout.HISTORY.at(results, run=name)) as temporary:
         done.history.to_csv(temporary)
-    with atomic(factors) as temporary:
+    with atomic(layout.FACTORS.at(results, run=name)) as temporary:
         np.savez_compressed(temporary, allow_pickle=False, **arrays)
-    write_table(table, fit)
-    write_json(found, metrics)
+    write_table(table, layout.PPC.at(results, run=name))
+    write_json(found, layout.METRICS.at(results, run=name))
     if checkpoint and not keep_checkpoint:
         shutil.rmtree(checkpoint, ignore_errors=True)
 
@@ -210,17 +200,19 @@ def evaluate(linear: LinearSCVI, split: Split) -> dict[str, Any]:
     return found
 
 
-def describe(run: Run, done: Fit, max_epochs: int, split: Split, device: torch.device, threads: int) -> dict[str, Any]:
+def describe(
+    name: str, run: Run, done: Fit, max_epochs: int, split: Split, device: torch.device, threads: int
+) -> dict[str, Any]:
     """What the run is, and how its training went."""
     packages = ("ldvae", "torch", "numpy", "anndata")
     gpu_mb = torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else None
     found = {
-        "run": run.id,
+        "run": name,
         "setting": run.setting,
         "seed": run.seed,
         "params": run.params,
         "training_version": TRAINING_VERSION,
-        **{f"n_{name}": len(rows) for name, rows in zip(Split._fields, split, strict=True)},
+        **{f"n_{part}": len(rows) for part, rows in zip(Split._fields, split, strict=True)},
         "epochs": done.epochs,
         "max_epochs": max_epochs,
         "stopped_early": done.stopped_early,
@@ -276,7 +268,7 @@ def mean_theta(module: LDVAE, cells: posterior.Cells) -> np.ndarray:
 
 
 @torch.inference_mode()
-def fit_table(linear: LinearSCVI, split: Split) -> pd.DataFrame:
+def predictive_check(linear: LinearSCVI, split: Split) -> pd.DataFrame:
     """Posterior predictive check: moments of each gene in held-out cells, as observed and as the model predicts them.
 
     The predicted ones are exact for one draw of z and of the library size of each cell. With several batches, the

@@ -59,41 +59,14 @@ def measure(folder: Path, n_obs: int) -> str:
     """One line of the table."""
     from ldvae.steps.report import report
 
-    paths = paths_of(folder / world(n_obs).name)
+    results = folder / world(n_obs).name
     wall, cpu = time.perf_counter(), time.process_time()
-    report(**paths, config=ReportConfig())
+    report(results=results, config=ReportConfig())
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    page = paths["output"].stat().st_size / 1e6
-    drawn = sum(path.stat().st_size for path in paths["figures"].iterdir()) / 1e6
+    page = (results / "report.html").stat().st_size / 1e6
+    drawn = sum(path.stat().st_size for path in (results / "figures").iterdir()) / 1e6
     return f"{n_obs:9,d} {page:9.2f} {drawn:12.2f} {wall:8.1f} {cpu:8.1f} {peak:9.0f}"
-
-
-def paths_of(folder: Path) -> dict[str, object]:
-    """The files of a results folder, as arguments of the step."""
-    select = {f"select_{name}": folder / "select" / f"{name}.tsv" for name in ("runs", "settings", "correlations")}
-    names = ("programs", "top_genes", "consensus", "stability", "associations", "enrichment")
-    programs = {name: folder / "programs" / f"{name}.tsv" for name in names}
-    runs = {
-        key: sorted((folder / "runs").glob(f"*/{name}"))
-        for key, name in (("metrics", "metrics.json"), ("histories", "history.csv"), ("fit", "fit.tsv"))
-    }
-    return {
-        "dataset": folder.name,
-        "qc_summary": folder / "qc" / "summary.json",
-        "qc_cells": folder / "qc" / "cells.tsv.gz",
-        "setup_summary": folder / "setup" / "summary.json",
-        **runs,
-        **select,
-        "best": folder / "select" / "best.json",
-        **programs,
-        "programs_summary": folder / "programs" / "summary.json",
-        "annotated": folder / "annotated.h5ad",
-        "contrasts": folder / "de" / "contrasts.tsv",
-        "output": folder / "report.html",
-        "summary": folder / "report.json",
-        "figures": folder / "figures",
-    }
 
 
 if __name__ == "__main__":

@@ -32,8 +32,8 @@ WORLD = World(n_obs=400, n_vars=120, n_latents=(5, 6), n_programs=3, nasty=True)
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     root = tmp_path_factory.mktemp("results")
     arguments = write_results(root, WORLD)
-    report(**arguments, config=ReportConfig())
-    index(summaries=[arguments["summary"]], output=root / "index.html")
+    report(results=arguments["results"], config=ReportConfig())
+    index(results=root)
     return arguments | {"index": root / "index.html"}
 
 
@@ -270,7 +270,7 @@ def test_on_paper_it_is_light_whole_and_without_controls(browser: Any, results: 
 def test_a_dataset_of_40_cell_types_fits_a_phone(browser: Any, tmp_path: Path) -> None:
     labels = tuple(f"a cell type with a long name, number {i}" for i in range(40))
     arguments = write_results(tmp_path, replace(WORLD, nasty=False, labels=labels, n_obs=800, n_programs=2))
-    report(**arguments, config=ReportConfig())
+    report(results=arguments["results"], config=ReportConfig())
     tab = Tab(browser, arguments["output"], PHONE)
     with tab as page:
         assert page.evaluate("document.documentElement.scrollWidth") <= PHONE

@@ -16,6 +16,8 @@ import pytest
 import yaml
 from conftest import ROOT, Workplace
 
+from ldvae import results as layout
+
 AFTER_TRAINING = ("select", "programs", "annotate", "report")
 
 
@@ -23,20 +25,10 @@ def only(pending: Counter[str]) -> set[str]:
     return {name for name in pending if ":" not in name}
 
 
-def layout(dataset: str, runs: list[str], contrasts: bool) -> set[str]:
-    """Files of the results of one dataset that stand in the documentation."""
-    files = {"runs.tsv", "resolved.json", "report.html", "report.json", "annotated.h5ad"}
-    files |= {f"qc/{name}" for name in ("filtered.h5ad", "cells.tsv.gz", "summary.json", "violins.png", "scatter.png")}
-    files |= {f"setup/{name}" for name in ("counts.h5ad", "genes.tsv", "summary.json")}
-    files |= {
-        f"runs/{run}/{name}" for run in runs for name in ("history.csv", "metrics.json", "factors.npz", "fit.tsv")
-    }
-    names = ("runs.tsv", "settings.tsv", "correlations.tsv", "best.json", "error.svg", "correlations.svg")
-    files |= {f"select/{name}" for name in names}
-    tables = ("loadings", "weighted", "consensus", "top_genes", "programs", "stability", "associations", "enrichment")
-    files |= {f"programs/{name}.tsv" for name in (*tables, "starcat")}
-    files |= {f"programs/{name}" for name in ("scores.tsv.gz", "programs.gmt", "model.npz", "summary.json")}
-    files |= {"de/contrasts.tsv"} if contrasts else set()
+def files_of(dataset: str, runs: list[str], contrasts: bool) -> set[str]:
+    """Files of the results of one dataset."""
+    verbs = ["plan", "qc", "setup", "train", "select", "programs", "annotate", *(["de"] * contrasts), "report"]
+    files = layout.layout(verbs, runs)
     return {f"results/{dataset}/{name}" for name in files}
 
 
@@ -47,7 +39,7 @@ def test_every_file_of_the_results_layout_is_made(finished):
     files = finished.files()
     runs = sorted({Path(name).parts[3] for name in files if name.startswith("results/a/runs/")})
     assert len(runs) == 2
-    expected = layout("a", runs, contrasts=True) | layout("b", runs, contrasts=False)
+    expected = files_of("a", runs, contrasts=True) | files_of("b", runs, contrasts=False)
     expected |= {
         "results/index.html",
         *(f"results/b/project/other/{name}" for name in ("scores.tsv.gz", "summary.json")),

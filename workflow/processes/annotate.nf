@@ -3,13 +3,14 @@ include { memory ; time } from './resources'
 // Put the best fit, the programs, UMAP and clusters into one AnnData.
 process ANNOTATE {
     tag "${meta.id}"
-    memory { memory('annotate', [counts, runs], task.attempt) }
-    time { time('annotate', [counts, runs], task.attempt) }
+    memory { memory('annotate', [parts, runs], task.attempt) }
+    time { time('annotate', [parts, runs], task.attempt) }
 
     conda "${moduleDir}/../../envs/ldvae.yaml"
 
     input:
-    tuple val(meta), path(counts), path(best), path(runs, stageAs: 'runs/*'), path(loadings), path(scores), val(flags)
+    // parts: the folders setup, select and programs
+    tuple val(meta), path(parts, stageAs: '.staged/*'), path(runs, stageAs: '.staged/runs/*'), val(flags)
 
     output:
     tuple val(meta), path("${meta.id}/annotated.h5ad"), emit: annotated
@@ -19,13 +20,14 @@ process ANNOTATE {
     def args = task.ext.args ?: ''
     """
     export LDVAE_PROCESS='${task.process}'
-    ldvae annotate --counts ${counts} --best ${best} --runs ${runs} --loadings ${loadings} --scores ${scores} \\
-        --annotated ${meta.id}/annotated.h5ad --versions-yml versions.yml ${flags} ${args}
+    mv .staged '${meta.id}'
+    ldvae annotate --results '${meta.id}' ${flags} ${args} --versions-yml versions.yml
     """
 
     stub:
     """
     export LDVAE_PROCESS='${task.process}'
-    ldvae annotate --stub --annotated ${meta.id}/annotated.h5ad --versions-yml versions.yml ${flags}
+    mv .staged '${meta.id}'
+    ldvae annotate --stub --results '${meta.id}' ${flags} --versions-yml versions.yml
     """
 }

@@ -3,13 +3,14 @@ include { memory ; time } from './resources'
 // Compare groups of cells gene by gene, with the best fit.
 process DE {
     tag "${meta.id}"
-    memory { memory('de', [counts, runs], task.attempt) }
-    time { time('de', [counts, runs], task.attempt) }
+    memory { memory('de', [parts, runs], task.attempt) }
+    time { time('de', [parts, runs], task.attempt) }
 
     conda "${moduleDir}/../../envs/ldvae.yaml"
 
     input:
-    tuple val(meta), path(counts), path(best), path(runs, stageAs: 'runs/*'), path(annotated), val(flags)
+    // parts: the folders setup and select, and annotated.h5ad where clusters are compared
+    tuple val(meta), path(parts, stageAs: '.staged/*'), path(runs, stageAs: '.staged/runs/*'), val(flags)
 
     output:
     tuple val(meta), path("${meta.id}/de"), emit: de
@@ -17,16 +18,16 @@ process DE {
 
     script:
     def args = task.ext.args ?: ''
-    def clusters = annotated ? "--annotated ${annotated}" : ''
     """
     export LDVAE_PROCESS='${task.process}'
-    ldvae de --counts ${counts} --best ${best} --runs ${runs} ${clusters} --output ${meta.id}/de \\
-        --versions-yml versions.yml ${flags} ${args}
+    mv .staged '${meta.id}'
+    ldvae de --results '${meta.id}' ${flags} ${args} --versions-yml versions.yml
     """
 
     stub:
     """
     export LDVAE_PROCESS='${task.process}'
-    ldvae de --stub --output ${meta.id}/de --versions-yml versions.yml ${flags}
+    mv .staged '${meta.id}'
+    ldvae de --stub --results '${meta.id}' ${flags} --versions-yml versions.yml
     """
 }

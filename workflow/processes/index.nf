@@ -6,24 +6,24 @@ process INDEX {
 
     input:
     val datasets // names, in the order of the page; those without a report are left out
-    path reports // the folders of the reports, each called as its dataset
+    path reports, stageAs: 'results/*' // the folders of the reports, each called as its dataset
 
     output:
-    path 'index.html', emit: page
+    path 'results/index.html', emit: page
     path 'versions.yml', emit: versions
 
     script:
     def args = task.ext.args ?: ''
     def names = [reports].flatten().collect { it.name }
-    def summaries = datasets.findAll { it in names }.collect { "'${it}/report.json'" }.join(' ')
+    def reported = datasets.findAll { it in names }.collect { "'${it}'" }.join(' ')
     """
     export LDVAE_PROCESS='${task.process}'
-    ldvae index --summaries ${summaries} --output index.html --versions-yml versions.yml ${args}
+    ldvae index --results results --datasets ${reported} --versions-yml versions.yml ${args}
     """
 
     stub:
     """
     export LDVAE_PROCESS='${task.process}'
-    ldvae index --stub --output index.html --versions-yml versions.yml
+    ldvae index --stub --results results --versions-yml versions.yml
     """
 }

@@ -9,27 +9,26 @@ process PROJECT {
     conda "${moduleDir}/../../envs/ldvae.yaml"
 
     input:
-    tuple val(meta), path(counts, stageAs: 'input?/*'), path(programs), val(flags) // no counts: the embedded demo
+    // parts: the folder programs; no counts: the embedded demo
+    tuple val(meta), path(counts, stageAs: 'input?/*'), path(parts, stageAs: '.staged/*'), val(flags)
 
     output:
-    tuple val(meta), path("${meta.id}/project/${meta.projection}/{scores.tsv.gz,summary.json}"), emit: scores
+    tuple val(meta), path("${meta.id}/project/${meta.projection}"), emit: scores
     path 'versions.yml', emit: versions
 
     script:
     def args = task.ext.args ?: ''
     def input = counts ?: 'demo:pbmc68k'
-    def folder = "${meta.id}/project/${meta.projection}"
     """
     export LDVAE_PROCESS='${task.process}'
-    ldvae project --input ${input} --programs ${programs} --scores ${folder}/scores.tsv.gz \\
-        --summary ${folder}/summary.json --versions-yml versions.yml ${flags} ${args}
+    mv .staged '${meta.id}'
+    ldvae project --results '${meta.id}' --name '${meta.projection}' --input ${input} ${flags} ${args} --versions-yml versions.yml
     """
 
     stub:
-    def folder = "${meta.id}/project/${meta.projection}"
     """
     export LDVAE_PROCESS='${task.process}'
-    ldvae project --stub --scores ${folder}/scores.tsv.gz --summary ${folder}/summary.json \\
-        --versions-yml versions.yml ${flags}
+    mv .staged '${meta.id}'
+    ldvae project --stub --results '${meta.id}' --name '${meta.projection}' ${flags} --versions-yml versions.yml
     """
 }

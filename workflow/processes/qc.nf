@@ -12,9 +12,8 @@ process QC {
     tuple val(meta), path(counts, stageAs: 'input?/*'), path(obs_table), val(flags) // no counts: the embedded demo
 
     output:
+    tuple val(meta), path("${meta.id}/qc"), emit: qc
     tuple val(meta), path("${meta.id}/qc/filtered.h5ad"), emit: filtered
-    tuple val(meta), path("${meta.id}/qc/cells.tsv.gz"), path("${meta.id}/qc/summary.json"), emit: tables
-    tuple val(meta), path("${meta.id}/qc/*.png"), emit: figures
     path 'versions.yml', emit: versions
 
     script:
@@ -23,16 +22,12 @@ process QC {
     def table = obs_table ? "--obs-table ${obs_table}" : ''
     """
     export LDVAE_PROCESS='${task.process}'
-    ldvae qc --input ${input} --dataset '${meta.id}' \\
-        --filtered ${meta.id}/qc/filtered.h5ad --cells ${meta.id}/qc/cells.tsv.gz --summary ${meta.id}/qc/summary.json \\
-        --violins ${meta.id}/qc/violins.png --scatter ${meta.id}/qc/scatter.png --versions-yml versions.yml \\
-        ${table} ${flags} ${args}
+    ldvae qc --results '${meta.id}' --input ${input} ${table} ${flags} ${args} --versions-yml versions.yml
     """
 
     stub:
     """
     export LDVAE_PROCESS='${task.process}'
-    ldvae qc --stub --filtered ${meta.id}/qc/filtered.h5ad --cells ${meta.id}/qc/cells.tsv.gz --summary ${meta.id}/qc/summary.json \\
-        --violins ${meta.id}/qc/violins.png --scatter ${meta.id}/qc/scatter.png --versions-yml versions.yml ${flags}
+    ldvae qc --stub --results '${meta.id}' ${flags} --versions-yml versions.yml
     """
 }

@@ -9,24 +9,24 @@ process SELECT {
     conda "${moduleDir}/../../envs/ldvae.yaml"
 
     input:
-    tuple val(meta), path(runs, stageAs: 'runs/*'), val(flags)
+    tuple val(meta), path(runs, stageAs: '.staged/runs/*'), val(flags)
 
     output:
-    tuple val(meta), path("${meta.id}/select/best.json"), emit: best
-    tuple val(meta), path("${meta.id}/select/runs.tsv"), path("${meta.id}/select/settings.tsv"), path("${meta.id}/select/correlations.tsv"), emit: tables
-    tuple val(meta), path("${meta.id}/select/*.svg"), emit: figures
+    tuple val(meta), path("${meta.id}/select"), emit: select
     path 'versions.yml', emit: versions
 
     script:
     def args = task.ext.args ?: ''
     """
     export LDVAE_PROCESS='${task.process}'
-    ldvae select --runs ${runs} --output ${meta.id}/select --versions-yml versions.yml ${flags} ${args}
+    mv .staged '${meta.id}'
+    ldvae select --results '${meta.id}' ${flags} ${args} --versions-yml versions.yml
     """
 
     stub:
     """
     export LDVAE_PROCESS='${task.process}'
-    ldvae select --stub --output ${meta.id}/select --versions-yml versions.yml ${flags}
+    mv .staged '${meta.id}'
+    ldvae select --stub --results '${meta.id}' ${flags} --versions-yml versions.yml
     """
 }

@@ -9,11 +9,11 @@ process SETUP {
     conda "${moduleDir}/../../envs/ldvae.yaml"
 
     input:
-    tuple val(meta), path(filtered), path(gene_list), val(flags)
+    tuple val(meta), path(filtered, stageAs: '.staged/qc/filtered.h5ad'), path(gene_list), val(flags)
 
     output:
+    tuple val(meta), path("${meta.id}/setup"), emit: setup
     tuple val(meta), path("${meta.id}/setup/counts.h5ad"), emit: counts
-    tuple val(meta), path("${meta.id}/setup/genes.tsv"), path("${meta.id}/setup/summary.json"), emit: tables
     path 'versions.yml', emit: versions
 
     script:
@@ -21,14 +21,14 @@ process SETUP {
     def list = gene_list ? "--gene-list ${gene_list}" : ''
     """
     export LDVAE_PROCESS='${task.process}'
-    ldvae setup --filtered ${filtered} --counts ${meta.id}/setup/counts.h5ad --gene-table ${meta.id}/setup/genes.tsv \\
-        --summary ${meta.id}/setup/summary.json --versions-yml versions.yml ${list} ${flags} ${args}
+    mv .staged '${meta.id}'
+    ldvae setup --results '${meta.id}' ${list} ${flags} ${args} --versions-yml versions.yml
     """
 
     stub:
     """
     export LDVAE_PROCESS='${task.process}'
-    ldvae setup --stub --counts ${meta.id}/setup/counts.h5ad --gene-table ${meta.id}/setup/genes.tsv --summary ${meta.id}/setup/summary.json \\
-        --versions-yml versions.yml ${flags}
+    mv .staged '${meta.id}'
+    ldvae setup --stub --results '${meta.id}' ${flags} --versions-yml versions.yml
     """
 }

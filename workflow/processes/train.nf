@@ -13,7 +13,7 @@ process TRAIN {
 
     input:
     // meta: id, and run, which names the output; compute: device, threads, checkpoint_minutes, or [:]; flags: --seed and options
-    tuple val(meta), path(counts), val(compute), val(flags)
+    tuple val(meta), path(counts, stageAs: '.staged/setup/counts.h5ad'), val(compute), val(flags)
 
     output:
     tuple val(meta), path("${meta.id}/runs/${meta.run}"), emit: run
@@ -21,24 +21,20 @@ process TRAIN {
 
     script:
     def args = task.ext.args ?: ''
-    def run = "${meta.id}/runs/${meta.run}"
     """
     export LDVAE_PROCESS='${task.process}'
+    mv .staged '${meta.id}'
     # exec: a signal to stop must find the training, not a shell that dies of it before the checkpoint is written
-    exec ldvae train --counts ${counts} \\
-        --model ${run}/model --history ${run}/history.csv --metrics ${run}/metrics.json \\
-        --factors ${run}/factors.npz --fit ${run}/fit.tsv --checkpoint '${checkpoint_of(meta)}' \\
+    exec ldvae train --results '${meta.id}' --run '${meta.run}' --checkpoint '${checkpoint_of(meta)}' \\
         --checkpoint-minutes ${compute.checkpoint_minutes ?: 10} --device ${compute.device ?: 'auto'} --threads ${task.cpus} \\
-        --versions-yml versions.yml ${flags} ${args}
+        ${flags} ${args} --versions-yml versions.yml
     """
 
     stub:
-    def run = "${meta.id}/runs/${meta.run}"
     """
     export LDVAE_PROCESS='${task.process}'
-    ldvae train --stub --model ${run}/model --history ${run}/history.csv \\
-        --metrics ${run}/metrics.json --factors ${run}/factors.npz --fit ${run}/fit.tsv \\
-        --versions-yml versions.yml ${flags}
+    mv .staged '${meta.id}'
+    ldvae train --stub --results '${meta.id}' --run '${meta.run}' ${flags} --versions-yml versions.yml
     """
 }
 

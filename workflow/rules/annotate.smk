@@ -1,14 +1,9 @@
 rule annotate:
     """Put the best fit, the programs, UMAP and clusters into one AnnData."""
     input:
-        counts="<results>/{dataset}/setup/counts.h5ad",
-        best="<results>/{dataset}/select/best.json",
-        factors=of_runs("factors.npz"),
-        models=of_runs("model"),
-        loadings="<results>/{dataset}/programs/loadings.tsv",
-        scores="<results>/{dataset}/programs/scores.tsv.gz",
+        inputs("annotate"),
     output:
-        annotated="<results>/{dataset}/annotated.h5ad",
+        outputs("annotate"),
     log:
         "<logs>/annotate/{dataset}.log",
     benchmark:
@@ -20,11 +15,7 @@ rule annotate:
         mem_mb=memory("annotate"),
         runtime=minutes("annotate"),
     params:
-        runs=folders("factors"),
+        results=results_of("annotate"),
         flags=options("annotate"),
     shell:
-        r"""
-        ldvae annotate --counts {input.counts:q} --best {input.best:q} --runs {params.runs:q} \
-            --loadings {input.loadings:q} --scores {input.scores:q} \
-            --annotated {output.annotated:q} {params.flags:q} 2>{log:q}
-        """
+        "ldvae annotate --results {params.results:q} {params.flags:q} 2>{log:q}"

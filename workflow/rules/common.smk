@@ -17,6 +17,7 @@ os.environ.update(PATH=os.pathsep.join([*os.get_exec_path(), str(Path(sys.execut
 # In a clone, Snakemake may run in an environment of its own: the rules need nothing of ldvae but its config.
 sys.path.append(str(Path(workflow.basedir).parent))
 
+from ldvae import results as layout
 from ldvae.config import expand_checked, expand_config, flags, named, resolved, runs_table
 from ldvae.errors import InputError
 
@@ -97,31 +98,68 @@ def batch_flag(wildcards):
     return ["--batch-key", batch_key] if batch_key else []
 
 
-def run_of(wildcards):
-    return plan.datasets[wildcards.dataset].runs[wildcards.run]
+def inputs(verb):
+    """Files of the results folder that a verb reads, as ldvae.results lists them."""
+
+    def found(wildcards):
+        dataset = plan.datasets[wildcards.dataset]
+        paths = layout.paths(layout.inputs(verb, dataset), list(dataset.runs))
+        return [f"<results>/{wildcards.dataset}/{path}" for path in paths]
+
+    return found
 
 
-def of_runs(name):
-    """A file of every run of a dataset."""
-    return lambda wildcards: [
-        f"<results>/{wildcards.dataset}/runs/{run}/{name}" for run in plan.datasets[wildcards.dataset].runs
-    ]
+# What `snakemake --report` shows, and where.
+SHOWN = {
+    layout.PAGE: ("report", "0 report", "the report"),
+    layout.VIOLINS: ("qc_violins", "1 quality control", "metrics by batch"),
+    layout.SCATTER: ("qc_scatter", "1 quality control", "genes against counts"),
+    layout.TOP_GENES: ("top_genes", "4 programs", "table of the top genes"),
+    layout.PROGRAMS: ("programs", "4 programs", "table of the programs"),
+}
+# Its sections by the first word of the name of a figure.
+SECTIONS = {
+    "training": "2 training",
+    "kl": "2 training",
+    "choice": "3 choice of the model",
+    "fit": "5 fit",
+    "de": "6 differential expression",
+}
 
 
-def compares_clusters(wildcards):
-    """Whether a contrast is between clusters, which only the annotated cells have."""
-    contrasts = plan.datasets[wildcards.dataset].de.contrasts
-    return any("leiden" in (contrast.get("column"), contrast.get("within")) for contrast in contrasts)
+def outputs(verb, dataset="{dataset}", run="{run}"):
+    """Files of the results folder that a verb writes."""
+    return [declared(file, f"<results>/{dataset}/{file.path}".replace("{run}", run)) for file in layout.outputs(verb)]
 
 
-def folders(name):
-    """Folders of the input files of this name."""
-    return lambda wildcards, input: [str(Path(path).parent) for path in input[name]]
+def declared(file, path):
+    """An output as Snakemake wants it told: what is a folder, and what its report shows."""
+    if file == layout.FIGURES:
+        return report(
+            directory(path),
+            patterns=["{figure,(?!qc_).+}.svg"],  # the step qc has its own
+            caption="../report/figure.rst",
+            category="{dataset}",
+            subcategory=lambda wildcards: SECTIONS.get(wildcards.figure.split("_")[0], "4 programs"),
+            labels=lambda wildcards: {"content": wildcards.figure.replace("_", " ")},
+        )
+    if file in SHOWN:
+        caption, section, content = SHOWN[file]
+        labels = {"content": content}
+        return report(
+            path, caption=f"../report/{caption}.rst", category="{dataset}", subcategory=section, labels=labels
+        )
+    return directory(path) if file.is_folder else path
 
 
-def folder(name):
-    """Folder of the output file of this name."""
-    return lambda wildcards, output: str(Path(output[name]).parent)
+def results_of(verb):
+    """The results folder that a verb writes to, wherever a module has put it."""
+    return lambda wildcards, output: str(layout.outputs(verb)[0].results_of(output[0]))
+
+
+def beside(results, name):
+    """A folder beside that of all results, such as checkpoints."""
+    return Path(results).parent.parent / name
 
 
 def compute(wildcards):
@@ -150,15 +188,14 @@ def minutes(step, **job):
 
 
 def training(dataset, run):
-    """Flags of a training: what defines the run, and no more."""
+    """Flags of a training: its name and what defines the run, and no more."""
     run = plan.datasets[dataset].runs[run]
-    return ["--seed", str(run.seed), *flags(run.model), *flags(run.train)]
+    return ["--run", run.id, "--seed", str(run.seed), *flags(run.model), *flags(run.train)]
 
 
-def checkpoint_of(metrics):
-    """Folder of the checkpoint of the run with these metrics: outside of the outputs, which Snakemake removes."""
-    run = Path(metrics).parent
-    return str(run.parents[3] / "checkpoints" / run.parents[1].name / run.name)
+def checkpoint_of(results, run):
+    """Folder of the checkpoint of a run: outside of the outputs, which Snakemake removes."""
+    return str(beside(results, "checkpoints") / Path(results).name / run)
 
 
 def packs(dataset):
@@ -176,12 +213,11 @@ def pack_commands(dataset, runs):
     """Commands that fit several runs in turn. One that fails does not stop the others; Slurm's signal stops them all."""
 
     def commands(wildcards, input, output):
+        results = results_of("train")(wildcards, output)
         lines = ["failed=0", "trap 'exit 143' TERM"]
-        for i, run in enumerate(runs):
-            outputs = {name: output.get(name)[i] for name in ("model", "history", "metrics", "factors", "fit")}
-            paths = [text for name, path in outputs.items() for text in (f"--{name}", path)]
-            kept = ["--checkpoint", checkpoint_of(outputs["metrics"]), "--keep-checkpoint"]
-            command = ["ldvae", "train", "--counts", input.counts, *paths, *kept, *training(dataset, run)]
+        for run in runs:
+            kept = ["--checkpoint", checkpoint_of(results, run), "--keep-checkpoint"]
+            command = ["ldvae", "train", "--results", results, *kept, *training(dataset, run)]
             lines.append(f"{shlex.join(command)} $compute || failed=1")
         return "\n".join([*lines, "exit $failed"])
 

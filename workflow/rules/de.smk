@@ -1,12 +1,9 @@
 rule de:
     """Compare groups of cells gene by gene, with the best fit."""
     input:
-        counts="<results>/{dataset}/setup/counts.h5ad",
-        best="<results>/{dataset}/select/best.json",
-        models=of_runs("model"),
-        annotated=lambda wildcards: ("<results>/{dataset}/annotated.h5ad" if compares_clusters(wildcards) else []),
+        inputs("de"),
     output:
-        folder=directory("<results>/{dataset}/de"),
+        outputs("de"),
     log:
         "<logs>/de/{dataset}.log",
     benchmark:
@@ -18,11 +15,7 @@ rule de:
         mem_mb=memory("de"),
         runtime=minutes("de"),
     params:
-        runs=folders("models"),
-        annotated=lambda wildcards, input: ["--annotated", input.annotated] if input.annotated else [],
+        results=results_of("de"),
         flags=options("de"),
     shell:
-        r"""
-        ldvae de --counts {input.counts:q} --best {input.best:q} --runs {params.runs:q} \
-            {params.annotated:q} --output {output.folder:q} {params.flags:q} 2>{log:q}
-        """
+        "ldvae de --results {params.results:q} {params.flags:q} 2>{log:q}"

@@ -1,8 +1,8 @@
 rule plan:
     """Write down what the config expands to: the runs of a dataset, and its options with every default."""
     output:
-        runs="<results>/{dataset}/runs.tsv",
-        resolved="<results>/{dataset}/resolved.json",
+        runs=f"<results>/{{dataset}}/{layout.RUNS_TABLE.path}",
+        resolved=f"<results>/{{dataset}}/{layout.RESOLVED.path}",
     log:
         "<logs>/plan/{dataset}.log",
     localrule: True

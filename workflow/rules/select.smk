@@ -1,15 +1,9 @@
 rule select:
     """Compare the settings of a sweep on held-out cells and by what reproduces, and choose one."""
     input:
-        metrics=of_runs("metrics.json"),
-        factors=of_runs("factors.npz"),
+        inputs("select"),
     output:
-        runs="<results>/{dataset}/select/runs.tsv",
-        settings="<results>/{dataset}/select/settings.tsv",
-        correlations="<results>/{dataset}/select/correlations.tsv",
-        best="<results>/{dataset}/select/best.json",
-        error="<results>/{dataset}/select/error.svg",
-        agreement="<results>/{dataset}/select/correlations.svg",
+        outputs("select"),
     log:
         "<logs>/select/{dataset}.log",
     benchmark:
@@ -21,10 +15,8 @@ rule select:
         mem_mb=memory("select"),
         runtime=minutes("select"),
     params:
-        runs=folders("metrics"),
-        folder=folder("best"),
+        results=results_of("select"),
+        runs=lambda wildcards: list(plan.datasets[wildcards.dataset].runs),
         flags=options("select"),
     shell:
-        r"""
-        ldvae select --runs {params.runs:q} --output {params.folder:q} {params.flags:q} 2>{log:q}
-        """
+        "ldvae select --results {params.results:q} --runs {params.runs:q} {params.flags:q} 2>{log:q}"

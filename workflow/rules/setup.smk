@@ -1,12 +1,10 @@
 rule setup:
     """Choose the genes to model, register batch and covariates, and split the cells once for all runs."""
     input:
-        filtered="<results>/{dataset}/qc/filtered.h5ad",
+        inputs("setup"),
         lists=files("setup"),
     output:
-        counts="<results>/{dataset}/setup/counts.h5ad",
-        genes="<results>/{dataset}/setup/genes.tsv",
-        summary="<results>/{dataset}/setup/summary.json",
+        outputs("setup"),
     log:
         "<logs>/setup/{dataset}.log",
     benchmark:
@@ -18,10 +16,7 @@ rule setup:
         mem_mb=memory("setup"),
         runtime=minutes("setup"),
     params:
+        results=results_of("setup"),
         flags=options("setup"),
     shell:
-        r"""
-        ldvae setup --filtered {input.filtered:q} \
-            --counts {output.counts:q} --gene-table {output.genes:q} --summary {output.summary:q} \
-            {params.flags:q} 2>{log:q}
-        """
+        "ldvae setup --results {params.results:q} {params.flags:q} 2>{log:q}"

@@ -1,13 +1,9 @@
 rule train:
     """Fit one model: one setting of the sweep, from one seed."""
     input:
-        counts="<results>/{dataset}/setup/counts.h5ad",
+        inputs("train"),
     output:
-        model=directory("<results>/{dataset}/runs/{run}/model"),
-        history="<results>/{dataset}/runs/{run}/history.csv",
-        metrics="<results>/{dataset}/runs/{run}/metrics.json",
-        factors="<results>/{dataset}/runs/{run}/factors.npz",
-        fit="<results>/{dataset}/runs/{run}/fit.tsv",
+        outputs("train"),
     log:
         "<logs>/train/{dataset}/{run}.log",
     benchmark:
@@ -25,16 +21,16 @@ rule train:
         device=lambda wildcards: compute(wildcards).device,
         checkpoint_minutes=lambda wildcards: str(compute(wildcards).checkpoint_minutes),
     params:
-        checkpoint=lambda wildcards, output: checkpoint_of(output.metrics),
+        results=results_of("train"),
+        checkpoint=lambda wildcards, output: checkpoint_of(results_of("train")(wildcards, output), wildcards.run),
         flags=lambda wildcards: training(wildcards.dataset, wildcards.run),
     # exec: Slurm's signal to stop must find the training, not a shell that dies of it before the checkpoint is written.
     # >>: what the attempts before said stays.
     shell:
         r"""
-        exec ldvae train --counts {input.counts:q} --model {output.model:q} --history {output.history:q} \
-            --metrics {output.metrics:q} --factors {output.factors:q} --fit {output.fit:q} \
-            --checkpoint {params.checkpoint:q} --checkpoint-minutes {resources.checkpoint_minutes} \
-            --device {resources.device} --threads {threads} {params.flags:q} 2>>{log:q}
+        exec ldvae train --results {params.results:q} --checkpoint {params.checkpoint:q} \
+            --checkpoint-minutes {resources.checkpoint_minutes} --device {resources.device} --threads {threads} \
+            {params.flags:q} 2>>{log:q}
         """
 
 
@@ -50,13 +46,9 @@ for dataset, of_dataset in packed.items():
             name:
                 f"train_{dataset}_{pack}"
             input:
-                counts=f"<results>/{dataset}/setup/counts.h5ad",
+                [f"<results>/{dataset}/{file.path}" for file in layout.inputs("train")],
             output:
-                model=[directory(f"<results>/{dataset}/runs/{run}/model") for run in runs],
-                history=[f"<results>/{dataset}/runs/{run}/history.csv" for run in runs],
-                metrics=[f"<results>/{dataset}/runs/{run}/metrics.json" for run in runs],
-                factors=[f"<results>/{dataset}/runs/{run}/factors.npz" for run in runs],
-                fit=[f"<results>/{dataset}/runs/{run}/fit.tsv" for run in runs],
+                [path for run in runs for path in outputs("train", dataset, run)],
             log:
                 f"<logs>/train/{dataset}/{pack}.log",
             benchmark:
