@@ -371,8 +371,7 @@ def inputs(verb: str, dataset: Dataset | None = None) -> list[File]:
     return [
         file
         for file in FILES
-        if verb in file.readers
-        and (dataset is None or (verb, file) not in ONLY_IF or ONLY_IF[verb, file](dataset))
+        if verb in file.readers and (dataset is None or (verb, file) not in ONLY_IF or ONLY_IF[verb, file](dataset))
     ]
 
 

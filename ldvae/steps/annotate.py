@@ -89,7 +89,9 @@ def add_programs(adata: AnnData, results: Path) -> None:
     ):
         absent = names[~names.isin(table.index)]
         if len(absent):
-            raise InputError(f"{file.at(results)}: lacks {len(absent)} of the {len(names)} names in the counts, e.g. {absent[0]}.")
+            raise InputError(
+                f"{file.at(results)}: lacks {len(absent)} of the {len(names)} names in the counts, e.g. {absent[0]}."
+            )
     values = values.loc[adata.obs_names].astype(np.float32)
     adata.obsm["X_programs"] = values.to_numpy()
     adata.obs[list(values)] = values

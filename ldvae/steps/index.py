@@ -20,8 +20,6 @@ def index(*, results: Path, datasets: list[str] | None = None) -> None:
         Names of the datasets, in the order of the page; not given: all that have a report.
     """
     names = datasets or sorted(path.parent.name for path in results.glob(f"*/{layout.REPORT_SUMMARY.path}"))
-    found = [
-        {**layout.REPORT_SUMMARY.read(results / name), "report": f"{name}/{layout.PAGE.path}"} for name in names
-    ]
+    found = [{**layout.REPORT_SUMMARY.read(results / name), "report": f"{name}/{layout.PAGE.path}"} for name in names]
     with atomic(layout.INDEX.at(results)) as temporary:
         temporary.write_text(render_index(found), encoding="utf-8")

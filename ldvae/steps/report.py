@@ -47,7 +47,9 @@ def report(*, results: Path, benchmarks: Path | None = None, config: ReportConfi
     # Steps that are called by hand may have no config: all that is there is then shown.
     resolved = layout.RESOLVED.read(results) if layout.RESOLVED.at(results).exists() else {}
     compared = bool(resolved["de"]["contrasts"]) if "de" in resolved else layout.DE.at(results).exists()
-    contrasts = read_table(layout.DE.existing(results) / "contrasts.tsv", text=CONTRAST_TEXT) if compared else pd.DataFrame()
+    contrasts = (
+        read_table(layout.DE.existing(results) / "contrasts.tsv", text=CONTRAST_TEXT) if compared else pd.DataFrame()
+    )
     page, documents, found = render_report(
         Results(
             dataset=dataset,
