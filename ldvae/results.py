@@ -319,7 +319,7 @@ ANNOTATED = File(
 DE = File(
     path="de",
     holds="contrasts.tsv (one row for each contrast: groups, numbers of cells, genes called changed), summary.json "
-    "(what was skipped and why, settings), and for each contrast a table of all genes (lfc_…: log2) and a volcano plot.",
+    "(what was skipped and why, settings); for each contrast a table of all genes (lfc_…: log2) and a volcano plot.",
     writer="de",
     readers=("report",),
     contents=("contrasts.tsv", "summary.json"),

@@ -24,7 +24,7 @@ GENES = [f"G{i}" for i in range(30)]
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A results folder of a run whose latent space has three clouds of 30 cells, and of two programs in shuffled order."""
+    """A results folder of a run whose latent space has three clouds of 30 cells, and of two shuffled programs."""
     folder = tmp_path_factory.mktemp("inputs")
     for name in ("setup", "programs", "select"):
         (folder / name).mkdir()

@@ -113,7 +113,8 @@ def read_factors(results: Path, runs: Sequence[str]) -> Factors:
         for name in ("cells", "genes"):
             if not np.array_equal(file[name], first[name]):
                 raise InputError(
-                    f"{results}: the {name} of run {run} differ from those of {runs[0]}; expected runs of the same counts. "
+                    f"{results}: the {name} of run {run} differ from those of {runs[0]}; "
+                    "expected runs of the same counts. "
                     "Train them again from one counts.h5ad."
                 )
     return Factors(
