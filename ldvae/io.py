@@ -37,6 +37,7 @@ from ldvae.features import (
     sum_of_splices,
     wanted_features,
 )
+from ldvae.paths import file_names
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ def read_input(
         these are identifiers with symbols beside them.
     counts
         Read the counts, too; without them, `X` is none, and whatever the files tell of cells and genes follows the same
-        rules.
+        rules; `uns["input"]` then names the matrices of each file.
 
     Returns
     -------
@@ -114,10 +115,12 @@ def read_input(
     read = []
     for path, name in zip(paths, names or [""] * len(paths), strict=True):
         for sample, part in samples_of(path).items():
-            adata = read_file(
-                part,
-                layer=layer,
-                genome=genome,
+            kind, stored = opened_input(part, genome, transpose)
+            adata = counts_of(
+                stored,
+                str(part),
+                kind,
+                layer,
                 transpose=transpose,
                 feature_types=feature_types,
                 gene_names=gene_names,
@@ -125,6 +128,8 @@ def read_input(
             )
             files["_".join(filter(None, (name, sample)))] = adata
             read.append({"path": str(part), "n_obs": adata.n_obs, "n_vars": adata.n_vars})
+            if not counts:
+                read[-1]["matrices"] = list(stored.matrices)
     adata = files[""] if "" in files else concatenate(files)
     adata.uns["input"] = read
     if obs_table is not None:
@@ -162,19 +167,24 @@ def read_file(
     counts: bool = True,
 ) -> AnnData:
     """Read raw counts from one file or folder; parameters and result as for `read_input`."""
-    kind, reader = find_reader(str(path), genome, transpose)
-    with reading(path, kind):
-        stored = reader()
+    kind, stored = opened_input(path, genome, transpose)
     return counts_of(
         stored,
         str(path),
         kind,
         layer,
-        transpose=transpose if stored.can_turn else None,
+        transpose=transpose,
         feature_types=feature_types,
         gene_names=gene_names,
         counts=counts,
     )
+
+
+def opened_input(path: str | Path, genome: str | None, transpose: bool | None) -> tuple[str, Stored]:
+    """The name of the format of a file or folder, and what it holds."""
+    kind, reader = find_reader(str(path), genome, transpose)
+    with reading(path, kind):
+        return kind, reader()
 
 
 @contextmanager
@@ -817,7 +827,7 @@ def counts_of(
         As for `read_input`.
     """
     chosen = "X" if layer is None else layer
-    if chosen not in stored.matrices:
+    if counts and chosen not in stored.matrices:
         raise InputError(
             f"{where}: has no matrix {chosen!r}.{suggestion(chosen, stored.matrices)} Choose one (layer=...)."
         )
@@ -842,7 +852,9 @@ def counts_of(
         if x is None:
             refuse_matrix(stored, where, kind, chosen, "values that are no numbers (or true and false)")
     obsm, varm = others.get("obsm", {}), {} if raw else others.get("varm", {})
-    if genes_in_rows(obs, var, x, where, transpose=transpose, prior=stored.prior, fixed=stored.fixed):
+    if genes_in_rows(
+        obs, var, x, where, transpose=transpose if stored.can_turn else None, prior=stored.prior, fixed=stored.fixed
+    ):
         obs, var, obsm, varm = var, obs, varm, obsm
         x = None if x is None else x.T.tocsr()
     wanted = wanted_features(var, where, feature_types)
@@ -991,28 +1003,6 @@ def as_text(value: Any) -> str:
 
 
 # Several files
-
-
-def file_names(paths: Sequence[str | Path]) -> list[str]:
-    """A short name for each file: its stem, or the first folder above it that tells the files apart.
-
-    Examples
-    --------
-    >>> file_names(["a/ctrl.h5ad", "a/stim.h5ad"])
-    ['ctrl', 'stim']
-    >>> file_names(["s1/outs/filtered_feature_bc_matrix", "s2/outs/filtered_feature_bc_matrix"])
-    ['s1', 's2']
-    """
-    parts = [list(reversed(Path(path).parts)) for path in paths]
-    for level in range(min(map(len, parts))):
-        names = [
-            re.sub(r"(\.(h5ad|h5mu|h5|hdf5|loom|zarr|mtx|csv|tsv|txt))?(\.gz)?$", "", part[level]) for part in parts
-        ]
-        if len(set(names)) == len(names):
-            return names
-    raise InputError(
-        f"The input files cannot be told apart by name ({', '.join(map(str, paths))}); give a name to each."
-    )
 
 
 def concatenate(files: Mapping[str, AnnData]) -> AnnData:

@@ -38,10 +38,11 @@ ALLOWED = {
     "rows": {"errors"},
     "arguments": {"errors", "likelihoods"},
     "_settings": {"errors"},
-    "io": BASICS | {"counts", "demo", "features"},
+    "io": {"errors", "counts", "demo", "features", "paths"},
     "features": {"errors"},
+    "paths": {"errors"},
     "counts": {"errors"},
-    "config": {"errors", "likelihoods"},  # for the names of the likelihoods
+    "config": {"errors", "likelihoods", "paths", "io"},  # names of the likelihoods; headers of the data
     "simulate": {"errors"},
     "demo": set(),
     "provenance": set(),

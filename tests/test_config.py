@@ -25,6 +25,7 @@ from ldvae.config import (
     expand_checked,
     expand_config,
     flags,
+    groups_of,
     load_config,
     read_header,
     runs_table,
@@ -359,7 +360,8 @@ def test_names_that_the_data_do_not_have_are_found_with_the_nearest_ones(counts)
         expand_checked(config)
     message = str(caught.value)
     for part in (
-        "a.qc.layer: no layer 'count'. Did you mean 'counts'",
+        "a.qc.layer: no layer 'count' in ",
+        "Did you mean 'counts'",
         "a.setup.batch_key: no obs column 'doner'. Did you mean 'donor'",
         "a.setup.continuous_covariate_keys: no obs column 'agee'. Did you mean 'age'",
         "a.de.contrasts: no group 'stin' in 'condition'. Did you mean 'stim'",
@@ -402,17 +404,21 @@ def test_missing_files_are_no_mistake_when_another_workflow_makes_them(tmp_path)
 
 def test_a_file_that_is_no_hdf5_is_named(tmp_path):
     (tmp_path / "counts.h5ad").write_text("not HDF5")
-    with pytest.raises(InputError, match=r"counts\.h5ad: is not an h5ad file"):
+    with pytest.raises(InputError, match=r"counts\.h5ad: cannot be read as h5ad"):
         expand_checked({"datasets": {"a": str(tmp_path / "counts.h5ad")}})
 
 
 def test_headers_of_old_formats_are_read(shared_data):
-    legacy = read_header(str(shared_data / "bad" / "kang_lognormalized_not_counts_legacy.h5ad"))
-    assert legacy is not None
-    assert legacy.obs
-    kang = read_header(str(shared_data / "kang2018_stim_ctrl.h5ad"))
-    assert kang is not None
-    assert kang.obs["condition"] == {"stim", "ctrl"}
+    for name, column in (
+        ("bad/kang_lognormalized_not_counts_legacy.h5ad", "nowhere"),
+        ("kang2018_stim_ctrl.h5ad", "x"),
+    ):
+        config = {"datasets": {"a": str(shared_data / name)}, "setup": {"batch_key": column}}
+        with pytest.raises(InputError, match=f"setup.batch_key: no obs column {column!r}.*There are: .*condition"):
+            expand_checked(config)
+    config = {"datasets": {"a": str(shared_data / "kang2018_stim_ctrl.h5ad")}}
+    dataset = expand_config(config).datasets["a"]
+    assert groups_of(read_header(dataset).obs)["condition"] == {"stim", "ctrl"}
 
 
 # ---------------------------------------------------------------- files of the repository

@@ -6,13 +6,16 @@ import re
 import shlex
 from collections.abc import Mapping
 from difflib import get_close_matches
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from ldvae.config.options import SECTIONS, named
 from ldvae.config.plan import Dataset, Plan, expand, raise_problems, renamed_runs
 from ldvae.errors import InputError, suggestion
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
 
 QC_COLUMNS = (
     "file",
@@ -29,7 +32,7 @@ QC_COLUMNS = (
 def expand_checked(config: Mapping[str, Any], *, made_elsewhere: bool = False) -> Plan:
     """What `expand_config` returns, for a config that fits its data: what it names is in the headers of the files.
 
-    Quick, since no counts are read; formats without a header (text, 10x) are left to `ldvae check`.
+    Quick, since no counts are read: these are left to `ldvae check`.
 
     Parameters
     ----------
@@ -73,18 +76,8 @@ def _older_runs(plan: Plan, dataset: Dataset) -> list[str]:
 
 
 def _check_dataset(dataset: Dataset, made_elsewhere: bool) -> list[str]:
-    problems: list[str] = []
-    headers: list[Header | None] = []
-    for path in dataset.inputs.values():
-        try:
-            headers.append(read_header(path))
-        except FileNotFoundError:
-            headers.append(None)
-            if not made_elsewhere:
-                problems.append(f"input: {_not_there(path)}")
-        except InputError as error:
-            headers.append(None)
-            problems.append(f"input: {error}")
+    missing = [path for path in dataset.inputs.values() if _lacks(path)]
+    problems = [] if made_elsewhere else [f"input: {_not_there(path)}" for path in missing]
     for name, projection in dataset.projections.items():
         for path in projection.inputs.values():
             if "://" not in path and not path.startswith("demo:") and not made_elsewhere and not Path(path).exists():
@@ -93,19 +86,28 @@ def _check_dataset(dataset: Dataset, made_elsewhere: bool) -> list[str]:
         for option_name, path in named(getattr(dataset, section), "file"):
             if not made_elsewhere and not Path(path).is_file():
                 problems.append(f"{section}.{option_name}: {path} is not there.")
-    found = [header for header in headers if header is not None]
-    if not found or len(found) < len(headers):
-        return problems
-    layers = sorted(set[str].intersection(*(set(header.layers) for header in found)))
-    if dataset.qc.layer is not None and dataset.qc.layer not in layers:
-        problems.append(f"qc.layer: no layer {dataset.qc.layer!r}.{suggestion(dataset.qc.layer, layers)}")
-    if dataset.qc.obs_table is None:  # else it brings columns of its own
-        columns: dict[str, set[str] | None] = {}
-        for name, groups in ((name, groups) for header in found for name, groups in header.obs.items()):
-            before = columns.get(name, set())
-            columns[name] = None if groups is None or before is None else before | groups
-        problems += check_columns(dataset, columns)
+    if not missing:
+        try:
+            adata = read_header(dataset)
+        except InputError as error:
+            problems.append(f"input: {error}")
+        else:
+            problems += [] if adata is None else check_header(dataset, adata)
     return problems
+
+
+def check_header(dataset: Dataset, adata: AnnData) -> list[str]:
+    """Problems with the layers, obs columns and groups that a dataset's options name, from what `read_header` found."""
+    layer, problems = dataset.qc.layer, []
+    for file in adata.uns["input"] if layer is not None else []:
+        if layer not in file["matrices"]:
+            problems.append(f"qc.layer: no layer {layer!r} in {file['path']}.{suggestion(layer, file['matrices'])}")
+    return problems + check_columns(dataset, groups_of(adata.obs))
+
+
+def _lacks(path: str) -> bool:
+    """Whether an input is missing; one that is fetched or embedded is not."""
+    return not re.match(r"\w+://|demo:", path) and not Path(path).exists()
 
 
 def check_columns(dataset: Dataset, columns: Mapping[str, set[str] | None]) -> list[str]:
@@ -147,62 +149,29 @@ def _not_there(path: str) -> str:
     return f"{path} is not there (relative paths start at {Path.cwd()}).{hint}"
 
 
-class Header(NamedTuple):
-    """What the header of an h5ad file tells."""
+def read_header(dataset: Dataset) -> AnnData | None:
+    """What the files of a dataset tell of cells and genes, by the rules of `io.read_input`, without their counts.
 
-    obs: dict[str, set[str] | None]  # groups of each column; none for numbers
-    layers: list[str]
-
-
-def read_header(path: str) -> Header | None:
-    """Obs columns and layers of an input, without reading counts.
-
-    None when the format has no such header (text, 10x, zarr, loom) or the file is not here yet (a URL).
+    None where they are not here yet (a URL), or where Snakemake runs in an environment that cannot read them.
     """
-    if path.startswith("demo:"):
-        if path != "demo:pbmc68k":
-            raise InputError(f"there is no {path}; the embedded data set is demo:pbmc68k.")
-        package = find_spec("scanpy")  # found, not imported
-        if package is None or package.origin is None:  # Snakemake may run in an environment of its own
-            return None
-        path = str(Path(package.origin).parent / "datasets" / "10x_pbmc68k_reduced.h5ad")
-    if "://" in path:
+    paths = list(dataset.inputs.values())
+    remote = [path for path in paths if "://" in path]
+    for path in remote:
         if not re.match("https?://", path):
             raise InputError(f"{path}: cannot be fetched; only http and https can. Download it and name the file.")
-        return None
-    if not Path(path).exists():
-        raise FileNotFoundError(path)
-    if Path(path).suffix != ".h5ad":
+    if remote:
         return None
     try:
-        import h5py
+        from ldvae.io import read_input, reading_options
     except ModuleNotFoundError:
         return None
-    try:
-        with h5py.File(path) as file:
-            obs, layers = file["obs"], [*file.get("layers", ()), *(["raw"] if "raw" in file else ())]
-            if isinstance(obs, h5py.Dataset):  # anndata before 0.7: one structured array, groups as codes
-                return Header(dict.fromkeys((obs.dtype.names or ("index",))[1:]), layers)  # the first is the index
-            names = obs.keys() - {"__categories", obs.attrs.get("_index")}
-            return Header({name: _groups(obs[name]) for name in sorted(names)}, layers)
-    except (OSError, KeyError) as error:
-        raise InputError(f"{path}: is not an h5ad file that can be read ({error}).") from error
+    names = None if "" in dataset.inputs else list(dataset.inputs)
+    return read_input(paths, names, **reading_options(dataset.qc), counts=False)
 
 
-def _groups(column: Any) -> set[str] | None:
-    """Groups that occur in a column of an h5ad file; none for numbers."""
-    import h5py
-    import numpy as np
-
-    if isinstance(column, h5py.Group):
-        if "categories" not in column:
-            return None
-        categories, codes = column["categories"], np.unique(column["codes"][:])
-    elif "categories" in column.attrs:
-        categories, codes = column.file[column.attrs["categories"]], np.unique(column[:])
-    elif h5py.check_string_dtype(column.dtype):
-        return set(column.asstr()[:])
-    else:
-        return {str(bool(value)) for value in np.unique(column[:])} if column.dtype == bool else None
-    names = categories.asstr()[:] if h5py.check_string_dtype(categories.dtype) else categories[:].astype(str)
-    return {str(names[code]) for code in codes if code >= 0}
+def groups_of(obs: pd.DataFrame) -> dict[str, set[str] | None]:
+    """The groups that occur in each obs column, as text; none for columns of numbers."""
+    return {
+        str(name): None if column.dtype.kind in "iuf" else set(column.dropna().astype(str))
+        for name, column in obs.items()
+    }

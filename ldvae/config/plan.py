@@ -24,6 +24,7 @@ from ldvae.config.options import (
     unknown,
 )
 from ldvae.errors import InputError
+from ldvae.paths import file_names
 
 DATASET_NAME = r"^\w[\w.-]*$"
 STEPS = ("qc", "setup", "select", "programs", "annotate", "de", "report")  # those with a section of their own
@@ -245,13 +246,10 @@ def _named_inputs(given: Any, where: str, problems: list[str]) -> dict[str, str]
     if isinstance(given, str) and given:
         return {"": given}
     if isinstance(given, list) and given and all(isinstance(path, str) for path in given):
-        names = [
-            re.sub(r"(\.(h5ad|h5|zarr|loom|mtx|csv|tsv|txt|gz))+$", "", path.rstrip("/")).split("/")[-1]
-            for path in given
-        ]
-        if len(set(names)) == len(given):
-            return dict(zip(names, given, strict=True))
-        problems.append(f"{where}.input: several files have the same name; give each its own, as `{{name: path, …}}`.")
+        try:
+            return dict(zip(file_names(given), given, strict=True))
+        except InputError as error:
+            problems.append(f"{where}.input: {error}")
     elif isinstance(given, Mapping) and given and all(isinstance(path, str) for path in given.values()):
         return {str(name): path for name, path in given.items()}
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ldvae.config import Dataset, check_columns, find_problems, load_config, raise_problems
+from ldvae.config import Dataset, check_columns, find_problems, groups_of, load_config, raise_problems
 from ldvae.errors import InputError
 from ldvae.io import read_input, reading_options
 
@@ -66,8 +66,4 @@ def check_counts(dataset: Dataset) -> tuple[str, list[str]]:
         names,
         **reading_options(dataset.qc),
     )
-    columns = {
-        name: None if column.dtype.kind in "iuf" else set(column.dropna().astype(str))
-        for name, column in adata.obs.items()
-    }
-    return f"{adata.n_obs} cells, {adata.n_vars} genes, ", check_columns(dataset, columns)
+    return f"{adata.n_obs} cells, {adata.n_vars} genes, ", check_columns(dataset, groups_of(adata.obs))
