@@ -196,7 +196,7 @@ RULES: dict[str, Rule] = {
     "enable_progress_bar": flag,
     "drop_last": flag,
     "optimizer": choice("Adam", "AdamW"),
-    "lr": number(above=0),
+    "lr": number(0),
     "weight_decay": number(0),
     "eps": number(above=0),
     "n_steps_kl_warmup": optional(whole(0)),
@@ -296,11 +296,13 @@ def checked(
 
         @functools.wraps(method)
         def door(*args: P.args, **kwargs: P.kwargs) -> R:
+            positional, named = args[len(first) :], dict(kwargs)
             if older is not None:
-                positional, named = older(args[len(first) :], dict(kwargs))
+                positional, named = older(positional, named)
+            try:
                 bound = signature.bind(*args[: len(first)], *positional, **named)
-            else:
-                bound = signature.bind(*args, **kwargs)
+            except TypeError as error:
+                raise TypeError(f"{method.__qualname__}() {error}") from None
             further = {name: check(bound.arguments[name]) for name in rest if name in bound.arguments}
             bound.arguments = check(bound.arguments) | further
             return method(*bound.args, **bound.kwargs)

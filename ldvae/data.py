@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
@@ -21,7 +22,7 @@ from scipy import sparse
 from torch import Tensor
 
 from ldvae.counts import verify_counts
-from ldvae.errors import InputError
+from ldvae.errors import InputError, MissingKeyError
 
 logger = logging.getLogger(__name__)
 
@@ -378,6 +379,12 @@ class AttrDict(dict[str, Any]):
     def __init__(self, content: Mapping[str, Any]) -> None:
         super().__init__({key: AttrDict(v) if type(v) is dict else v for key, v in content.items()})
 
+    def __eq__(self, other: object) -> bool:
+        # scvi-tools' own such dictionary is equal to none but its kind, unless asked from this side.
+        return super().__eq__(dict(other.items()) if hasattr(other, "items") else other)
+
+    __hash__ = None  # type: ignore[assignment]  # as of every dictionary
+
     def __getattr__(self, name: str) -> Any:
         try:
             return self[name]
@@ -394,16 +401,15 @@ class AnnDataManager:
         Data with the genes and columns of the registry.
     registry
         Of the model.
+    own
+        Whether these are the data of the model, whose registry is then the same object.
     """
 
-    def __init__(self, adata: AnnData, registry: Registry) -> None:
+    def __init__(self, adata: AnnData, registry: Registry, own: bool = False) -> None:
         self.adata = adata
         self._registry = registry
-
-    @property
-    def registry(self) -> dict[str, Any]:
-        """What was registered, in the layout of the reference's registry."""
-        return self._registry.reference_layout()
+        layout = registry.reference_layout()
+        self.registry: dict[str, Any] = layout if own else copy.deepcopy(layout)
 
     @property
     def summary_stats(self) -> AttrDict:
@@ -824,7 +830,7 @@ def obs_column(adata: AnnData, key: str | None) -> pd.Series | None:
     if key is None:
         return None
     if key not in adata.obs:
-        raise InputError(
+        raise MissingKeyError(
             f"{key} not found in adata.obs. Its columns are: {', '.join(map(str, adata.obs.columns)) or 'none'}."
         )
     column = adata.obs[key]

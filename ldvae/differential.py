@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ldvae.errors import InputError
+from ldvae.errors import InputError, MissingKeyError
 from ldvae.module import LDVAE
 from ldvae.posterior import (
     BATCH_SIZE,
@@ -176,7 +176,7 @@ def comparisons(
     if groupby is None:
         raise InputError("There is nothing to compare: give groupby, a column of adata.obs, or idx1.")
     if groupby not in obs:
-        raise InputError(f"{groupby} not found in adata.obs. Its columns are: {', '.join(map(str, obs.columns))}.")
+        raise MissingKeyError(f"{groupby} not found in adata.obs. Its columns are: {', '.join(map(str, obs.columns))}.")
     column = obs[groupby]
     present = column.dropna().unique()
     chosen = list(column.astype("category").cat.categories) if group1 is None else group1

@@ -26,6 +26,16 @@ class InputError(ValueError):
         return "\n- ".join([f"{len(self.args)} problems:", *map(str, self.args)])
 
 
+class MissingKeyError(InputError, KeyError):
+    """A column or key does not exist; also a KeyError, which scvi-tools raises."""
+
+    __str__ = Exception.__str__  # that of KeyError shows the message in quotes
+
+
+class UntrainedError(InputError, RuntimeError):
+    """The model is not trained; also a RuntimeError, which scvi-tools raises."""
+
+
 def suggestion(name: str, options: Iterable[object]) -> str:
     """The nearest valid name as the end of a message: " Did you mean 'donor'?", or the names there are.
 

@@ -46,7 +46,7 @@ from ldvae.data import (
     totals_vary,
 )
 from ldvae.differential import DeOptions, comparisons, differential_expression
-from ldvae.errors import InputError
+from ldvae.errors import InputError, MissingKeyError, UntrainedError
 from ldvae.module import LDVAE, ElboTerms, Posterior
 from ldvae.posterior import Cells
 from ldvae.programs import Programs, find_programs
@@ -56,6 +56,7 @@ from ldvae.storage import (
     adata_path,
     read_legacy,
     read_model,
+    reference_attributes,
     weights_hash,
     write_model,
     write_scvi_tools,
@@ -318,7 +319,7 @@ class LinearSCVI:
     @checked()
     def get_anndata_manager(self, adata: AnnData, required: bool = False) -> AnnDataManager:
         """The registered fields of an AnnData, as this model reads them."""
-        return AnnDataManager(adata, self._registry)
+        return AnnDataManager(adata, self._registry, own=adata is self.adata)
 
     @checked()
     def get_from_registry(self, adata: AnnData, registry_key: str) -> Any:
@@ -540,6 +541,15 @@ class LinearSCVI:
     @run_name.setter
     def run_name(self, value: str) -> None:
         self.run_name_ = value
+
+    @property
+    def init_params_(self) -> dict[str, Any]:
+        """The arguments of the constructor, in the layout of the reference."""
+        return reference_attributes(self._saved())["init_params_"]
+
+    def _get_user_attributes(self) -> list[tuple[str, Any]]:
+        """The attributes that the reference saves, by its names."""
+        return list(reference_attributes(self._saved()).items())
 
     @property
     def run_id(self) -> str:
@@ -1154,7 +1164,7 @@ class LinearSCVI:
         self._check_trained()
         data, cells = self._cells(adata, None, None)
         if sample_key not in data.obs:
-            raise InputError(
+            raise MissingKeyError(
                 f"sample_key {sample_key!r} not found in adata.obs ({', '.join(map(str, data.obs.columns))})."
             )
         generator = self._generator(seed)
@@ -1258,7 +1268,7 @@ class LinearSCVI:
 
     def _check_trained(self) -> None:
         if not self.is_trained_:
-            raise InputError(
+            raise UntrainedError(
                 "Trying to query inferred values from an untrained model. Please train the model first: model.train()."
             )
 

@@ -289,6 +289,30 @@ def _rename(name: str, pairs: list[tuple[str, str]]) -> str:
     raise InputError(f"The checkpoint holds a parameter {name!r} that no LinearSCVI has.")
 
 
+def reference_attributes(model: SavedModel) -> dict[str, Any]:
+    """What scvi-tools 1.4.2 saves of a model besides its weights, by its names."""
+    config, registry = model.config, model.registry
+    own = {"use_batch_norm", "bias", "log_variational"}  # for the reference these are **model_kwargs
+    defaults = ModelConfig()
+    module_options = {name: getattr(config, name) for name in own if getattr(config, name) != getattr(defaults, name)}
+    if config.dispersion == "gene-label":
+        module_options["n_labels"] = registry.shape.n_labels
+    parts = model.split._asdict() if model.split is not None else dict.fromkeys(Split._fields)
+    return {
+        "init_params_": {
+            "kwargs": {"model_kwargs": module_options},
+            "non_kwargs": {name: value for name, value in config if name not in own},
+        },
+        "registry_": {"scvi_version": SCVI_VERSION} | registry.reference_layout(),
+        "history_": model.history,
+        "is_trained_": model.is_trained,
+        "run_name_": model.run_name,
+        "run_id_": "",
+        "get_normalized_function_name_": "get_normalized_expression",
+        **{f"{part}_indices_": indices for part, indices in parts.items()},
+    }
+
+
 def write_scvi_tools(model: SavedModel, directory: Path, *, prefix: str = "", overwrite: bool = False) -> None:
     """Write `model.pt` as scvi-tools 1.4.2 saves it; its own `LinearSCVI.load` accepts the directory.
 
@@ -326,25 +350,7 @@ def write_scvi_tools(model: SavedModel, directory: Path, *, prefix: str = "", ov
         state.update(_inert_library_encoder(config, registry.shape.n_vars))
     state["pyro_param_store"] = {"params": {}, "constraints": {}}
 
-    own = {"use_batch_norm", "bias", "log_variational"}  # for the reference these are **model_kwargs
-    defaults = ModelConfig()
-    module_options = {name: getattr(config, name) for name in own if getattr(config, name) != getattr(defaults, name)}
-    if config.dispersion == "gene-label":
-        module_options["n_labels"] = registry.shape.n_labels
-    parts = model.split._asdict() if model.split is not None else dict.fromkeys(Split._fields)
-    attributes = {
-        "init_params_": {
-            "kwargs": {"model_kwargs": module_options},
-            "non_kwargs": {name: value for name, value in config if name not in own},
-        },
-        "registry_": {"scvi_version": SCVI_VERSION} | registry.reference_layout(),
-        "history_": model.history,
-        "is_trained_": model.is_trained,
-        "run_name_": model.run_name,
-        "run_id_": "",
-        "get_normalized_function_name_": "get_normalized_expression",
-        **{f"{part}_indices_": indices for part, indices in parts.items()},
-    }
+    attributes = reference_attributes(model)
     var_names = np.array(registry.var_names, dtype=object)
     with _target(directory, overwrite) as target:
         temporary = target / f".{prefix}model.pt.{uuid.uuid4().hex}"
@@ -461,7 +467,10 @@ def _from_reference(weights: Mapping[str, Any], var_names: np.ndarray, attribute
         uuid=str(registered.get("_scvi_uuid", "")),
     )
     pairs = scvi_names(config.n_layers)
-    state = {_rename(name, pairs): tensor for name, tensor in weights.items() if isinstance(tensor, Tensor)}
+    tensors = {name: tensor for name, tensor in weights.items() if isinstance(tensor, Tensor)}
+    # The state of one of our modules, if somebody saved it in the legacy layout, has our names already.
+    ours = any(name.startswith("z_encoder.layers.") for name in tensors)
+    state = tensors if ours else {_rename(name, pairs): tensor for name, tensor in tensors.items()}
     likelihood = LIKELIHOODS[config.gene_likelihood]
     unused = [] if likelihood.has_theta else ["log_theta"]
     unused += [] if likelihood.has_zi_logits else ["zi_decoder."]
