@@ -21,6 +21,7 @@ from anndata.abc import CSRDataset
 from scipy import sparse
 from torch import Tensor
 
+from ldvae.categories import as_text, decoded, encoded
 from ldvae.counts import verify_counts
 from ldvae.errors import InputError, MissingKeyError
 
@@ -359,10 +360,7 @@ class Registry:
     def to_dict(self) -> dict[str, Any]:
         """As plain values that JSON can hold."""
         plain = asdict(self)
-        plain["categories"] = {
-            key: [value.item() if isinstance(value, np.generic) else value for value in values]
-            for key, values in self.categories.items()
-        }
+        plain["categories"] = {key: [encoded(value) for value in values] for key, values in self.categories.items()}
         return plain
 
     @classmethod
@@ -370,7 +368,7 @@ class Registry:
         """Inverse of `to_dict`."""
         tuples = ("categorical_covariate_keys", "continuous_covariate_keys", "var_names")
         values = plain | {name: tuple(plain[name]) for name in tuples}
-        return cls(**values | {"categories": {key: tuple(v) for key, v in plain["categories"].items()}})
+        return cls(**values | {"categories": {key: tuple(map(decoded, v)) for key, v in plain["categories"].items()}})
 
 
 class AttrDict(dict[str, Any]):
@@ -523,6 +521,11 @@ def make_registry(adata: AnnData, arguments: Mapping[str, Any]) -> Registry:
                 stacklevel=4,
             )
         categories[name] = tuple(column.cat.categories)
+        try:
+            for value in categories[name]:
+                encoded(value)
+        except InputError as error:
+            raise InputError(f"obs[{key!r}]: {error}") from error
     registry = replace(
         registry,
         var_names=tuple(adata.var_names.astype(str)),
@@ -856,6 +859,35 @@ def codes(adata: AnnData, key: str | None, categories: Sequence[Any]) -> np.ndar
             "them out."
         )
     return coded
+
+
+def category_columns(registry: Registry) -> dict[str, dict[str, Any]]:
+    """Registered columns of obs whose categories a file does not hold as they are: their values by their text."""
+    keys = {"batch": registry.batch_key, "labels": registry.labels_key}
+    keys |= {key: key for key in registry.categorical_covariate_keys}
+    texts = {key: as_text(registry.categories[name]) for name, key in keys.items() if key is not None}
+    return {key: by_text for key, by_text in texts.items() if by_text}
+
+
+def with_text_categories(adata: AnnData, registry: Registry) -> AnnData:
+    """`adata` itself, or where its batches are intervals, dates and the like, a copy with their text, for h5ad."""
+    columns = category_columns(registry)
+    if not columns:
+        return adata
+    made = adata.to_memory() if adata.isbacked else adata.copy()
+    for key, by_text in columns.items():
+        made.obs[key] = pd.Categorical.from_codes(codes(adata, key, list(by_text.values())), list(by_text))
+    return made
+
+
+def restore_categories(adata: AnnData, registry: Registry) -> None:
+    """Give the columns that `with_text_categories` wrote as text their values again, in place."""
+    for key, by_text in category_columns(registry).items():
+        column = adata.obs.get(key)
+        if column is not None and set(column.astype(str)) <= set(by_text):
+            adata.obs[key] = pd.Series([by_text[text] for text in column.astype(str)], adata.obs_names).astype(
+                "category"
+            )
 
 
 def numeric(adata: AnnData, key: str) -> np.ndarray:

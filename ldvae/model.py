@@ -41,9 +41,11 @@ from ldvae.data import (
     read_minified,
     register,
     registered,
+    restore_categories,
     same_index,
     split_cells,
     totals_vary,
+    with_text_categories,
 )
 from ldvae.differential import DeOptions, comparisons, differential_expression
 from ldvae.errors import InputError, MissingKeyError, UntrainedError
@@ -1423,7 +1425,10 @@ class LinearSCVI:
             raise TypeError(
                 f"unexpected keyword argument {next(iter(anndata_write_kwargs))!r} without save_anndata=True"
             )
-        write_adata = partial(self._own_adata().write_h5ad, **anndata_write_kwargs) if save_anndata else None
+        write_adata = None
+        if save_anndata:
+            adata = with_text_categories(self._own_adata(), self._registry)
+            write_adata = partial(adata.write_h5ad, **anndata_write_kwargs)
         write_model(self._saved(), Path(dir_path), prefix=prefix or "", overwrite=overwrite, write_adata=write_adata)
 
     @checked()
@@ -1486,6 +1491,7 @@ class LinearSCVI:
         path = adata_path(directory, prefix or "")
         if adata is None and path is not None:
             adata = read_h5ad(path)
+            restore_categories(adata, saved.registry)
         if adata is not None and adata is not False:
             model.adata = adata
             model._recognise(saved.cells)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 import logging
@@ -13,6 +14,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from functools import partial
 from importlib.metadata import version
 from math import prod
@@ -124,33 +126,39 @@ def write_model(
     model: it is replaced last, by one rename, and names them. Until then they have other names than the files of the
     model that is there, so that whenever the process is killed, either the old or the new model can be loaded.
     """
+    description = {
+        "format": "ldvae model",
+        "format_version": FORMAT_VERSION,
+        "ldvae_version": version("ldvae"),
+        "files": {},
+        "config": dict(model.config),
+        "registry": model.registry.to_dict(),
+        "is_trained": bool(model.is_trained),
+        "minified": model.minified,
+        "run_name": str(model.run_name),
+        "seed": model.seed,
+        "cells": model.cells,
+    }
+    json.dumps(description)  # what cannot be written fails before anything is
     with _target(directory, overwrite) as target:
         previous = _json_files(target / f"{prefix}model.json")
-        files = {}
-        for role, name, write in (
-            ("weights", "model.safetensors", partial(_write_tensors, model)),
-            ("history", "history.csv", partial(_write_history, model.history)),
-            ("adata", "adata.h5ad", write_adata),
-        ):
-            if write is not None:
-                files[role] = _unused(prefix + name, set(previous.values()))
-                write(target / files[role])
-        description = {
-            "format": "ldvae model",
-            "format_version": FORMAT_VERSION,
-            "ldvae_version": version("ldvae"),
-            "files": files,
-            "config": model.config.model_dump(),
-            "registry": model.registry.to_dict(),
-            "is_trained": model.is_trained,
-            "minified": model.minified,
-            "run_name": model.run_name,
-            "seed": model.seed,
-            "cells": model.cells,
-        }
+        files: dict[str, str] = {}
         temporary = target / f".{prefix}model.json.{uuid.uuid4().hex}"
-        temporary.write_text(json.dumps(description, indent=1) + "\n")
-        os.replace(temporary, target / f"{prefix}model.json")
+        try:
+            for role, name, write in (
+                ("weights", "model.safetensors", partial(_write_tensors, model)),
+                ("history", "history.csv", partial(_write_history, model.history)),
+                ("adata", "adata.h5ad", write_adata),
+            ):
+                if write is not None:
+                    files[role] = _unused(prefix + name, set(previous.values()))
+                    write(target / files[role])
+            temporary.write_text(json.dumps(description | {"files": files}, indent=1) + "\n")
+            os.replace(temporary, target / f"{prefix}model.json")
+        except BaseException:
+            for path in (temporary, *(target / name for name in files.values())):
+                path.unlink(missing_ok=True)
+            raise
         for name in set(previous.values()) - set(files.values()):
             (target / name).unlink(missing_ok=True)
 
@@ -200,7 +208,11 @@ class _target:
 
     def __init__(self, directory: Path, overwrite: bool) -> None:
         self.directory = self.working = Path(directory).absolute()
+        self.made: list[Path] = []  # parents that were not there, the nearest first
+        if self.directory.exists() and not self.directory.is_dir():
+            raise InputError(f"{directory} is a file; a model is saved to a directory.")
         if not self.directory.exists():
+            self.made = [parent for parent in self.directory.parents if not parent.exists()]
             self.working = self.directory.parent / f".{self.directory.name}.{uuid.uuid4().hex}"
         elif not overwrite:
             raise InputError(
@@ -216,8 +228,11 @@ class _target:
             return
         if error is None:
             os.rename(self.working, self.directory)
-        else:
-            shutil.rmtree(self.working)
+            return
+        shutil.rmtree(self.working)
+        for parent in self.made:
+            if not any(parent.iterdir()):
+                parent.rmdir()
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -354,8 +369,11 @@ def write_scvi_tools(model: SavedModel, directory: Path, *, prefix: str = "", ov
     var_names = np.array(registry.var_names, dtype=object)
     with _target(directory, overwrite) as target:
         temporary = target / f".{prefix}model.pt.{uuid.uuid4().hex}"
-        torch.save({"model_state_dict": state, "var_names": var_names, "attr_dict": attributes}, temporary)
-        os.replace(temporary, target / f"{prefix}model.pt")
+        try:
+            torch.save({"model_state_dict": state, "var_names": var_names, "attr_dict": attributes}, temporary)
+            os.replace(temporary, target / f"{prefix}model.pt")
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def _inert_library_encoder(config: ModelConfig, n_vars: int) -> Iterator[tuple[str, Tensor]]:
@@ -435,6 +453,15 @@ _WITHOUT_EFFECT = {
 }
 
 
+# Further arguments that change nothing at these values.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "batch_representation": ("one-hot",),
+    "use_size_factor_key": (False, None),
+    "extra_decoder_kwargs": (None, {}),
+    "batch_embedding_kwargs": (None, {}),
+}
+
+
 def _from_reference(weights: Mapping[str, Any], var_names: np.ndarray, attributes: dict[str, Any]) -> SavedModel:
     registered = attributes["registry_"]
     name = registered.get("model_name", "LinearSCVI")
@@ -447,6 +474,12 @@ def _from_reference(weights: Mapping[str, Any], var_names: np.ndarray, attribute
     for nested in parameters.get("kwargs", {k: v for k, v in parameters.items() if isinstance(v, dict)}).values():
         options |= nested
     options.pop("n_labels", None)
+    for name, neutral in _NEUTRAL.items():
+        if name in options and options[name] in neutral:
+            del options[name]
+    # Any text counted as True, "none" too; the weights know.
+    if "use_batch_norm" in options:
+        options["use_batch_norm"] = any(".fc_layers.Layer 0.1." in name and "decoder." in name for name in weights)
     known = set(ModelConfig.model_fields)
     if unknown := sorted(options.keys() - known - _WITHOUT_EFFECT):
         raise InputError(f"The checkpoint was made with {', '.join(unknown)}, which ldvae does not have.")
@@ -455,7 +488,9 @@ def _from_reference(weights: Mapping[str, Any], var_names: np.ndarray, attribute
     categories = {}
     for field_name in ("batch", "labels"):
         mapping = registered["field_registries"][field_name]["state_registry"]["categorical_mapping"]
-        categories[field_name] = tuple(np.asarray(mapping).tolist())
+        values = np.asarray(mapping)
+        # Dates and durations would become numbers.
+        categories[field_name] = tuple(pd.Index(values)) if values.dtype.kind in "mM" else tuple(values.tolist())
     arguments = registered["setup_args"]
     registry = Registry(
         layer=arguments.get("layer"),
@@ -551,10 +586,78 @@ class _DtypeDescription(_Described):
 
     def numpy_dtype(self) -> np.dtype:
         code = str(self.args[0])
-        if code[0] not in "biufOSU":
+        if code in ("M8", "m8") and self.state:
+            unit, count = self.state[-1][1][:2]
+            code = f"{code}[{int(count)}{unit.decode() if isinstance(unit, bytes) else unit}]"
+        elif code[0] not in "biufOSU":
             raise pickle.UnpicklingError(f"array of dtype {code!r}")
         dtype = np.dtype(code)
         return dtype.newbyteorder(">") if self.state and self.state[1] == ">" else dtype
+
+
+class _Value(_Described):
+    """A date, a duration, a number or an interval: made from plain values by `plain`, and by nothing in the pickle."""
+
+    def plain(self) -> Any:
+        """The value."""
+        raise NotImplementedError
+
+
+class _IntervalDescription(_Value):
+    def plain(self) -> pd.Interval:
+        return pd.Interval(*self.args)
+
+
+class _PeriodDescription(_Value):
+    def plain(self) -> pd.Period:
+        _, freq, ordinal = self.args
+        return pd.Period(ordinal=int(ordinal), freq=freq)
+
+
+class _OffsetDescription(_Value):
+    """A frequency of periods, such as MonthEnd."""
+
+    def plain(self) -> Any:
+        return getattr(pd.offsets, type(self).__name__)(*self.args)
+
+
+_RESOLUTIONS = {7: "s", 8: "ms", 9: "us", 10: "ns"}  # of pandas, by the numbers in its pickles
+
+
+class _TimestampDescription(_Value):
+    def plain(self) -> pd.Timestamp:
+        value, _, zone, resolution = self.args
+        unit = _RESOLUTIONS[resolution]
+        return (
+            pd.Timestamp(np.datetime64(value, unit), tz="UTC").tz_convert(zone)
+            if zone
+            else pd.Timestamp(np.datetime64(value, unit))
+        )
+
+
+class _TimedeltaDescription(_Value):
+    def plain(self) -> pd.Timedelta:
+        value, resolution = self.args
+        return pd.Timedelta(np.timedelta64(value, _RESOLUTIONS[resolution]))
+
+
+class _ZoneDescription(_Value):
+    """A time zone of pytz, by its name."""
+
+    def plain(self) -> str:
+        return str(self.args[0]) if self.args else "UTC"
+
+
+class _DateDescription(_Value):
+    """Of the module datetime, whose pickles give the fields as bytes."""
+
+    def plain(self) -> Any:
+        return getattr(datetime, type(self).__name__)(*self.args)
+
+
+class _DecimalDescription(_Value):
+    def plain(self) -> Decimal:
+        return Decimal(*self.args)
 
 
 def _scalar(dtype: _DtypeDescription, value: bytes) -> Any:
@@ -591,6 +694,21 @@ _SAFE: dict[tuple[str, str], Any] = {
     ("numpy", "dtype"): _DtypeDescription,
     ("numpy", "ndarray"): _Described,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("pandas._libs.interval", "Interval"): _IntervalDescription,
+    ("pandas._libs.tslibs.period", "Period"): _PeriodDescription,
+    ("pandas._libs.tslibs.timestamps", "_unpickle_timestamp"): _TimestampDescription,
+    ("pandas._libs.tslibs.timedeltas", "_timedelta_unpickle"): _TimedeltaDescription,
+    ("pytz", "_p"): _ZoneDescription,
+    ("pytz", "_UTC"): _ZoneDescription,
+    ("decimal", "Decimal"): _DecimalDescription,
+    **{("datetime", name): _DateDescription for name in ("date", "datetime", "time", "timedelta", "timezone")},
+    **{
+        ("pandas._libs.tslibs.offsets", name): _OffsetDescription
+        for name in (
+            *("Nano", "Micro", "Milli", "Second", "Minute", "Hour", "Day", "Week", "BusinessDay"),
+            *("MonthEnd", "MonthBegin", "QuarterEnd", "QuarterBegin", "YearEnd", "YearBegin"),
+        )
+    },
 }
 for _numpy in ("numpy.core", "numpy._core"):
     _SAFE[_numpy + ".multiarray", "_reconstruct"] = _ArrayDescription
@@ -676,6 +794,7 @@ def _restricted(path: Path, unpickler: _RestrictedUnpickler) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     """Arrays made from their descriptions, everywhere inside containers and described objects."""
     if isinstance(value, _ArrayDescription):
+        value.state = _plain(value.state)
         return _array_of(value)
     if isinstance(value, dict):
         return {_plain(key): _plain(item) for key, item in value.items()}
@@ -683,4 +802,4 @@ def _plain(value: Any) -> Any:
         return type(value)(_plain(item) for item in value)
     if isinstance(value, _Described):
         value.args, value.state = _plain(value.args), _plain(value.state)
-    return value
+    return value.plain() if isinstance(value, _Value) else value

@@ -484,3 +484,51 @@ def test_the_saved_data_are_plain_anndata(model, tmp_path):
     saved = read_h5ad(tmp_path / "model" / "adata.h5ad")
     assert saved.shape == model.adata.shape
     assert read_model(tmp_path / "model").registry.var_names == tuple(saved.var_names)
+
+
+# ---------------------------------------------------------------- a failed save leaves nothing behind
+
+
+@pytest.mark.parametrize("where", ["new", "parents that are not there/new", "old"])
+@pytest.mark.parametrize("failing", ["_write_tensors", "_write_history", "write_h5ad"])
+def test_a_failed_save_leaves_no_file_and_no_folder(model, tmp_path, monkeypatch, where, failing):
+    def fail(*_args, **_kwargs):
+        path = _args[-1]
+        if isinstance(path, Path):
+            path.write_bytes(b"half")
+        raise OSError("disk full")
+
+    if where == "old":
+        model.save(tmp_path / "old", save_anndata=True)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    folders = {path for path in tmp_path.rglob("*") if path.is_dir()}
+    if failing == "write_h5ad":
+        monkeypatch.setattr(AnnData, failing, fail)
+    else:
+        monkeypatch.setattr(storage, failing, fail)
+    with pytest.raises(OSError, match="disk full"):
+        model.save(tmp_path / where, overwrite=True, save_anndata=True)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert {path for path in tmp_path.rglob("*") if path.is_dir()} == folders
+
+
+def test_a_model_is_not_saved_over_a_file(model, tmp_path):
+    (tmp_path / "model").write_text("mine")
+    with pytest.raises(InputError, match="is a file; a model is saved to a directory"):
+        model.save(tmp_path / "model", overwrite=True)
+    assert (tmp_path / "model").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "argument", [{"batch_representation": "one-hot"}, {"use_size_factor_key": False}, {"extra_decoder_kwargs": None}]
+)
+def test_neutral_arguments_of_a_checkpoint_are_no_obstacle(reference, tmp_path, argument):
+    content = torch.load(reference / "nb" / "model.pt", weights_only=False)
+    content["attr_dict"]["init_params_"]["kwargs"]["model_kwargs"] |= argument
+    torch.save(content, tmp_path / "model.pt")
+    assert LinearSCVI.load(tmp_path).is_trained
+    ((name, _),) = argument.items()
+    content["attr_dict"]["init_params_"]["kwargs"]["model_kwargs"][name] = "other"
+    torch.save(content, tmp_path / "model.pt")
+    with pytest.raises(InputError, match=f"made with {name}"):
+        LinearSCVI.load(tmp_path)

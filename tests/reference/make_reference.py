@@ -6,7 +6,8 @@ Run once, in an environment of its own, from the root of the repository::
     python tests/reference/make_reference.py
 
 It writes beside itself ``counts.npz`` (the data), for every case of `CASES` a directory with ``model.pt`` (the
-checkpoint as scvi-tools saves it) and ``tensors.npz`` (below), and ``differential/`` (posterior samples, and the
+checkpoint as scvi-tools saves it) and ``tensors.npz`` (below), ``batches/`` (checkpoints whose batches are dates,
+intervals and the like), and ``differential/`` (posterior samples, and the
 tables that the reference makes of them).
 
 Keys of ``tensors.npz``; all cells in the order of ``counts.npz``, in evaluation mode unless it says otherwise:
@@ -23,6 +24,8 @@ Keys of ``tensors.npz``; all cells in the order of ``counts.npz``, in evaluation
 
 from __future__ import annotations
 
+import datetime
+import decimal
 import json
 import shutil
 from collections.abc import Iterator
@@ -261,7 +264,29 @@ def freeze_differential(adata: anndata.AnnData) -> None:
     (HERE / "differential" / "tables.json").write_text(json.dumps(tables))
 
 
+def save_batches() -> None:
+    """Checkpoints whose batches are dates, decimals, intervals, periods and timestamps, in ``batches/``."""
+    rows = np.arange(90) % 3
+    days = pd.to_datetime(["2020-01-01", "2020-02-01", "2021-01-01"])
+    kinds = {
+        "date": np.array([datetime.date(2020, 1, 1 + row) for row in rows], dtype=object),
+        "decimal": np.array([decimal.Decimal(int(row)) / 3 for row in rows], dtype=object),
+        "interval": pd.cut(rows * 1.5, 3),
+        "period": pd.PeriodIndex(days, freq="M")[rows],
+        "timestamp": days[rows],
+        "timestamp_tz": days.tz_localize("Europe/Berlin")[rows],
+    }
+    for kind, batches in kinds.items():
+        adata = anndata.AnnData(np.random.default_rng(0).poisson(2.0, (90, 12)).astype(np.float32))
+        adata.obs["b"] = batches
+        scvi.model.LinearSCVI.setup_anndata(adata, batch_key="b")
+        model = scvi.model.LinearSCVI(adata, n_hidden=8, n_latent=2)
+        model.train(1)
+        model.save(HERE / "batches" / kind, overwrite=True)
+
+
 def main() -> None:
+    save_batches()
     adata = simulate()
     np.savez_compressed(
         HERE / "counts.npz",
