@@ -107,12 +107,17 @@ def decoded(value: Any) -> Any:
     raise InputError(f"The saved model holds a category of unknown kind {name!r}; it may be of a newer ldvae.")
 
 
+def as_saved(value: Any) -> Any:
+    """A value as it comes back from a saved model: NumPy's scalars as Python's or pandas' own."""
+    return decoded(encoded(value))
+
+
 def as_text(categories: Sequence[Any]) -> dict[str, Any]:
     """Categories by their text, for files that hold no others; empty where a file holds them as they are.
 
     It does for values of one plain type, and has to for values of which two have the same text.
     """
     plain = [value.item() if isinstance(value, np.generic) else value for value in categories]
-    by_text = {str(decoded(encoded(value))): value for value in categories}
+    by_text = {str(as_saved(value)): value for value in categories}
     as_they_are = all(map(is_plain, plain)) and len(set(map(type, plain))) == 1
     return {} if as_they_are or len(by_text) < len(categories) else by_text

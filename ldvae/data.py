@@ -21,7 +21,7 @@ from anndata.abc import CSRDataset
 from scipy import sparse
 from torch import Tensor
 
-from ldvae.categories import as_text, decoded, encoded
+from ldvae.categories import as_saved, as_text, decoded, encoded
 from ldvae.counts import verify_counts
 from ldvae.errors import InputError, MissingKeyError
 
@@ -813,12 +813,18 @@ def matrix(adata: AnnData, registry: Registry) -> Any:
     """The matrix that holds the counts, as it is stored."""
     if registry.layer is None:
         return adata.X
-    if registry.layer not in adata.layers:
-        raise InputError(
-            f"{registry.layer} is not a valid key in adata.layers. Found: {', '.join(adata.layers) or 'no layers'}. "
+    layers = layer_names(adata)
+    if registry.layer not in layers:
+        raise MissingKeyError(
+            f"{registry.layer} is not a valid key in adata.layers. Found: {', '.join(layers) or 'no layers'}. "
             "Pass the name of the layer that holds the raw counts, or layer=None for adata.X."
         )
     return adata.layers[registry.layer]
+
+
+def layer_names(adata: AnnData) -> list[str]:
+    """The layers of `adata`; since anndata 0.13 there is one called None, which is X."""
+    return [name for name in adata.layers if name is not None]
 
 
 def row_blocks(x: Any, size: int = 16 * BLOCK_ROWS) -> Iterator[sparse.csr_matrix]:
@@ -850,7 +856,9 @@ def codes(adata: AnnData, key: str | None, categories: Sequence[Any]) -> np.ndar
     column = obs_column(adata, key)
     if column is None:
         return np.zeros(adata.n_obs, dtype=np.int64)
-    coded = pd.Categorical(column, categories=pd.Index(categories)).codes.astype(np.int64)
+    coded = column.astype("category").cat
+    place = {as_saved(value): code for code, value in enumerate(categories)}
+    coded = np.array([place.get(as_saved(v), -1) for v in coded.categories], dtype=np.int64)[coded.codes]
     if (coded < 0).any():
         unseen = sorted(map(str, column[coded < 0].unique()))
         raise InputError(
@@ -1011,7 +1019,7 @@ def minify(adata: AnnData, kind: str, kept: Minified, total_counts: np.ndarray, 
             obs=adata.obs.copy(),
             var=adata.var.copy(),
             uns=dict(adata.uns),
-            layers={name: empty.copy() for name in adata.layers},
+            layers={name: empty.copy() for name in layer_names(adata)},
             **{name: dict(getattr(adata, name)) for name in ("obsm", "varm", "obsp", "varp")},
         )
     made.uns[MINIFIED_KEY] = kind
@@ -1027,8 +1035,9 @@ def read_minified(adata: AnnData, registry: Registry) -> tuple[Minified, Covaria
     """The latent posterior and the covariates of every cell of minified data."""
     check_genes(adata.var_names, registry.var_names)
     covariates = read_covariates(adata, registry, adata.obs["observed_lib_size"].to_numpy())
-    z_mean, z_var = (np.asarray(adata.obsm[f"ldvae_latent_qz{name}"], dtype=np.float32) for name in "mv")
+    # Copies: pandas 3 gives arrays that torch must not write to.
+    z_mean, z_var = (np.array(adata.obsm[f"ldvae_latent_qz{name}"], dtype=np.float32) for name in "mv")
     if "ldvae_latent_qlm" not in adata.obs:
         return Minified(z_mean, z_var, None, None), covariates
-    l_mean, l_var = (adata.obs[f"ldvae_latent_ql{name}"].to_numpy(dtype=np.float32)[:, None] for name in "mv")
+    l_mean, l_var = (np.array(adata.obs[f"ldvae_latent_ql{name}"], dtype=np.float32)[:, None] for name in "mv")
     return Minified(z_mean, z_var, l_mean, l_var), covariates

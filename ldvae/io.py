@@ -414,7 +414,10 @@ def opened(path: Path) -> Any:
 
 def in_memory(adata: AnnData) -> Stored:
     """An AnnData as if it were a file."""
-    matrices = {"X": adata.X, **adata.layers} if adata.X is not None else dict(adata.layers)
+    # Since anndata 0.13 X is also the layer called None.
+    matrices = {name: matrix for name, matrix in adata.layers.items() if name is not None}
+    if adata.X is not None:
+        matrices = {"X": adata.X, **matrices}
     if adata.raw is not None:
         matrices |= {"layers/raw": matrices["raw"]} if "raw" in matrices else {}
         matrices["raw"] = adata.raw.X

@@ -273,7 +273,9 @@ def _write_history(history: History, path: Path) -> None:
 
 
 def _read_history(path: Path) -> History:
-    table = pd.read_csv(path, index_col="epoch", float_precision="round_trip")
+    # As text first: the float parser of pandas is exact only on request, and the request differs between its versions.
+    table = pd.read_csv(path, dtype=str, index_col="epoch").astype(float)
+    table.index = table.index.astype(int)
     return {name: table[[name]].dropna() for name in table}
 
 
