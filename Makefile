@@ -6,14 +6,20 @@ BIN    := $(CURDIR)/$(VENV)/bin
 STAMP  := $(VENV)/installed.txt
 export PATH := $(BIN):$(PATH)
 
-.PHONY: demo test test-slow lint bench test-cluster test-nextflow install schema clean
+.PHONY: demo test test-quick test-slow lint bench test-cluster test-nextflow install schema clean
 
 demo: install  ## install, then the whole workflow on the embedded demo data
 	snakemake --cores $(CORES) --rerun-incomplete
 	@echo "The report is $(CURDIR)/results/pbmc68k/report.html (all datasets: results/index.html)."
 
-test: install  ## install, then all tests that need neither a cluster nor Nextflow
-	pytest -q --ignore=tests/cluster
+# Files go to workers in the order of testpaths (pyproject.toml); a file's fixtures are made once.
+PYTEST := pytest -q -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder --ignore=tests/cluster
+
+test: install  ## install, then all tests that need neither a cluster nor Nextflow, in parallel
+	$(PYTEST) $(TESTS)
+
+test-quick: install  ## without those of ten seconds or more
+	$(PYTEST) --ignore=tests/nextflow -m "not cluster and not nextflow and not slow and not thorough" $(TESTS)
 
 test-slow: install  ## those that compute for minutes, on real data beside the clone
 	pytest -q -m slow

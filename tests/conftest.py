@@ -8,18 +8,19 @@ import pandas as pd
 import pytest
 from anndata import AnnData
 from scipy import sparse
+from shared_data import MissingDataError, fetch
 
-# Tests are many small things, run side by side: threads within one only wait for each other.
+# Tests run side by side in several processes (pytest-xdist), which share the cores: one thread each.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Folder of the real data sets, which lies beside the clone; tests that need it skip themselves without it."""
-    folder = Path(__file__).parents[2] / "shared" / "data"
-    if not folder.is_dir():
-        pytest.skip(f"the shared data are not there ({folder})")
-    return folder
+    """Folder of the real data sets; tests that need it skip themselves where it is not there."""
+    try:
+        return fetch()
+    except MissingDataError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")

@@ -331,6 +331,7 @@ def test_the_predictive_check_has_the_observed_moments_of_the_held_out_cells(reg
     assert (table["predicted_variance"] > 0).all()
 
 
+@pytest.mark.thorough
 def test_a_signal_stops_training_which_goes_on_to_the_same_bits(registered, tmp_path):
     undisturbed, stopped = tmp_path / "undisturbed", tmp_path / "stopped"
     flags = train_flags(registered, stopped, max_epochs=20)

@@ -29,6 +29,7 @@ def apply(function, x, out):
         out[i] = function(x[i])
 
 
+@pytest.mark.thorough
 def test_a_process_compiles_what_uses_parts_after_another_has_filled_the_cache(tmp_path):
     """As jobs do that start together: a generator of a cache is nothing that numba can compile with."""
     script = (

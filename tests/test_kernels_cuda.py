@@ -65,6 +65,7 @@ def test_gathered_minibatches_are_the_rows_asked_for():
     np.testing.assert_array_equal(found, counts.x[rows].toarray())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("config", "data"), MODELS)
 def test_a_step_matches_the_plain_step(config, data):
     counts, shape = make_counts(**data, largest=60)

@@ -178,6 +178,7 @@ def test_import_is_light():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("world", ["mixed", "gauss"])
 def test_known_programs_lie_in_the_span_of_the_fitted_loadings_in_any_order_of_cells(world):
     truth = simulate(world, n_obs=3000, n_vars=500, n_up=50, n_down=15, mean_total=2000, seed=1)

@@ -30,6 +30,7 @@ def x() -> torch.Tensor:
     return torch.poisson(torch.full((N_OBS, N_VARS), 2.0), generator=torch.Generator().manual_seed(0)) + 1
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("latent_distribution", ["normal", "ln"])
 @pytest.mark.parametrize("dispersion", ["gene", "gene-batch", "gene-label", "gene-cell"])
 @pytest.mark.parametrize("gene_likelihood", ["nb", "zinb", "poisson"])

@@ -271,6 +271,7 @@ def test_names_from_the_data_never_become_markup(small: tuple[Page, dict[str, An
         assert not [e for e in root.iter() if e.tag.split("}")[-1] in ("script", "img", "b", "foreignObject")]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "change",
     [

@@ -18,6 +18,8 @@ from ldvae.errors import InputError
 from ldvae.io import write_table
 from ldvae.steps.annotate import add_embedding, annotate
 
+pytestmark = pytest.mark.thorough
+
 CELLS = [f"c{i}" for i in range(90)]
 GENES = [f"G{i}" for i in range(30)]
 

@@ -4,7 +4,7 @@
 
 Simulates cells from a model fitted to pbmc3k (2,000 genes), writes them to an h5ad, and trains for some epochs on the
 same file, in memory and backed, each in a process of its own. Prints cells per second, over whole epochs with a
-validation set of 2,000 cells, and the peak memory of the process. Needs the data of ../shared/data.
+validation set of 2,000 cells, and the peak memory of the process. Needs the data of tests/shared_data.py.
 """
 
 import argparse
@@ -23,7 +23,7 @@ import h5py
 import numpy as np
 import torch
 from scipy import sparse
-from speed import DATA, cpu_name, read
+from speed import cpu_name, read
 
 from ldvae import LinearSCVI
 
@@ -91,9 +91,6 @@ def main() -> None:
     if arguments.work:
         path, how, epochs = arguments.work
         print(json.dumps(work(path, how, int(epochs), arguments.threads)))
-        return
-    if not DATA.is_dir():
-        print(f"The data are not there ({DATA}).")
         return
     print(f"{time.strftime('%Y-%m-%d')}, {cpu_name()}, {arguments.threads} threads, 2,000 genes")
     print("\n| cells | how | cells per second | share of in memory | peak memory | load |")

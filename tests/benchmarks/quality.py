@@ -1,6 +1,6 @@
 """Validation ELBO of ldvae beside scvi-tools': the same cells, genes, split, schedule; several seeds.
 
-    python tests/benchmarks/quality.py [../shared/data/kang2018_stim_ctrl.h5ad] --reference PYTHON
+    python tests/benchmarks/quality.py [COUNTS.h5ad] --reference PYTHON
 
 PYTHON is the interpreter of an environment that holds scvi-tools 1.4.2 (`pip install "scvi-tools==1.4.2"`); without it
 only ldvae is measured. The 2,000 most variable genes (Seurat v3), no batch key, 10 factors, lr 5e-3, 100 epochs with
@@ -20,7 +20,10 @@ from pathlib import Path
 import numpy as np
 from anndata import AnnData, read_h5ad
 
-KANG = Path(__file__).parents[3] / "shared" / "data" / "kang2018_stim_ctrl.h5ad"
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from shared_data import fetch
+
 EPOCHS, LR, N_LATENT, N_DRAWS = 100, 5e-3, 10, 5
 INTERFERON = {"ISG15", "IFIT1", "IFIT2", "RSAD2", "IFITM3", "TNFSF10", "CXCL10"}
 
@@ -28,12 +31,13 @@ INTERFERON = {"ISG15", "IFIT1", "IFIT2", "RSAD2", "IFITM3", "TNFSF10", "CXCL10"}
 def main() -> None:
     """Choose genes and splits once, fit with each tool and seed, print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("counts", type=Path, nargs="?", default=KANG)
+    parser.add_argument("counts", type=Path, nargs="?")
     parser.add_argument("--reference", help="Python interpreter with scvi-tools")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--fit", choices=("ldvae", "scvi"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    arguments.counts = arguments.counts or fetch("kang2018_stim_ctrl.h5ad")
     if arguments.fit:
         fit = fit_ldvae if arguments.fit == "ldvae" else fit_scvi
         print(json.dumps(fit(read_h5ad(arguments.counts), arguments.seeds[0], arguments.epochs)))

@@ -4,7 +4,7 @@
 
 Prints a table: median and range of both, and their ratio. Each measurement is a process of its own, the two packages
 taking turns, so that both meet the same load. scvi-tools 1.4.2 runs in an environment of its own, which is made in
-.venv-scvi if PYTHON (one that has it) is not given. Needs the data of ../shared/data.
+.venv-scvi if PYTHON (one that has it) is not given. Needs the data of tests/shared_data.py.
 
 The data are h5ad files that anndata reads: neither package is charged with the memory of scanpy. Training is timed
 over whole epochs with validation after each, after a first epoch that is not counted; memory is the peak of the process
@@ -27,8 +27,11 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from shared_data import fetch
+
 ROOT = Path(__file__).parents[2]
-DATA = ROOT.parent / "shared" / "data"
 REFERENCE = "scvi-tools==1.4.2"
 
 
@@ -57,8 +60,8 @@ def read(name: str):
     import scanpy as sc
 
     if name == "kang":
-        return anndata.read_h5ad(DATA / "kang2018_ctrl_8donors.h5ad")
-    adata = sc.read_10x_mtx(DATA / "pbmc3k_10x_mtx" / "filtered_gene_bc_matrices" / "hg19")
+        return anndata.read_h5ad(fetch("kang2018_ctrl_8donors.h5ad"))
+    adata = sc.read_10x_mtx(fetch("pbmc3k_10x_mtx") / "filtered_gene_bc_matrices" / "hg19")
     adata.var_names_make_unique()
     sc.pp.filter_genes(adata, min_cells=3)
     if name == "pbmc3k-2000":
@@ -164,9 +167,6 @@ def main() -> None:
     if arguments.work:
         package, name, folder = arguments.work
         print(json.dumps(work(package, name, arguments.threads, Path(folder))))
-        return
-    if not DATA.is_dir():
-        print(f"The data are not there ({DATA}).")
         return
     pythons = {"scvi": arguments.python or reference_python(), "ldvae": Path(sys.executable)}
     print(f"{time.strftime('%Y-%m-%d')}, {cpu_name()}, {arguments.threads} threads of {os.cpu_count()} cores")

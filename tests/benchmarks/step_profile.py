@@ -3,7 +3,7 @@
     python tests/benchmarks/step_profile.py [--data pbmc3k-2000] [--likelihood nb] [--batches 1] [--threads 2]
 
 Prints the median time of each phase of the compiled step, of the rest of the step, and of drawing the noise. Needs the
-data of ../shared/data.
+data of tests/shared_data.py.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import time
 
 import numpy as np
 import torch
-from speed import DATA, cpu_name, read
+from speed import cpu_name, read
 
 from ldvae.config import ModelConfig
 from ldvae.data import Counts, Covariates, DataShape, as_csr
@@ -31,9 +31,6 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, default=200)
     arguments = parser.parse_args()
-    if not DATA.is_dir():
-        print(f"The data are not there ({DATA}).")
-        return
     torch.set_num_threads(arguments.threads)
     x = as_csr(read(arguments.data).X)
     n_obs, n_vars = x.shape

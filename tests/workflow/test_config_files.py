@@ -4,7 +4,7 @@ import json
 
 import pytest
 import yaml
-from conftest import ROOT, Workplace, write_counts
+from workplace import ROOT, Workplace, write_counts
 
 from ldvae import cli
 

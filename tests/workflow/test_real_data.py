@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from conftest import ROOT, Workplace
 from sklearn.metrics import adjusted_rand_score, roc_auc_score
+from workplace import ROOT, Workplace
 
 INTERFERON = {"ISG15", "IFIT1", "IFIT2", "IFIT3", "RSAD2", "ISG20", "IFI6", "IFITM3", "TNFSF10", "CXCL10"}
 
@@ -38,6 +38,7 @@ def read(path):
         return anndata.read_h5ad(path)
 
 
+@pytest.mark.thorough
 def test_the_demo_separates_the_cell_types_and_is_then_finished(tmp_path):
     config = yaml.safe_load((ROOT / "config" / "config.yaml").read_text())
     place = Workplace(tmp_path, config, dict(os.environ))

@@ -14,9 +14,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT, Workplace
+from workplace import ROOT, Workplace
 
 from ldvae import results as layout
+
+pytestmark = pytest.mark.thorough
 
 AFTER_TRAINING = ("select", "programs", "annotate", "report")
 
