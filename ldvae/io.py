@@ -1135,6 +1135,40 @@ def obs_column(obs: pd.DataFrame, key: str) -> pd.Series:
     return obs[key]
 
 
+def group_names(column: pd.Series) -> pd.Series:
+    """The groups of a column as text, missing values left missing; whole numbers have no decimals (1, not 1.0).
+
+    Examples
+    --------
+    >>> group_names(pd.Series([1.0, None, 0.0])).tolist()
+    ['1', nan, '0']
+    """
+    if isinstance(column.dtype, pd.CategoricalDtype) and column.cat.categories.dtype.kind == "f":
+        column = column.astype(float)
+    values = column.to_numpy() if column.dtype.kind == "f" else None
+    if values is not None and (np.isnan(values) | (np.isfinite(values) & (values == np.round(values)))).all():
+        column = column.astype("Int64")
+    return column.astype(str).astype(object).where(column.notna())
+
+
+def read_gene_list(path: Path) -> list[str]:
+    """The gene names of a file, one per line, each once."""
+    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    return list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+
+
+def read_gmt(path: Path) -> dict[str, list[str]]:
+    """Gene sets by term: a line holds the term, a description and the genes, separated by tabs."""
+    lines = [line.split("\t") for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    for number, line in enumerate(lines, 1):
+        if len(line) < 3:
+            raise InputError(
+                f"{path}: line {number} has {len(line)} fields; expected a term, a description and at least one gene, "
+                "separated by tabs. Give a GMT file."
+            )
+    return {line[0]: [gene.strip() for gene in line[2:] if gene.strip()] for line in lines}
+
+
 def listed(names: Sequence[str] | pd.Index, n: int = NAMES_SHOWN) -> str:
     """The first `n` names, and how many more there are."""
     more = len(names) - n

@@ -25,7 +25,6 @@ from ldvae.config import (
     expand_checked,
     expand_config,
     flags,
-    groups_of,
     load_config,
     read_header,
     runs_table,
@@ -364,13 +363,107 @@ def test_names_that_the_data_do_not_have_are_found_with_the_nearest_ones(counts)
         "Did you mean 'counts'",
         "a.setup.batch_key: no obs column 'doner'. Did you mean 'donor'",
         "a.setup.continuous_covariate_keys: no obs column 'agee'. Did you mean 'age'",
-        "a.de.contrasts: no group 'stin' in 'condition'. Did you mean 'stim'",
-        "a.de.contrasts: no obs column 'cel_type'",
-        "a.de.contrasts: no group 'never' in 'donor'",
+        "a.de.contrasts[0]: no group 'stin' in 'condition'. Did you mean 'stim'",
+        "a.de.contrasts[0]: no obs column 'cel_type'",
+        "a.de.contrasts[2]: no group 'never' in 'donor'",
         "gone.h5ad is not there",
     ):
         assert part in message
     assert message.count("\n- ") == 7
+
+
+@pytest.fixture
+def odd(tmp_path):
+    """Columns as they come: with missing and infinite values, numbers as groups, text as numbers."""
+    n = 40
+    obs = pd.DataFrame(
+        {
+            "donor": ["d1", "d2", None, "d1"] * 10,
+            "response": [0.0, 1.0, np.nan, 1.0] * 10,
+            "level": pd.Categorical([1.0, 2.0] * 20),
+            "score": np.linspace(0, 1, n),
+            "age": [np.inf, 30.0] * 20,
+            "dose": ["low", "high"] * 20,
+            "factor": [0.0, 1.0] * 20,
+            "only": ["a"] * n,
+            "kind": ["rest", "b"] * 20,
+        },
+        index=[f"c{i}" for i in range(n)],
+    )
+    adata = anndata.AnnData(np.ones((n, 30), dtype=np.float32), obs=obs)
+    adata.var_names = [f"GENE{i}" for i in range(30)]
+    adata.write_h5ad(tmp_path / "odd.h5ad")
+    (tmp_path / "mouse.gmt").write_text("set\t\tGene1\tGene2\n")
+    (tmp_path / "fits.gmt").write_text("\ufeffset\t\tGENE1\tGene2\n")
+    (tmp_path / "short.gmt").write_text("set\tGENE1\n")
+    (tmp_path / "genes.txt").write_text("Gene1\nGene2\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"de": {"replicate_key": "donor"}}, "de.replicate_key: obs column 'donor' has no value for 10 of 40 cells"),
+        ({"setup": {"batch_key": "donor"}}, "setup.batch_key: obs column 'donor' has no value for 10 of 40 cells"),
+        ({"setup": {"stratify_by": "donor"}}, "setup.stratify_by: obs column 'donor' has no value for 10"),
+        ({"setup": {"categorical_covariate_keys": ["donor"]}}, "categorical_covariate_keys: obs column 'donor' has no"),
+        ({"setup": {"continuous_covariate_keys": ["response"]}}, "covariate_keys: obs column 'response' has no value"),
+        ({"setup": {"continuous_covariate_keys": ["dose"]}}, "obs column 'dose' must hold numbers, found 'low'"),
+        ({"setup": {"continuous_covariate_keys": ["age"]}}, "obs column 'age' is infinite in 20 of 40 cells"),
+        ({"setup": {"size_factor_key": "factor"}}, "size_factor_key: obs column 'factor' must be above zero, found 0"),
+        ({"setup": {"labels_key": "score"}}, "setup.labels_key: obs column 'score' has 40 values for 40 cells"),
+        ({"setup": {"keep_genes": ["GENE3", "Gene4"]}}, "setup.keep_genes: 'Gene4' not among the 30 genes"),
+        ({"setup": {"genes": "list", "gene_list": "genes.txt"}}, "gene_list: none of the 2 genes of genes.txt"),
+        ({"setup": {"genes": "list"}}, "setup.gene_list: `genes: list` needs the path of a file"),
+        (
+            {"setup": {"validation_size": 0.6, "test_size": 0.5}},
+            "validation_size and test_size together are 1.1",
+        ),
+        ({"programs": {"gene_sets": ["mouse.gmt"]}}, "gene_sets: none of the 2 genes of mouse.gmt (such as 'Gene1'"),
+        ({"programs": {"gene_sets": ["short.gmt"]}}, "programs.gene_sets: short.gmt: line 1 has 2 fields"),
+        ({"programs": {"variables": ["sex"]}}, "programs.variables: no obs column 'sex'"),
+        ({"report": {"groupby": ["doner"]}}, "report.groupby: no obs column 'doner'. Did you mean 'donor'"),
+        ({"de": {"contrasts": [{"column": "response", "group1": "yes"}]}}, "no group 'yes' in 'response'"),
+        (
+            {"de": {"contrasts": [{"column": "response", "group1": "2"}]}},
+            "no group '2' in 'response'. There are: 0, 1",
+        ),
+        (
+            {"de": {"contrasts": [{"column": "score"}]}},
+            "contrasts[0]: obs column 'score' has 40 values for 40",
+        ),
+        ({"de": {"contrasts": [{"column": "dose", "within": "score"}]}}, "obs column 'score' has 40 values"),
+        ({"de": {"contrasts": [{"column": "only"}]}}, "obs column 'only' has 1 group; there is nothing to compare"),
+        ({"de": {"contrasts": [{"column": "kind"}]}}, "'kind' has a group called 'rest'"),
+        (
+            {"de": {"contrasts": [{"column": "dose", "group1": "low", "group2": "low"}]}},
+            "de.contrasts[0]: {'column': 'dose', 'group1': 'low', 'group2': 'low'} compares a group with itself",
+        ),
+    ],
+)
+def test_what_the_data_cannot_do_is_told_before_the_first_job(odd, monkeypatch, sections, message):
+    monkeypatch.chdir(odd)
+    with pytest.raises(InputError) as caught:
+        expand_checked({"datasets": {"a": "odd.h5ad"}, **sections})
+    assert message in str(caught.value)
+    assert "problems in" not in str(caught.value)
+
+
+def test_what_the_data_can_do_passes(odd, monkeypatch):
+    monkeypatch.chdir(odd)
+    contrasts = [
+        {"column": "response", "group1": 1},  # of 0, 1 and missing
+        {"column": "response", "group1": "0", "group2": "1"},
+        {"column": "level", "group1": 2, "within": "dose"},
+        {"column": "leiden", "group1": "0"},
+    ]
+    sections = {
+        "setup": {"labels_key": "donor", "batch_key": "level", "keep_genes": ["GENE3"]},
+        "programs": {"gene_sets": ["fits.gmt"], "variables": ["split", "leiden", "age"]},
+        "report": {"groupby": ["leiden", "dose"]},
+        "de": {"contrasts": contrasts, "replicate_key": "dose"},
+    }
+    expand_checked({"datasets": {"a": "odd.h5ad"}, **sections})
 
 
 def test_a_config_that_fits_its_data_passes(counts):
@@ -417,8 +510,9 @@ def test_headers_of_old_formats_are_read(shared_data):
         with pytest.raises(InputError, match=f"setup.batch_key: no obs column {column!r}.*There are: .*condition"):
             expand_checked(config)
     config = {"datasets": {"a": str(shared_data / "kang2018_stim_ctrl.h5ad")}}
-    dataset = expand_config(config).datasets["a"]
-    assert groups_of(read_header(dataset).obs)["condition"] == {"stim", "ctrl"}
+    header = read_header(expand_config(config).datasets["a"])
+    assert header is not None
+    assert set(header.obs["condition"]) == {"stim", "ctrl"}
 
 
 # ---------------------------------------------------------------- files of the repository

@@ -6,7 +6,7 @@ Imports nothing but pydantic, PyYAML and the standard library: Snakemake may run
 from pathlib import Path
 from typing import Annotated
 
-from ldvae.config.checks import check_columns, expand_checked, find_problems, groups_of, read_header
+from ldvae.config.checks import check_data, expand_checked, find_problems, read_header
 from ldvae.config.document import commented_config, schema
 from ldvae.config.options import (
     SECTIONS,
@@ -81,7 +81,7 @@ __all__ = [
     "SimulateConfig",
     "SweepConfig",
     "TrainConfig",
-    "check_columns",
+    "check_data",
     "coerce",
     "commented_config",
     "default_max_epochs",
@@ -91,7 +91,6 @@ __all__ = [
     "expand_sweep",
     "find_problems",
     "flags",
-    "groups_of",
     "load_config",
     "named",
     "raise_problems",

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldvae.config.options import SECTIONS, named
+from ldvae.config.options import SECTIONS, Contrast, named
 from ldvae.config.plan import Dataset, Plan, expand, raise_problems, renamed_runs
 from ldvae.errors import InputError, suggestion
 
@@ -92,17 +92,28 @@ def _check_dataset(dataset: Dataset, made_elsewhere: bool) -> list[str]:
         except InputError as error:
             problems.append(f"input: {error}")
         else:
-            problems += [] if adata is None else check_header(dataset, adata)
+            problems += [] if adata is None else check_data(dataset, adata)
     return problems
 
 
-def check_header(dataset: Dataset, adata: AnnData) -> list[str]:
-    """Problems with the layers, obs columns and groups that a dataset's options name, from what `read_header` found."""
+def check_data(dataset: Dataset, adata: AnnData) -> list[str]:
+    """Problems of a dataset's options with its data, of which counts are not needed.
+
+    Parameters
+    ----------
+    dataset
+        Options of the dataset.
+    adata
+        As `io.read_input` returns it, with or without counts.
+    """
     layer, problems = dataset.qc.layer, []
-    for file in adata.uns["input"] if layer is not None else []:
+    for file in adata.uns.get("input", []) if layer is not None else []:
         if layer not in file["matrices"]:
             problems.append(f"qc.layer: no layer {layer!r} in {file['path']}.{suggestion(layer, file['matrices'])}")
-    return problems + check_columns(dataset, groups_of(adata.obs))
+    problems += _check_columns(dataset, adata.obs)
+    for i, contrast in enumerate(dataset.de.contrasts):
+        problems += [f"de.contrasts[{i}]: {problem}" for problem in _check_contrast(contrast, adata.obs)]
+    return problems + _check_genes(dataset, adata.var_names)
 
 
 def _lacks(path: str) -> bool:
@@ -110,34 +121,120 @@ def _lacks(path: str) -> bool:
     return not re.match(r"\w+://|demo:", path) and not Path(path).exists()
 
 
-def check_columns(dataset: Dataset, columns: Mapping[str, set[str] | None]) -> list[str]:
-    """Problems with the obs columns and groups that a dataset's options name.
-
-    Parameters
-    ----------
-    dataset
-        Options of the dataset.
-    columns
-        The groups of each obs column; none for columns of numbers.
-    """
-    known, problems = [*sorted(columns), *QC_COLUMNS], []
+def _check_columns(dataset: Dataset, obs: pd.DataFrame) -> list[str]:
+    """Problems with the obs columns that the options name: absent, with missing values, or of the wrong kind."""
+    known, problems = [*map(str, obs.columns), *QC_COLUMNS], []
     for section in SECTIONS:
-        for option_name, column in named(getattr(dataset, section), "obs"):
-            if column not in known:
-                problems.append(f"{section}.{option_name}: no obs column {column!r}.{suggestion(column, known)}")
-    for contrast in dataset.de.contrasts:
-        for key in ("column", "within"):
-            name = contrast.get(key)
-            if name is not None and name not in [*known, "leiden"]:
-                problems.append(f"de.contrasts: no obs column {name!r}.{suggestion(name, known)}")
-        groups = columns.get(contrast.get("column", ""))
-        for key in ("group1", "group2"):
-            group = contrast.get(key)
-            if groups is not None and group is not None and group not in groups:
-                problems.append(
-                    f"de.contrasts: no group {group!r} in {contrast['column']!r}.{suggestion(group, sorted(groups))}"
-                )
+        # The clusters and the split are there once the report is written.
+        made = ["leiden", "split"] if section in ("programs", "report") else []
+        for option, column in named(getattr(dataset, section), "obs"):
+            if column not in [*known, *made]:
+                problems.append(f"{section}.{option}: no obs column {column!r}.{suggestion(column, known)}")
+    setup = dataset.setup
+    groups = [("setup.batch_key", setup.batch_key), ("setup.stratify_by", setup.stratify_by)]
+    groups += [("de.replicate_key", dataset.de.replicate_key)]
+    groups += [("setup.categorical_covariate_keys", key) for key in setup.categorical_covariate_keys]
+    numbers = [("setup.continuous_covariate_keys", key) for key in setup.continuous_covariate_keys]
+    numbers += [("setup.size_factor_key", setup.size_factor_key)]
+    for where, key in (*groups, *numbers):
+        if key not in obs:
+            continue
+        if missing := int(obs[key].isna().sum()):
+            problems.append(
+                f"{where}: obs column {key!r} has no value for {missing} of {len(obs)} cells. Give these a value of "
+                "their own, or leave them out of the input."
+            )
+    problems += [f"{where}: {problem}" for where, key in numbers if key in obs for problem in _check_numbers(obs[key])]
+    if (key := setup.size_factor_key) in obs and obs[key].dtype.kind in "iuf" and (obs[key] <= 0).any():
+        problems.append(f"setup.size_factor_key: obs column {key!r} must be above zero, found {obs[key].min():g}.")
+    for where, key in (*groups, ("setup.labels_key", setup.labels_key)):
+        if key in obs and (problem := _too_many_groups(obs[key])):
+            problems.append(f"{where}: {problem}")
     return problems
+
+
+def _check_numbers(column: pd.Series) -> list[str]:
+    import numpy as np
+
+    if column.dtype.kind not in "iufb":
+        found = next(iter(column.dropna()), None)
+        return [f"obs column {column.name!r} must hold numbers, found {found!r}."]
+    if infinite := int(np.isinf(column.to_numpy(float)).sum()):
+        return [f"obs column {column.name!r} is infinite in {infinite} of {len(column)} cells; correct these values."]
+    return []
+
+
+def _too_many_groups(column: pd.Series) -> str:
+    """That a column tells single cells apart instead of groups, by the limits of the step setup."""
+    n_groups = column.nunique()
+    if n_groups <= (20 if column.dtype.kind == "f" else max(20, len(column) // 2)):
+        return ""
+    return f"obs column {column.name!r} has {n_groups} values for {len(column)} cells, but groups are expected."
+
+
+def _check_contrast(contrast: Contrast, obs: pd.DataFrame) -> list[str]:
+    """Problems with the columns and groups of a contrast; clusters (leiden) are not known yet."""
+    from ldvae.io import group_names
+
+    column, within = contrast["column"], contrast.get("within")
+    known = [*map(str, obs.columns), *QC_COLUMNS]
+    problems = [
+        f"no obs column {name!r}.{suggestion(name, known)}"
+        for name in (column, within)
+        if name is not None and name not in [*known, "leiden"]
+    ]
+    problems += [problem for name in (column, within) if name in obs and (problem := _too_many_groups(obs[name]))]
+    if column not in obs or _too_many_groups(obs[column]):
+        return problems
+    sizes = group_names(obs[column]).value_counts()
+    sizes = sizes[sizes > 0]
+    groups = [group for key in ("group1", "group2") if (group := contrast.get(key)) is not None]
+    for group in groups:
+        if group not in sizes:
+            problems.append(f"no group {group!r} in {column!r}.{suggestion(group, sorted(sizes.index))}")
+    if "rest" in sizes:
+        problems.append(f"{column!r} has a group called 'rest', which here means all others; rename it.")
+    if len(sizes) < 2:
+        problems.append(f"obs column {column!r} has {len(sizes)} group; there is nothing to compare it with.")
+    return problems
+
+
+def _check_genes(dataset: Dataset, var_names: pd.Index) -> list[str]:
+    """Problems with the genes that options and files name."""
+    from ldvae.io import read_gene_list, read_gmt
+
+    problems = []
+    shown = ", ".join(map(repr, var_names[:3]))
+    absent = [gene for gene in dataset.setup.keep_genes if gene not in var_names]
+    if absent:
+        listed = ", ".join(map(repr, absent[:5])) + (", …" if len(absent) > 5 else "")
+        near = get_close_matches(absent[0], var_names.astype(str), n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        problems.append(f"setup.keep_genes: {listed} not among the {len(var_names)} genes, such as {shown}.{hint}")
+    path = dataset.setup.gene_list
+    if dataset.setup.genes == "list" and path is not None and Path(path).is_file():
+        names = read_gene_list(Path(path))
+        if not var_names.isin(names).any():
+            problems.append(f"setup.gene_list: {_no_overlap(path, names, shown)}")
+    for path in dataset.programs.gene_sets:
+        if not Path(path).is_file():
+            continue
+        try:
+            sets = read_gmt(Path(path))
+        except InputError as error:
+            problems.append(f"programs.gene_sets: {error}")
+            continue
+        names = list(dict.fromkeys(gene for members in sets.values() for gene in members))
+        if not var_names.isin(names).any():
+            problems.append(f"programs.gene_sets: {_no_overlap(path, names, shown)}")
+    return problems
+
+
+def _no_overlap(path: str, names: list[str], shown: str) -> str:
+    return (
+        f"none of the {len(names)} genes of {path} (such as {', '.join(map(repr, names[:3]))}) is in the data, whose "
+        f"genes are called {shown}. Give names of the same kind and species."
+    )
 
 
 def _not_there(path: str) -> str:
@@ -167,11 +264,3 @@ def read_header(dataset: Dataset) -> AnnData | None:
         return None
     names = None if "" in dataset.inputs else list(dataset.inputs)
     return read_input(paths, names, **reading_options(dataset.qc), counts=False)
-
-
-def groups_of(obs: pd.DataFrame) -> dict[str, set[str] | None]:
-    """The groups that occur in each obs column, as text; none for columns of numbers."""
-    return {
-        str(name): None if column.dtype.kind in "iuf" else set(column.dropna().astype(str))
-        for name, column in obs.items()
-    }

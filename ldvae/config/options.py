@@ -125,7 +125,7 @@ def mistakes(error: ValidationError, cls: type[BaseModel]) -> Iterator[str]:
         elif kind == "missing":
             yield f"{_place(found['loc'][:-1])}: {found['input']} names no {found['loc'][-1]}."
         elif kind == "value_error" and isinstance(limits["error"], InputError):
-            yield from (f"{place}.{line}" for line in limits["error"].args)
+            yield from (line if line.startswith(place) else f"{place}.{line}" for line in limits["error"].args)
         else:
             yield f"{place}: expected {_expected(kind, limits)}, found {found['input']!r}."
 
@@ -618,11 +618,23 @@ class DeConfig(Options):
     n_samples: int = Field(5000, ge=100, description="Posterior samples on each side.")
     seed: Seed = Field(0, description="Seed of the posterior samples.")
 
+    @field_validator("contrasts")
+    @classmethod
+    def _contrasts(cls, contrasts: list[Contrast]) -> list[Contrast]:
+        problems = [
+            f"contrasts[{i}]: {contrast} compares a group with itself."
+            for i, contrast in enumerate(contrasts)
+            if "group1" in contrast and contrast["group1"] == contrast.get("group2")
+        ]
+        if problems:
+            raise InputError(*problems)
+        return contrasts
+
 
 class ReportConfig(Options):
     """What the report shows; no option changes a result."""
 
-    groupby: list[str] = Field(
+    groupby: list[ObsColumn] = Field(
         [],
         description="Obs columns of groups by which programs and the UMAP are shown, the most important first; empty: "
         "the labels, the categories tested for association, the clusters and the batch.",

@@ -18,6 +18,7 @@ from ldvae.config.options import (
     Options,
     ProjectConfig,
     Sections,
+    SetupConfig,
     SweepConfig,
     TrainConfig,
     named,
@@ -171,6 +172,7 @@ def expand(config: Mapping[str, Any]) -> tuple[Plan, list[str]]:
         given = {key: {key: config.get(key), f"{where}.{key}": entry.get(key)} for key in SECTIONS}
         options: dict[str, Any] = {key: _read_section(cls, given[key], problems) for key, cls in SECTIONS.items()}
         notes += [note for at, layer in given["de"].items() for note in _readings(at, layer)]
+        problems += [f"{where}.{problem}" for problem in _contradictions(options["setup"])]
         inputs = _named_inputs(entry.get("input"), where, problems)
         runs = _runs(options["model"], options["train"], options["sweep"], where, problems)
         projections = _projections(entry.get("project"), f"{where}.project", problems)
@@ -209,6 +211,16 @@ def _read_section(cls: type[Options], layers: Mapping[str, Any], problems: list[
             read = cls(**{key: layer[key] for key in layer.keys() & cls.model_fields.keys() - mistaken})
         values |= {key: getattr(read, key) for key in read.model_fields_set}
     return cls(**values)
+
+
+def _contradictions(setup: SetupConfig) -> list[str]:
+    """Options of a dataset that do not go together, whatever its data."""
+    problems = []
+    if setup.genes == "list" and setup.gene_list is None:
+        problems.append("setup.gene_list: `genes: list` needs the path of a file with one gene name per line.")
+    if (held_out := setup.validation_size + setup.test_size) >= 1:
+        problems.append(f"setup: validation_size and test_size together are {held_out:g}; leave cells for training.")
+    return problems
 
 
 def _readings(where: str, section: Any) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ldvae.config import Dataset, check_columns, find_problems, groups_of, load_config, raise_problems
+from ldvae.config import Dataset, check_data, find_problems, load_config, raise_problems
 from ldvae.errors import InputError
 from ldvae.io import read_input, reading_options
 
@@ -66,4 +66,4 @@ def check_counts(dataset: Dataset) -> tuple[str, list[str]]:
         names,
         **reading_options(dataset.qc),
     )
-    return f"{adata.n_obs} cells, {adata.n_vars} genes, ", check_columns(dataset, groups_of(adata.obs))
+    return f"{adata.n_obs} cells, {adata.n_vars} genes, ", check_data(dataset, adata)

@@ -17,7 +17,7 @@ from anndata import AnnData
 from ldvae import results as layout
 from ldvae.config import DeConfig
 from ldvae.errors import InputError, suggestion
-from ldvae.io import atomic, collected_warnings, obs_column, read_h5ad, write_json, write_table
+from ldvae.io import atomic, collected_warnings, group_names, obs_column, read_h5ad, write_json, write_table
 
 if TYPE_CHECKING:
     from ldvae.model import LinearSCVI
@@ -125,19 +125,11 @@ def find_contrasts(obs: pd.DataFrame, config: DeConfig) -> list[Contrast]:
         raise InputError("There is nothing to compare; name contrasts, such as [{'column': 'cell_type'}].")
     found = []
     for entry in config.contrasts:
-        known = ("column", "group1", "group2", "within")
-        for key in entry:
-            if key not in known:
-                raise InputError(f"contrasts: there is no key {key!r} in {entry}.{suggestion(key, known)}")
-        if "column" not in entry:
-            raise InputError(f"contrasts: {entry} names no column of groups.")
         groups = levels(obs, entry["column"])
         if REST in groups.categories:
             raise InputError(
                 f"obs column {entry['column']!r} has a group called {REST!r}, which here means all others; rename it."
             )
-        if entry.get("group1") is not None and entry.get("group1") == entry.get("group2"):
-            raise InputError(f"contrasts: {entry} compares a group with itself.")
         firsts = [entry["group1"]] if "group1" in entry else [g for g in groups.categories if g != entry.get("group2")]
         for group in (*firsts, *([entry["group2"]] if "group2" in entry else [])):
             if group not in groups.categories:
@@ -167,8 +159,7 @@ def levels(obs: pd.DataFrame, column: str) -> pd.Categorical:
     """The groups of a column as text, without unused ones; missing values stay missing."""
     if column not in obs:
         raise InputError(f"contrasts: no obs column {column!r}.{suggestion(column, obs.columns)}")
-    values = obs[column]
-    return pd.Categorical(values.astype(str).where(values.notna()))
+    return pd.Categorical(group_names(obs[column]))
 
 
 def distinct_names(contrasts: list[Contrast]) -> tuple[list[str], list[str]]:
@@ -213,7 +204,7 @@ def model_based(
     """
     rows = np.unique(np.concatenate([rows for contrast in contrasts for rows in (contrast.rows1, contrast.rows2)]))
     cells = adata[rows].copy()
-    cells.obs["contrast_group"] = cells.obs[contrasts[0].column].astype(str).to_numpy()
+    cells.obs["contrast_group"] = group_names(cells.obs[contrasts[0].column]).fillna("nan").to_numpy()
     group2 = contrasts[0].group2
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of small batches, which setup has seen

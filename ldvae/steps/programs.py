@@ -10,8 +10,7 @@ import pandas as pd
 
 from ldvae import results as layout
 from ldvae.config import ProgramsConfig
-from ldvae.errors import InputError
-from ldvae.io import atomic, read_h5ad, write_json, write_table
+from ldvae.io import atomic, read_gmt, read_h5ad, write_json, write_table
 from ldvae.programs import (
     Frame,
     Programs,
@@ -99,18 +98,6 @@ def read_obs(counts: Path) -> tuple[pd.DataFrame, str]:
     obs = data.obs.copy()
     data.file.close()
     return obs, str(batch_key)
-
-
-def read_gmt(path: Path) -> dict[str, list[str]]:
-    """Gene sets by term: a line holds the term, a description and the genes, separated by tabs."""
-    lines = [line.split("\t") for line in path.read_text().splitlines() if line.strip()]
-    for number, line in enumerate(lines, 1):
-        if len(line) < 3:
-            raise InputError(
-                f"{path}: line {number} has {len(line)} fields; expected a term, a description and at least one gene, "
-                "separated by tabs. Give a GMT file."
-            )
-    return {line[0]: [gene for gene in line[2:] if gene] for line in lines}
 
 
 def write_gmt(sets: dict[str, list[str]], path: Path) -> None:

@@ -16,7 +16,17 @@ from scipy import sparse
 from ldvae import results as layout
 from ldvae.config import SetupConfig
 from ldvae.errors import InputError, suggestion
-from ldvae.io import atomic, collected_warnings, listed, obs_column, read_file, write_json, write_table
+from ldvae.io import (
+    atomic,
+    collected_warnings,
+    group_names,
+    listed,
+    obs_column,
+    read_file,
+    read_gene_list,
+    write_json,
+    write_table,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +137,7 @@ def registered_fields(adata: AnnData, batch_key: str, config: SetupConfig) -> di
                     "expected. Register numbers as continuous_covariate_keys."
                 )
             # Numbers as names of groups (donor 101) are text from here on; unused categories would be empty groups.
-            adata.obs[key] = column.astype(str).astype("category")
+            adata.obs[key] = group_names(column).astype("category")
     return fields
 
 
@@ -260,7 +270,7 @@ def listed_genes(path: str | None, var_names: pd.Index) -> Sequence[str]:
         raise InputError("genes: list needs a file of gene names, one per line (gene_list).")
     if not Path(path).is_file():
         raise InputError(f"gene_list: {path} does not exist.")
-    names = list(dict.fromkeys(line.strip() for line in Path(path).read_text().splitlines() if line.strip()))
+    names = read_gene_list(Path(path))
     absent = [name for name in names if name not in var_names]
     if len(absent) == len(names):
         raise InputError(
