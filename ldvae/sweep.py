@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
@@ -24,7 +25,7 @@ class Sweep(NamedTuple):
 
     runs: (
         pd.DataFrame
-    )  # indexed by run: setting, seed, options, epochs, seconds, elbo_train, elbo_validation, elbo_test
+    )  # indexed by run: setting, seed, options, epochs, seconds, elbo_train, elbo_validation, elbo_test, …
     models: dict[str, LinearSCVI]  # trained, by run
 
     def get_programs(self, setting: str | None = None, config: ProgramsConfig | None = None) -> Programs:
@@ -45,7 +46,7 @@ class Sweep(NamedTuple):
                 f"There is no setting {setting!r}; the sweep has {', '.join(settings)}. Name one of these."
             )
         own = self.runs[self.runs["setting"] == (setting or settings[0])]
-        out = outliers(own["elbo_validation"].fillna(own["elbo_train"]))
+        out = outliers(own["elbo_fitted"], own["elbo_fitted_se"])
         for run in own.index[out]:
             logger.warning("%s is left out: its ELBO is far from that of the other fits.", run)
         first, *others = (self.models[run] for run in own.index[~out])
@@ -101,11 +102,17 @@ def sweep(
         done = fitted.fit(split, run.train.fit_config(len(split.train)), seed=run.seed)
         row = {"run": run.id, "setting": run.setting, "seed": run.seed, **run.params}
         row |= {"epochs": done.epochs, "seconds": done.seconds}
+        seen = []
         for part, cells in zip(Split._fields, split, strict=True):
             # The same noise for all fits, so that they differ by what they learned.
             noise = torch.Generator().manual_seed(0)
             terms = posterior.elbo_terms(fitted.module, fitted.source, cells, noise) if len(cells) else None
-            row[f"elbo_{part}"] = float(terms.loss().double().mean()) if terms else float("nan")
+            loss = terms.loss().double().numpy(force=True) if terms else np.array([np.nan])
+            row[f"elbo_{part}"] = float(loss.mean())
+            if part != "test" and terms:
+                seen.append(loss)
+        both = np.concatenate(seen)
+        row |= {"elbo_fitted": float(both.mean()), "elbo_fitted_se": float(both.std() / len(both) ** 0.5)}
         logger.info("%s: ELBO %.2f nats per cell in validation", run.id, row["elbo_validation"])
         rows.append(row)
         models[run.id] = fitted

@@ -57,7 +57,7 @@ def test_the_programs_that_fits_share_are_the_simulated_ones(adata, fits):
 
 def test_a_single_model_gives_programs_and_says_what_they_lack(fits):
     programs = next(iter(fits.models.values())).get_programs()
-    assert "Fit at least two seeds" in programs.warnings[0]
+    assert "Fit at least three seeds" in programs.warnings[0]
     assert programs.lower.isna().all(axis=None)
 
 

@@ -14,10 +14,11 @@ from .effects import effects_on_all_genes
 from .evidence import associations, describe, enrichment, strength, technical_flags
 from .find import Programs, find_programs, gene_sets, split_sides, top_genes
 from .projection import Frame, Projection, frame, project
-from .rotation import Rotation, drop_baseline, orient, rotate
+from .rotation import Alignment, Rotation, align_scores, drop_baseline, orient, rotate
 from .stability import Stability, stability
 
 __all__ = [
+    "Alignment",
     "Contribution",
     "Frame",
     "MetaPrograms",
@@ -26,6 +27,7 @@ __all__ = [
     "ReproducibleRank",
     "Rotation",
     "Stability",
+    "align_scores",
     "associations",
     "consensus",
     "describe",

@@ -31,7 +31,7 @@ class MetaPrograms(NamedTuple):
 
 def loadings_of(frame: Frame) -> pd.DataFrame:
     """Loadings of the programs of a frame: change of the log rate per standard deviation, genes by programs."""
-    return pd.DataFrame(frame.basis @ np.linalg.pinv(frame.transform[1:]).T, frame.genes, frame.programs)
+    return pd.DataFrame(frame.basis @ np.linalg.pinv(frame.joint[1:]).T, frame.genes, frame.programs)
 
 
 def meta_programs(frames: Mapping[str, Frame], *, min_similarity: float = 0.5) -> MetaPrograms:

@@ -17,6 +17,8 @@ Table: TypeAlias = pd.DataFrame | np.ndarray
 # Rows of a cells × factors table that are widened to float64 at a time.
 BLOCK = 50_000
 TINY = np.finfo(float).tiny
+# Fits in a half for which correlations are shown, whatever the number of fits.
+REFERENCE_FITS = 4
 
 
 class Contribution(NamedTuple):
@@ -30,7 +32,7 @@ class ReproducibleRank(NamedTuple):
     """How many directions two halves of the fits agree on."""
 
     rank: int | None  # None with one fit: nothing can be compared
-    correlations: pd.DataFrame  # indexed by rank: correlation (median over splits), lower, upper (5 and 95 %)
+    correlations: pd.DataFrame  # indexed by rank, of halves of 4 fits: correlation (median over splits), lower, upper
 
 
 def gauge(loadings: Table, mean_expression: ArrayLike) -> Table:
@@ -123,43 +125,68 @@ def reproducible_rank(
     scores, loadings
         As for `consensus`.
     threshold
-        The smallest canonical correlation between the gene spaces of two halves that counts as shared, 0 to 1.
+        Smallest correlation, 0 to 1, at which a direction counts as shared. It is the correlation that halves of four
+        fits each would have, so the answer does not grow with the number of fits.
     n_splits
         Random splits of the fits into halves (all of them where there are fewer).
     seed
         Seed of the splits.
+
+    Returns
+    -------
+    ReproducibleRank
+        The rank is the last number of directions before the correlation falls to the threshold.
+
+    Notes
+    -----
+    Each half of h fits is averaged. Its k leading directions are looked for *anywhere* in the space that the other half
+    spans (its leading directions, as many as one fit has factors), so two directions that change places do no harm:
+    c_k is the smallest singular value of G1[:, :k]^T G2 and of G1^T G2[:, :k], G1 and G2 being orthonormal bases of
+    genes. What the fits share against what each has alone, c_k / (1 - c_k), grows in proportion to h; so
+    s_k = c_k / (1 - c_k) / h belongs to one fit, and the correlation shown is 4 s_k / (1 + 4 s_k). The threshold of 0.9
+    means s_k > 9/4.
     """
     fits = checked_fits(scores, loadings)
     columns = ["correlation", "lower", "upper"]
     if len(fits) < 2:
         return ReproducibleRank(None, pd.DataFrame(columns=columns, index=pd.Index([], name="rank"), dtype=float))
     gram = _inner_products(fits)
+    most = max(fit.scores.shape[1] for fit in fits)
+    ranks = range(1, most + 1)
     smallest = []
     for first, second in _halves(len(fits), n_splits, seed):
         _, genes_1, _ = _mean_components(gram, fits, first)
         _, genes_2, _ = _mean_components(gram, fits, second)
-        cross = genes_1.T @ genes_2
-        most = max(fit.scores.shape[1] for fit in fits)
-        ranks = range(1, most + 1)
-        smallest.append([_smallest_singular_value(cross[:k, :k]) if k <= min(cross.shape) else 0.0 for k in ranks])
-    table = pd.DataFrame(
-        np.quantile(smallest, [0.5, 0.05, 0.95], axis=0).T, index=pd.Index(ranks, name="rank"), columns=columns
-    )
-    above = table.index[table["correlation"] > threshold]
-    return ReproducibleRank(int(above.max()) if len(above) else 0, table)
+        cross = genes_1[:, :most].T @ genes_2[:, :most]
+        smallest.append(
+            [
+                min(_smallest_singular_value(cross[:k]), _smallest_singular_value(cross[:, :k]))
+                if k <= min(cross.shape)
+                else 0.0
+                for k in ranks
+            ]
+        )
+    # Quantiles of the splits first: the correlation of four fits is a monotone function of that of a half.
+    half = np.quantile(smallest, [0.5, 0.05, 0.95], axis=0).T
+    signal, noise = half * REFERENCE_FITS, (1 - np.minimum(half, 1)) * len(fits) / 2
+    table = pd.DataFrame(signal / (signal + noise), index=pd.Index(ranks, name="rank"), columns=columns)
+    below = table.index[~(table["correlation"] > threshold)]
+    return ReproducibleRank(int(below.min()) - 1 if len(below) else most, table)
 
 
-def outliers(elbo: ArrayLike, *, mads: float = 5.0, share: float = 0.003) -> np.ndarray:
+def outliers(elbo: ArrayLike, standard_error: ArrayLike = 0.0, *, mads: float = 5.0) -> np.ndarray:
     """Mark fits that are much worse than the others: they have probably lost a program.
 
     Parameters
     ----------
     elbo
-        Negative ELBO of each fit of one setting, lower is better, shape (n_fits,).
+        Negative ELBO of each fit of one setting over the cells trained and validated on, lower is better, nats per
+        cell, shape (n_fits,).
+    standard_error
+        Standard error of these means over cells, shape (n_fits,) or one number. A fit whose distance is within it is
+        never an outlier: a few fits can agree with each other more closely than the data can tell them apart.
     mads
-        How many median absolute deviations above the median, and …
-    share
-        … by which share of the median at least.
+        Median absolute deviations, scaled to standard deviations, above the median from which a fit is an outlier.
 
     Returns
     -------
@@ -168,8 +195,8 @@ def outliers(elbo: ArrayLike, *, mads: float = 5.0, share: float = 0.003) -> np.
     """
     elbo = np.asarray(elbo, float)
     middle = np.median(elbo)
-    spread = np.median(np.abs(elbo - middle))
-    return elbo - middle > np.maximum(mads * spread, share * np.abs(middle))
+    spread = 1.4826 * np.median(np.abs(elbo - middle))
+    return elbo - middle > np.maximum(mads * spread, np.median(standard_error))
 
 
 class FitTables(NamedTuple):

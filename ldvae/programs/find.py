@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations, islice
+from math import comb
 
 import numpy as np
 import pandas as pd
@@ -13,7 +15,7 @@ from ldvae.config import ProgramsConfig
 from ldvae.errors import InputError
 
 from .consensus import Contribution, ReproducibleRank, Table, consensus, gauge, information, reproducible_rank
-from .rotation import drop_baseline, orient, rotate
+from .rotation import Rotation, align_scores, drop_baseline, orient, rotate
 from .stability import members_of, stability
 
 # Below this many nats per cell (the information-weighted square of the contribution) there is nothing to rotate.
@@ -22,6 +24,12 @@ COLLAPSED = 1e-3
 SMALLEST_SHARE = 0.005
 # Cosine from which a fit is said to hold a program of the consensus.
 FOUND = 0.9
+# Agreement of a score with its genes below which a program is shown with a warning.
+DISAGREES = 0.5
+# Share of the choices of half of the fits in which a settled program is found.
+SETTLED = 0.8
+# Choices of half of the fits that are tried, and the cells (evenly spaced) they are rotated on.
+N_CHOICES, SETTLED_CELLS = 10, 20_000
 SIDES = {"positive": 1, "negative": -1}
 
 
@@ -34,13 +42,14 @@ class Programs:
     lower: pd.DataFrame  # genes by programs: 95 % interval of the loading over fits; nan with one fit
     upper: pd.DataFrame
     members: pd.DataFrame  # genes by programs: 1 where the program raises the gene, -1 where it lowers it, else 0
-    scores: pd.DataFrame  # cells by programs: unit variance
-    table: pd.DataFrame  # programs by share, stability, stability_min, n_runs, n_runs_found, n_genes_positive, …
+    scores: pd.DataFrame  # cells by programs: unit variance, agreeing with the genes of their programs
+    table: pd.DataFrame  # programs by share, agreement, settled, stability, stability_min, n_runs, n_runs_found, …
     cosines: pd.DataFrame  # programs by fits
     rank: int
     correlations: pd.DataFrame  # of `ReproducibleRank`
     basis: pd.DataFrame  # genes by components: change of the log rate per unit of a component
     transform: np.ndarray  # scores = [1, component scores] @ transform; shape (1 + rank, n_programs)
+    joint: np.ndarray  # the same for the scores s of the rotation, with which s @ weighted.T is what the fits share
     intercept: bool  # there is one program more than directions; effects are relative to the mean cell
     warnings: list[str]
 
@@ -74,7 +83,7 @@ def find_programs(
     config
         Rank, rotation and baseline; the defaults where not given.
     rank
-        Directions kept where the config does not say; by default those that two halves of the fits share.
+        Directions that reproduce, if known (`reproducible_rank`); not given: found here. `config.rank` goes before it.
 
     Returns
     -------
@@ -101,21 +110,14 @@ def find_programs(
             "vary between cells."
         )
     warnings: list[str] = []
-    reproducible = reproducible_rank(scores, weighted)
-    rank = _rank(config.rank or rank, reproducible, sizes, most, warnings)
+    if rank is None:
+        reproducible = reproducible_rank(scores, weighted)
+    else:
+        reproducible = ReproducibleRank(rank, pd.DataFrame(columns=["correlation", "lower", "upper"], dtype=float))
+    rank = _rank(config.rank, reproducible, sizes, most, warnings)
     contribution = Contribution(whole.scores[:, :rank], whole.loadings[:, :rank])
-    rotation = rotate(
-        contribution,
-        rank,
-        intercept=config.intercept,
-        balance=config.balance,
-        power=config.power,
-        n_starts=config.n_starts,
-        seed=config.seed,
-    )
-    if config.baseline == "auto":
-        rotation = drop_baseline(rotation)
-    rotation = orient(rotation)
+    rotation = _rotated(contribution, rank, config)
+    aligned = align_scores(contribution, rotation)
     stable = stability(contribution, rotation, scores, weighted)
 
     names = [f"P{k + 1}" for k in range(rotation.scores.shape[1])]
@@ -130,6 +132,8 @@ def find_programs(
     table = pd.DataFrame(
         {
             "share": np.square(rotation.loadings).sum(axis=0) / sizes.sum(),
+            "agreement": aligned.agreement,
+            "settled": _settled(scores, weighted, rotation, rank, config),
             "stability": cosines.mean(axis=1) if len(runs) > 1 else np.nan,
             "stability_min": cosines.min(axis=1) if len(runs) > 1 else np.nan,
             "n_runs": len(runs),
@@ -139,19 +143,21 @@ def find_programs(
         },
         index=cosines.index,
     )
+    warnings += _doubts(table)
     return Programs(
         loadings=per_gene(rotation.loadings, names),
         weighted=pd.DataFrame(rotation.loadings, genes, names),
         lower=per_gene(rotation.loadings - stable.half_width, names),
         upper=per_gene(rotation.loadings + stable.half_width, names),
         members=pd.DataFrame(members, genes, names),
-        scores=pd.DataFrame(rotation.scores, cells, names),
+        scores=pd.DataFrame(aligned.scores, cells, names),
         table=table,
         cosines=cosines,
         rank=rank,
         correlations=reproducible.correlations,
         basis=per_gene(contribution.loadings, [f"U{k + 1}" for k in range(rank)]),
-        transform=rotation.transform,
+        transform=aligned.transform,
+        joint=rotation.transform,
         intercept=bool(rotation.transform.shape[0] == rotation.transform.shape[1]),
         warnings=warnings,
     )
@@ -161,8 +167,70 @@ def names_of(table: Table, kind: str) -> Sequence[str]:
     return list(table.index) if isinstance(table, pd.DataFrame) else [f"{kind}_{i}" for i in range(len(table))]
 
 
+def _rotated(contribution: Contribution, rank: int, config: ProgramsConfig) -> Rotation:
+    """Programs of a contribution, oriented."""
+    rotation = rotate(
+        contribution,
+        rank,
+        intercept=config.intercept,
+        balance=config.balance,
+        power=config.power,
+        n_starts=config.n_starts,
+        seed=config.seed,
+    )
+    return orient(drop_baseline(rotation) if config.baseline == "auto" else rotation)
+
+
+def _settled(
+    scores: Sequence[Table], weighted: Sequence[Table], rotation: Rotation, rank: int, config: ProgramsConfig
+) -> np.ndarray:
+    """How often each program is found again (cosine above 0.9) from half of the fits; nan with one; (n_programs,)."""
+    n_fits, n_programs = len(scores), rotation.loadings.shape[1]
+    if n_fits < 2:
+        return np.full(n_programs, np.nan)
+    half = (n_fits + 1) // 2
+    rng = np.random.default_rng(config.seed)
+    if comb(n_fits, half) <= 1000:
+        choices = np.array(list(islice(combinations(range(n_fits), half), 1000)))
+        choices = choices[rng.permutation(len(choices))[:N_CHOICES]]
+    else:
+        choices = np.array([rng.permutation(n_fits)[:half] for _ in range(N_CHOICES)])
+    n_obs = len(scores[0])
+    rows = np.unique(np.linspace(0, n_obs - 1, min(n_obs, SETTLED_CELLS)).astype(int))
+    parts = [np.asarray(table)[rows] for table in scores]
+    found = np.zeros(n_programs)
+    for choice in choices:
+        shared = consensus([parts[i] for i in choice], [weighted[i] for i in choice], rank)
+        if shared.loadings.shape[1] < rank:  # these fits have fewer directions in all
+            continue
+        other = _rotated(shared, rank, config).loadings
+        lengths = np.outer(np.linalg.norm(rotation.loadings, axis=0), np.linalg.norm(other, axis=0))
+        cosines = np.abs(rotation.loadings.T @ other) / np.where(lengths > 0, lengths, 1)
+        found += cosines.max(axis=1) > FOUND
+    return found / len(choices)
+
+
+def _doubts(table: pd.DataFrame) -> list[str]:
+    """Warnings about programs whose score contradicts their genes, or that depend on the choice of fits."""
+    doubts = []
+    contradicting = table.index[table["agreement"] < DISAGREES]
+    if len(contradicting):
+        doubts.append(
+            f"{', '.join(contradicting)}: the cells' scores and the program's own genes disagreed (agreement below "
+            f"{DISAGREES:g}); the scores shown were turned towards the genes. Read the genes with caution: some may "
+            "belong to a larger program."
+        )
+    unsettled = table.index[table["settled"] < SETTLED]
+    if len(unsettled):
+        doubts.append(
+            f"{', '.join(unsettled)}: found in fewer than {SETTLED:.0%} of the choices of half of the fits, so not "
+            "settled. Fit more seeds before building on it."
+        )
+    return doubts
+
+
 def _rank(
-    given: int | None, reproducible: ReproducibleRank, sizes: np.ndarray, n_factors: int, warnings: list[str]
+    wanted: int | None, reproducible: ReproducibleRank, sizes: np.ndarray, n_factors: int, warnings: list[str]
 ) -> int:
     """Directions to keep, and what there is to say about their number."""
     largest = int((sizes > SMALLEST_SHARE * sizes.sum()).sum())
@@ -170,20 +238,18 @@ def _rank(
         warnings.append(
             "One fit: how many programs are real, how stable they are and how far each loading is known cannot be told "
             f"from it. Kept are the {largest} directions with at least {SMALLEST_SHARE:.1%} of the contribution. "
-            "Fit at least two seeds, better six."
+            "Fit at least three seeds, better five."
         )
-        rank = given or largest
-    else:
-        rank = given or reproducible.rank
-        if reproducible.rank == 0:
-            warnings.append(
-                "No direction is shared by two halves of the fits: what is shown is not reproducible. Fit more seeds, "
-                "or train longer."
-            )
-        elif reproducible.rank >= n_factors:
-            warnings.append(
-                f"All {n_factors} factors reproduce, so there may be more programs than factors. Fit with more factors."
-            )
+    elif reproducible.rank == 0:
+        warnings.append(
+            "No direction is shared by two halves of the fits: what is shown is not reproducible. Fit more seeds, "
+            "or train longer."
+        )
+    elif reproducible.rank >= n_factors:
+        warnings.append(
+            f"All {n_factors} factors reproduce, so there may be more programs than factors. Fit with more factors."
+        )
+    rank = wanted or (largest if reproducible.rank is None else reproducible.rank)
     return max(1, min(rank, len(sizes)))
 
 

@@ -23,6 +23,7 @@ class Frame(NamedTuple):
     programs: np.ndarray  # names, shape (n_programs,)
     basis: np.ndarray  # change of the log rate per unit of a component, shape (n_vars, rank)
     transform: np.ndarray  # scores = [1, components] @ transform, shape (1 + rank, n_programs)
+    joint: np.ndarray  # the same for the scores of the rotation: loadings = basis @ pinv(joint[1:]).T
     offset: np.ndarray  # log share of the counts in the mean cell, shape (n_vars,)
     theta: np.ndarray  # inverse dispersion, shape (n_vars,)
     weight: np.ndarray  # root of the information, shape (n_vars,)
@@ -52,8 +53,8 @@ def frame(programs: Programs, mean: ArrayLike, theta: ArrayLike | None = None) -
     # The offset that gives the mean expression back, on a sample of cells: the shares of a mean cell are not the mean
     # share. Batches are averaged over in this way too.
     rows = np.unique(np.linspace(0, len(programs.scores) - 1, 2000).astype(int))
-    centred = programs.scores.to_numpy()[rows] - programs.scores.to_numpy().mean(axis=0)
-    fold = np.exp(centred @ programs.loadings.to_numpy().T)
+    components = (programs.scores.to_numpy()[rows] - programs.transform[0]) @ np.linalg.pinv(programs.transform[1:])
+    fold = np.exp(components @ programs.basis.to_numpy().T)
     offset = share.copy()
     for _ in range(50):
         rates = fold * offset
@@ -66,6 +67,7 @@ def frame(programs: Programs, mean: ArrayLike, theta: ArrayLike | None = None) -
         programs=np.asarray(programs.loadings.columns, dtype=np.str_),
         basis=programs.basis.to_numpy(),
         transform=programs.transform,
+        joint=programs.joint,
         offset=np.log(np.maximum(offset, 1e-12)),
         theta=theta_mean,
         weight=weight,
@@ -125,7 +127,7 @@ def project(
                 shift = np.log((np.asarray(own.sum(axis=0)).ravel() + 1) / (expected + 1))
                 level = level + _outside(shift, basis, frame.weight[here])
         components[rows], _ = _most_likely(own, basis, level, theta)
-    weighted = np.square(frame.weight[:, None] * (frame.basis @ np.linalg.pinv(frame.transform[1:]).T))
+    weighted = np.square(frame.weight[:, None] * (frame.basis @ np.linalg.pinv(frame.joint[1:]).T))
     covered = weighted[here].sum(axis=0) / np.maximum(weighted.sum(axis=0), TINY)
     return Projection(
         scores=pd.DataFrame(

@@ -1,12 +1,20 @@
-"""Rotation of what the fits share to simple structure; sign, order, scale and origin of the programs."""
+"""Rotation of what the fits share to simple structure; sign, order, scale and origin of the programs; their scores."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from .consensus import TINY, Contribution, blocks
+
+# A score agrees with its genes at least this much after `align_scores`.
+ALIGNED = 0.9
+# Genes on the positive side by which the agreement is judged.
+N_JUDGED = 30
+# Excess of the squared loadings on one side from which it alone decides the sign: three quarters on one side.
+ONE_SIDED = 0.5
 
 
 class Rotation(NamedTuple):
@@ -15,6 +23,14 @@ class Rotation(NamedTuple):
     scores: np.ndarray  # shape (n_obs, n_programs)
     loadings: np.ndarray  # shape (n_vars, n_programs)
     transform: np.ndarray  # from the constant and the contribution's scores u; shape (1 + rank, n_programs)
+
+
+class Alignment(NamedTuple):
+    """Scores that agree with the genes of their programs."""
+
+    scores: np.ndarray  # shape (n_obs, n_programs)
+    transform: np.ndarray  # scores = [1, u] @ transform, u the contribution's scores; shape (1 + rank, n_programs)
+    agreement: np.ndarray  # correlation of the score before with the decoded expression of its genes, (n_programs,)
 
 
 def rotate(
@@ -113,10 +129,10 @@ def orient(rotation: Rotation) -> Rotation:
     """Give programs their sign, order and scale.
 
     Scores have unit variance, so a loading is the log fold change per standard deviation of the score. The program that
-    contributes most to M comes first. Three things tell the positive side, and the sign is that of their sum: the
-    heavier side of the weighted loadings (its excess in the sum of squares, -1 to 1), the side to which the scores are
-    skewed (a quarter of the skewness), and the side on which they lie off their origin (mean over standard
-    deviation), where the last two count for no more than 0.5 each.
+    contributes most to M comes first. The positive side is the heavier side of the weighted loadings, where it holds
+    three quarters of the sum of squares. Otherwise the sign is that of a sum: the excess of one side in the sum of
+    squares (-1 to 1), a quarter of the skewness of the scores, and their mean over their standard deviation, where the
+    last two count for no more than 0.5 each.
     """
     scores, loadings, transform = rotation
     scale = np.linalg.norm(transform[1:], axis=0)  # the components have unit variance and do not correlate
@@ -128,10 +144,53 @@ def orient(rotation: Rotation) -> Rotation:
         cubes += ((scores[rows] - transform[0]) ** 3).sum(axis=0)
     skewness = cubes / len(scores) / scale**3
     evidence = heavier + np.clip(skewness / 4, -0.5, 0.5) + np.clip(transform[0] / scale, -0.5, 0.5)
+    evidence = np.where(np.abs(heavier) > ONE_SIDED, heavier, evidence)
     factor = np.where(evidence >= 0, 1.0, -1.0) / scale
     scores, loadings, transform = scores * factor, loadings / factor, transform * factor
     order = np.argsort(-np.square(loadings).sum(axis=0), kind="stable")
     return Rotation(scores[:, order], loadings[:, order], transform[:, order])
+
+
+def align_scores(contribution: Contribution, rotation: Rotation) -> Alignment:
+    """Turn each score towards the expression of its program's genes until both agree; the loadings stay.
+
+    Parameters
+    ----------
+    contribution
+        The consensus, cut to the rank of the rotation.
+    rotation
+        Oriented programs (`orient`): scores of unit variance.
+
+    Notes
+    -----
+    Scores of a rotation hardly correlate. Where one direction carries most of the contribution, a score that leans on
+    it by 0.2 takes along loadings as large as those of a small program, and can be high in cells where the
+    program's genes are low. The weighted expression of the 30 heaviest positive genes, decoded from the
+    contribution M, lies along m in the space of the components; the score along t. Their cosine is the agreement.
+    Below 0.9, t is replaced by the unit vector in the plane of both whose cosine with m is 0.9. This is linear in the
+    components, so scores of other cells follow (`project`). M = scores @ loadings.T holds for the scores of the
+    rotation only.
+    """
+    directions = rotation.transform[1:]
+    lengths = np.linalg.norm(directions, axis=0)
+    t = directions / np.where(lengths > 0, lengths, 1.0)
+    weight = np.maximum(rotation.loadings, 0)
+    if len(weight) > N_JUDGED:
+        weight = np.where(weight >= np.sort(weight, axis=0)[-N_JUDGED], weight, 0)
+    m = contribution.loadings[:, : len(t)].T @ weight
+    m = m / np.maximum(np.linalg.norm(m, axis=0), TINY)
+    agreement = np.clip((t * m).sum(axis=0), -1, 1)
+    across = t - agreement * m
+    size = np.linalg.norm(across, axis=0)
+    turned = ALIGNED * m + np.sqrt(1 - ALIGNED**2) * across / np.maximum(size, TINY)
+    # An exactly opposite score leaves no plane to turn in: its genes alone tell the direction.
+    turned = np.where(size > 1e-9, turned, m)
+    transform = np.vstack([rotation.transform[:1], np.where(agreement < ALIGNED, turned * lengths, directions)])
+    scores = rotation.scores.copy()
+    for k in np.flatnonzero(agreement < ALIGNED):
+        for rows in blocks(len(scores)):
+            scores[rows, k] = transform[0, k] + contribution.scores[rows, : len(t)] @ transform[1:, k]
+    return Alignment(scores, transform, agreement)
 
 
 def _fourth_moments(table: np.ndarray, *, constant: bool) -> np.ndarray:
@@ -164,18 +223,20 @@ def _simplest(scores: np.ndarray, loadings: np.ndarray, balance: float, n_starts
     q = round(np.sqrt(len(moments)))
     rng = np.random.default_rng(seed)
     best, best_value = np.eye(q), -np.inf
-    for start in range(n_starts):
-        rotation = np.eye(q) if start == 0 else np.linalg.qr(rng.normal(size=(q, q)))[0]
-        for _ in range(2000):  # some 50 are needed where there is any structure
-            squares = (rotation[:, None, :] * rotation[None, :, :]).reshape(q * q, q)
-            pulled = moments @ squares
-            u, _, vt = np.linalg.svd((pulled.reshape(q, q, q) * rotation[None, :, :]).sum(axis=1))
-            change, rotation = np.abs(u @ vt - rotation).max(), u @ vt
-            if change < 1e-11:
-                break
-        value = float((squares * pulled).sum())
-        if value > best_value + 1e-12:
-            best, best_value = rotation, value
+    # Thousands of products of small matrices: threads wait for each other longer than they compute.
+    with threadpool_limits(1, user_api="blas"):
+        for start in range(n_starts):
+            rotation = np.eye(q) if start == 0 else np.linalg.qr(rng.normal(size=(q, q)))[0]
+            for _ in range(2000):  # some 50 are needed where there is any structure
+                squares = (rotation[:, None, :] * rotation[None, :, :]).reshape(q * q, q)
+                pulled = moments @ squares
+                u, _, vt = np.linalg.svd((pulled.reshape(q, q, q) * rotation[None, :, :]).sum(axis=1))
+                change, rotation = np.abs(u @ vt - rotation).max(), u @ vt
+                if change < 1e-11:
+                    break
+            value = float((squares * pulled).sum())
+            if value > best_value + 1e-12:
+                best, best_value = rotation, value
     return best
 
 

@@ -19,10 +19,16 @@ from ldvae.programs import find_programs, gauge, information, outliers, reproduc
 
 logger = logging.getLogger(__name__)
 
+# Settings whose held-out ELBO is within this share of the best, or within one standard error, fit equally well, and the
+# programs decide. On 3,853 cells 10 factors were better than 14 by 0.3 % and lost two programs that 14 reproduce.
+ELBO_TOLERANCE = 0.005
+
 METRICS = [
     "elbo_train",
     "elbo_validation",
     "elbo_test",
+    "elbo_fitted",
+    "elbo_fitted_se",
     "reconstruction_test",
     "marginal_ll_test",
     "collapsed",
@@ -63,8 +69,8 @@ def select(*, results: Path, runs: list[str] | None = None, config: SelectConfig
     criterion = held_out(table)
     table["outlier"] = False
     for _, own in table.groupby("setting"):
-        elbo = own["elbo_validation"].fillna(own["elbo_train"])
-        table.loc[own.index, "outlier"] = outliers(elbo, mads=config.outlier_mads, share=config.outlier_share)
+        bad = outliers(own["elbo_fitted"], own["elbo_fitted_se"], mads=config.outlier_mads)
+        table.loc[own.index, "outlier"] = bad
 
     rows, correlations = [], []
     for setting, own in table.groupby("setting", sort=False):
@@ -214,11 +220,12 @@ def choose(settings: pd.DataFrame, criterion: str, config: SelectConfig) -> tupl
         why = "it has the largest reproducible rank, and of those that have it the fewest factors"
     else:
         first = elbo.idxmin()
-        close = keys[elbo <= elbo[first] + spread[first]]
+        margin = max(spread[first], ELBO_TOLERANCE * abs(elbo[first]))
+        close = keys[elbo <= elbo[first] + margin]
         best = close.sort_values(["rank", "n_latent", "elbo"]).index[0]
         why = (
-            f"of the {len(close)} settings whose {name} is within one standard error ({spread[first]:.2f} nats) of the "
-            f"best ({elbo[first]:.2f} nats), it has the largest reproducible rank, then the fewest factors"
+            f"of the {len(close)} settings whose {name} is within {margin:.2f} nats of the best "
+            f"({elbo[first]:.2f} nats), it has the largest reproducible rank, then the fewest factors"
         )
     chosen = settings["setting"][best]
     reproduced = (
@@ -258,7 +265,7 @@ def draw_error(runs: pd.DataFrame, settings: pd.DataFrame, criterion: str, path:
 
 
 def draw_correlations(correlations: pd.DataFrame, settings: pd.DataFrame, threshold: float, path: Path) -> None:
-    """Canonical correlations between two halves of the fits, rank by rank."""
+    """What halves of the fits share, rank by rank, and where it ends."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -276,7 +283,7 @@ def draw_correlations(correlations: pd.DataFrame, settings: pd.DataFrame, thresh
     axes.set_ylim(0, 1.02)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("rank")
-    axes.set_ylabel("smallest canonical correlation\nbetween two halves of the fits")
+    axes.set_ylabel("smallest correlation between\nhalves of four fits each")
     save(figure, path)
 
 

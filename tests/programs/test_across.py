@@ -27,6 +27,7 @@ def make_frames(n_datasets=4, n_shared=3, noise=0.3, seed=0, flip=False, n_genes
             programs=names,
             basis=basis[:, order],
             transform=np.vstack([np.zeros(len(order)), np.eye(len(order))]),
+            joint=np.vstack([np.zeros(len(order)), np.eye(len(order))]),
             offset=np.full(n_genes, -np.log(n_genes)),
             theta=np.full(n_genes, 5.0),
             weight=np.ones(n_genes),

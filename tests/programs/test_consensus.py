@@ -56,6 +56,31 @@ def test_the_reproducible_rank_counts_what_the_fits_share_and_not_what_each_has_
     assert (result.correlations["lower"] <= result.correlations["upper"]).all()
 
 
+def test_two_directions_of_the_same_size_that_change_places_do_not_lower_the_rank():
+    rng = np.random.default_rng(0)
+    genes = np.linalg.qr(rng.normal(size=(200, 4)))[0]
+    cells = np.linalg.qr(rng.normal(size=(500, 4)))[0] * np.sqrt(500)
+    scores, loadings = [], []
+    for s in range(4):  # the second and third direction are as long as each other, in each fit another first
+        size = np.array([4, 2 + 0.2 * (-1) ** s, 2 - 0.2 * (-1) ** s, 1])
+        scores.append(cells + 0.05 * rng.normal(size=cells.shape))
+        loadings.append(genes * size + 0.01 * rng.normal(size=genes.shape))
+    result = gp.reproducible_rank(scores, loadings, n_splits=3)
+    assert result.rank == 4
+    assert (result.correlations["correlation"] > 0.95).all()
+
+
+@pytest.mark.parametrize("n_fits", [2, 3, 5, 9])
+def test_the_reproducible_rank_does_not_grow_with_the_number_of_fits(n_fits):
+    # Eight directions are shared; the ninth is in every fit, but with as much noise as signal.
+    rng = np.random.default_rng(1)
+    cells, genes = rng.normal(size=(600, 9)), rng.normal(size=(300, 9))
+    size = np.r_[np.full(8, 1.0), 0.04]
+    scores = [cells] * n_fits
+    loadings = [genes * size + 0.04 * rng.normal(size=genes.shape) for _ in range(n_fits)]
+    assert gp.reproducible_rank(scores, loadings).rank == 8
+
+
 def test_fits_of_nothing_in_common_have_rank_zero():
     rng = np.random.default_rng(0)
     scores = [rng.normal(size=(300, 3)) for _ in range(4)]
@@ -68,6 +93,12 @@ def test_only_fits_far_from_the_better_half_are_outliers():
     assert not gp.outliers([420, 421, 420.5, 419.8, 421.5]).any()
     assert not gp.outliers([420.0, 480.0]).any()
     assert not gp.outliers([420.0]).any()
+
+
+def test_fits_that_the_cells_cannot_tell_apart_are_no_outliers():
+    elbo = [420.00, 420.01, 420.02, 420.01, 420.00, 420.4]  # close to each other by chance
+    assert gp.outliers(elbo, 0.02).tolist() == [False] * 5 + [True]
+    assert not gp.outliers(elbo, [0.5] * 6).any()
 
 
 @pytest.mark.parametrize(

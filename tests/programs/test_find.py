@@ -19,7 +19,7 @@ def test_programs_are_found_with_their_sign_and_number_where_raw_factors_are_not
     assert cosine.mean() > 0.95
     assert cosine.min() > 0.9  # positive: the sign is right too
     r = [np.corrcoef(fits.true_scores.iloc[:, k], programs.scores.iloc[:, c])[0, 1] for k, c in enumerate(column)]
-    assert min(r) > 0.9
+    assert min(r) > 0.85
     raw = [np.abs(cosines(truth, own)[0]).mean() for own in fits.weighted]
     assert max(raw) < 0.8
 
@@ -72,7 +72,7 @@ def test_programs_do_not_depend_on_the_order_of_cells_and_genes(mixed, found):
 def test_with_one_fit_the_programs_come_with_what_cannot_be_known():
     fits = make_fits(n_fits=1, noise=0.02)
     programs = fits.find()
-    assert "Fit at least two seeds" in programs.warnings[0]
+    assert "Fit at least three seeds" in programs.warnings[0]
     assert programs.scores.shape[1] == 8
     assert cosines(weighted_truth(fits), programs.weighted)[0].min() > 0.9
     assert programs.lower.isna().all(axis=None)
@@ -157,3 +157,34 @@ def test_the_two_sides_without_negative_numbers_add_up_to_the_program(found):
     sides = gp.split_sides(found)
     assert (sides >= 0).all(axis=None)
     np.testing.assert_allclose(sides.loc["P2_pos"] - sides.loc["P2_neg"], found.weighted["P2"])
+
+
+def test_a_program_of_one_fit_only_is_not_settled_and_those_of_all_are():
+    fits = make_fits(n_fits=5)
+    programs = fits.find()
+    assert (programs.table["settled"] == 1).all()
+    rng = np.random.default_rng(0)
+    own = np.where(rng.random(N_VARS) < 0.1, rng.exponential(1.5, N_VARS), 0)[:, None]
+    z = np.hstack([fits.scores[0], 3 * (rng.random((len(fits.scores[0]), 1)) < 0.2)])
+    other = fits._replace(
+        scores=[z, *fits.scores[1:]], loadings=[np.hstack([fits.loadings[0], own]), *fits.loadings[1:]]
+    )
+    programs = other.find(rank=9)
+    assert (programs.table["settled"] < 0.8).sum() == 1
+    unsettled = programs.table["settled"].idxmin()
+    assert any(warning.startswith(f"{unsettled}: found in fewer than 80%") for warning in programs.warnings)
+
+
+def test_no_program_that_contradicts_its_genes_comes_without_a_warning():
+    # One dominant identity, and small activities that are as frequent in it as elsewhere but share none of its genes.
+    rng = np.random.default_rng(0)
+    z = np.c_[rng.random(1500) < 0.5, rng.random((1500, 2)) < 0.2].astype(float)
+    w = np.zeros((N_VARS, 3))
+    w[:400, 0], w[400:430, 1], w[430:460, 2] = 3, 1, 1
+    # Fits in which the activities lower the genes of the identity a little.
+    w[:400, 1:] = -0.4
+    fits = [z + 0.02 * rng.normal(size=z.shape) for _ in range(3)]
+    programs = gp.find_programs(fits, [w] * 3, mean=np.ones(N_VARS))
+    contradicting = programs.table.index[programs.table["agreement"] < 0.5]
+    assert len(contradicting)
+    assert any(", ".join(contradicting) in warning for warning in programs.warnings)

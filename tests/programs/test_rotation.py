@@ -50,3 +50,53 @@ def test_the_heavy_side_of_the_loadings_is_positive_where_the_scores_say_nothing
     loadings = np.r_[-np.ones(30), np.ones(10), np.zeros(60)][:, None]
     turned = gp.orient(gp.rotate(gp.consensus([scores], [loadings]), 1))
     assert (turned.loadings[:30] > 0).all()
+
+
+def decoded(contribution, loadings):
+    """Weighted expression of the 30 heaviest genes of each program in each cell, from the contribution."""
+    heaviest = np.sort(loadings, axis=0)[-30]
+    weight = np.where((loadings >= heaviest) & (loadings > 0), loadings, 0)
+    return contribution.scores @ (contribution.loadings.T @ weight)
+
+
+def leaning():
+    """A dominant program and a small one whose score leans on it; the genes of the small one know nothing of it."""
+    rng = np.random.default_rng(0)
+    u = rng.normal(size=(2000, 2))
+    u = np.linalg.qr(u - u.mean(axis=0))[0] * np.sqrt(2000)
+    loadings = np.zeros((200, 2))
+    loadings[:100, 0], loadings[100:140, 1] = 1.0, 0.15
+    transform = np.vstack([np.zeros(2), np.array([[1.0, -0.95], [0.0, np.sqrt(1 - 0.95**2)]])])
+    contribution = gp.Contribution(u, loadings)
+    own = loadings @ np.linalg.inv(transform[1:]).T
+    return contribution, gp.Rotation(u @ transform[1:], np.c_[own[:, 0], loadings[:, 1]], transform)
+
+
+def test_a_score_that_contradicts_its_genes_is_turned_until_it_agrees():
+    contribution, rotation = leaning()
+    aligned = gp.align_scores(contribution, rotation)
+    expression = decoded(contribution, rotation.loadings)
+    before = [np.corrcoef(rotation.scores[:, k], expression[:, k])[0, 1] for k in range(2)]
+    after = [np.corrcoef(aligned.scores[:, k], expression[:, k])[0, 1] for k in range(2)]
+    np.testing.assert_allclose(aligned.agreement, before, atol=1e-9)
+    assert before[1] < 0.5
+    np.testing.assert_allclose(after[1], 0.9)
+    np.testing.assert_allclose(aligned.scores.std(axis=0), rotation.scores.std(axis=0))
+
+
+def test_aligned_scores_are_linear_in_the_components_and_leave_programs_that_agree_alone(mixed):
+    whole = gp.consensus(mixed.scores, mixed.weighted, 8)
+    rotation = gp.orient(gp.drop_baseline(gp.rotate(whole, 8)))
+    aligned = gp.align_scores(whole, rotation)
+    ones = np.ones((len(whole.scores), 1))
+    np.testing.assert_allclose(np.hstack([ones, whole.scores]) @ aligned.transform, aligned.scores, atol=1e-8)
+    assert (aligned.agreement > 0.9).all()
+    np.testing.assert_array_equal(aligned.scores, rotation.scores)
+
+
+def test_the_side_with_three_quarters_of_the_loadings_is_positive_even_where_the_scores_are_skewed_the_other_way():
+    rng = np.random.default_rng(0)
+    scores = rng.exponential(size=(1000, 1))
+    loadings = np.r_[-np.ones(40), np.ones(10), np.zeros(50)][:, None]
+    oriented = gp.orient(gp.rotate(gp.consensus([scores], [loadings]), 1))
+    assert (oriented.loadings[:40] > 0).all()
