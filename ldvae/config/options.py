@@ -448,9 +448,9 @@ class SelectConfig(Options):
 
     rule: Literal["elbo-rank-factors", "elbo", "marginal_ll", "rank"] = Field(
         "elbo-rank-factors",
-        description="How the setting is chosen. elbo-rank-factors: held-out ELBO within one standard error of the "
-        "best, then the largest reproducible rank, then the fewest factors. elbo, marginal_ll: the best on held-out "
-        "cells. rank: the largest reproducible rank, then the fewest factors.",
+        description="How the setting is chosen. elbo-rank-factors: held-out ELBO within one standard error or "
+        "0.5 % of the best, then the largest reproducible rank, then the fewest factors. elbo, marginal_ll: the best on "
+        "held-out cells. rank: the largest reproducible rank, then the fewest factors.",
     )
     setting: str | None = Field(
         None, description="Id of the setting to choose, such as k10-3fa9c1; null: chosen by the rule."
@@ -459,18 +459,16 @@ class SelectConfig(Options):
         0.9,
         gt=0,
         lt=1,
-        description="What counts as reproduced: a canonical correlation between two halves of the runs, or a cosine of "
-        "a run's program with the consensus, above this.",
+        description="Directions count as reproduced while the correlation between halves of the runs, converted to four "
+        "runs in each half, is above this.",
     )
     n_splits: int = Field(20, ge=1, description="Random splits of the runs into halves.")
     outlier_mads: float = Field(
         5.0,
         gt=0,
-        description="A run is an outlier if its validation ELBO is worse than the median by more than this many median "
-        "absolute deviations and by more than `outlier_share`; it probably lost a program.",
-    )
-    outlier_share: float = Field(
-        0.003, ge=0, description="Smallest loss of an outlier, as a fraction of the median ELBO."
+        description="A run is an outlier, which has probably lost a program, if its ELBO on training and validation "
+        "cells is worse than the median by more than this many scaled median absolute deviations and by more than the "
+        "standard error of the ELBO.",
     )
     seed: Seed = Field(0, description="Seed of the random splits.")
 
