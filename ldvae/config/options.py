@@ -449,8 +449,8 @@ class SelectConfig(Options):
     rule: Literal["elbo-rank-factors", "elbo", "marginal_ll", "rank"] = Field(
         "elbo-rank-factors",
         description="How the setting is chosen. elbo-rank-factors: held-out ELBO within one standard error or "
-        "0.5 % of the best, then the largest reproducible rank, then the fewest factors. elbo, marginal_ll: the best on "
-        "held-out cells. rank: the largest reproducible rank, then the fewest factors.",
+        "0.5 % of the best, then the largest reproducible rank, then the fewest factors. elbo, marginal_ll: the best "
+        "on held-out cells. rank: the largest reproducible rank, then the fewest factors.",
     )
     setting: str | None = Field(
         None, description="Id of the setting to choose, such as k10-3fa9c1; null: chosen by the rule."
@@ -459,8 +459,8 @@ class SelectConfig(Options):
         0.9,
         gt=0,
         lt=1,
-        description="Directions count as reproduced while the correlation between halves of the runs, converted to four "
-        "runs in each half, is above this.",
+        description="Directions count as reproduced while the correlation between halves of the runs, converted to "
+        "four runs in each half, is above this.",
     )
     n_splits: int = Field(20, ge=1, description="Random splits of the runs into halves.")
     outlier_mads: float = Field(
