@@ -682,12 +682,9 @@ def same_index(one: pd.Index, other: pd.Index) -> bool:
     return one is other or one.equals(other)
 
 
-def names_checksum(names: pd.Index) -> str:
-    """A checksum of names in their order."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name in names:
-        digest.update(str(name).encode() + b"\0")
-    return digest.hexdigest()
+def name_hashes(names: pd.Index) -> np.ndarray:
+    """A number for each name, uint64, shape (n_obs,): the same in every process and in a file."""
+    return pd.util.hash_array(names.astype(str).to_numpy(dtype=object), categorize=False)
 
 
 def arrays_of(x: Any) -> list[np.ndarray]:
@@ -937,6 +934,36 @@ def check_genes(found: pd.Index, expected: Sequence[str]) -> None:
     raise InputError(
         f"adata holds the model's {len(wanted)} genes among its {len(found)}, but not in the model's order. "
         "Pass adata[:, model.get_var_names()].copy()."
+    )
+
+
+def with_genes(adata: AnnData, var_names: Sequence[str]) -> AnnData:
+    """A copy of `adata` in memory with these genes in this order, where one that it lacks has no counts.
+
+    Keeps obs, obsm, obsp and uns, and var of the genes that there are.
+    """
+    adata = adata.to_memory() if adata.isbacked else adata
+    wanted = pd.Index(var_names)
+    position = adata.var_names.get_indexer(wanted)
+    there = np.flatnonzero(position >= 0)
+
+    def columns(x: Any) -> Any:
+        found = x[:, position[there]]
+        if isinstance(found, np.ndarray):
+            full = np.zeros((adata.n_obs, len(wanted)), dtype=found.dtype)
+            full[:, there] = found
+            return full
+        found = sparse.csr_matrix(found)
+        return sparse.csr_matrix((found.data, there[found.indices], found.indptr), shape=(adata.n_obs, len(wanted)))
+
+    return AnnData(
+        None if adata.X is None else columns(adata.X),
+        obs=adata.obs.copy(),
+        var=adata.var.reindex(wanted),
+        uns=dict(adata.uns),
+        layers={name: columns(adata.layers[name]) for name in layer_names(adata)},
+        obsm=dict(adata.obsm),
+        obsp=dict(adata.obsp),
     )
 
 

@@ -7,7 +7,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -37,7 +37,7 @@ from ldvae.data import (
     library_prior,
     minified_type,
     minify,
-    names_checksum,
+    name_hashes,
     read_minified,
     register,
     registered,
@@ -45,6 +45,7 @@ from ldvae.data import (
     same_index,
     split_cells,
     totals_vary,
+    with_genes,
     with_text_categories,
 )
 from ldvae.differential import DeOptions, comparisons, differential_expression
@@ -209,6 +210,7 @@ class LinearSCVI:
         self._data: ModelData | None = None
         self._split: Split | None = None
         self._trained_on: Snapshot | None = None
+        self._cell_names: np.ndarray | None = None
         prior: tuple[Tensor, ...] = ()
         if adata is not None:
             self._data = ModelData(adata, self._registry)
@@ -285,6 +287,92 @@ class LinearSCVI:
             categorical_covariate_keys=categorical_covariate_keys,
             continuous_covariate_keys=continuous_covariate_keys,
         )
+
+    @staticmethod
+    @checked()
+    def prepare_query_anndata(
+        adata: AnnData,
+        reference_model: LinearSCVI | str | Path,
+        return_reference_var_names: bool = False,
+        inplace: bool = True,
+        *,
+        missing_genes: Literal["fill", "refuse"] = "fill",
+    ) -> AnnData | pd.Index | None:
+        """Bring other data to the genes of a model: its genes in its order, without those that it does not know.
+
+        Parameters
+        ----------
+        adata
+            Data to bring to the model's genes, matched by name.
+        reference_model
+            A model, or the directory of a saved one.
+        return_reference_var_names
+            Return the genes of the model, and do nothing else.
+        inplace
+            Change `adata`; otherwise return a new one.
+        missing_genes
+            What to do about genes of the model that `adata` lacks: "fill", as if they had not been counted in any cell;
+            or "refuse". What is filled the model takes for zeros that were seen: the fewer, the better.
+
+        Returns
+        -------
+        AnnData, Index or None
+            In memory, with X and all layers brought to the model's genes; None with `inplace`.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from anndata import AnnData
+        >>> from ldvae import LinearSCVI
+        >>> adata = AnnData(np.random.default_rng(0).poisson(1.0, (90, 20)).astype("float32"))
+        >>> LinearSCVI.setup_anndata(adata)
+        >>> model = LinearSCVI(adata, n_latent=2, seed=0)
+        >>> model.train(1, enable_progress_bar=False)
+        >>> other = adata[:, 19:1:-1].copy()  # in another order, and without the genes "0" and "1"
+        >>> LinearSCVI.prepare_query_anndata(other, model)
+        >>> model.get_latent_representation(other).shape
+        (90, 2)
+        """
+        if isinstance(reference_model, LinearSCVI):
+            wanted = reference_model._genes()
+        elif isinstance(reference_model, (str, Path)):
+            wanted = pd.Index(read_model(Path(reference_model)).registry.var_names)
+        else:
+            raise InputError(
+                f"reference_model is a {type(reference_model).__name__}; give a LinearSCVI, or the directory of one."
+            )
+        if return_reference_var_names:
+            return wanted
+        if adata.is_view and inplace:
+            raise InputError("adata is a view of another AnnData, and cannot be changed; use inplace=False, or a copy.")
+        if adata.isbacked and inplace:
+            raise InputError("adata is backed on disk, and would be changed there; use inplace=False.")
+        if not adata.var_names.is_unique:
+            raise InputError("Gene names of adata occur more than once. Run `adata.var_names_make_unique()` first.")
+        missing = wanted.difference(adata.var_names, sort=False)
+        if len(missing) == len(wanted):
+            raise InputError(
+                f"No reference var names found in query data: none of the model's {len(wanted)} genes (e.g. "
+                f"{', '.join(wanted[:3])}) is among the {adata.n_vars} of adata (e.g. "
+                f"{', '.join(adata.var_names[:3])}). Give both the same kind of gene names."
+            )
+        if len(missing) and missing_genes == "refuse":
+            raise InputError(
+                f"{len(missing)} of the model's {len(wanted)} genes are missing in adata.var_names (e.g. "
+                f"{', '.join(missing[:5])}). missing_genes='fill' takes them as not counted in any cell."
+            )
+        if len(missing) > 0.2 * len(wanted):
+            warnings.warn(
+                f"Query data contain {1 - len(missing) / len(wanted):.0%} of the reference var names, less than 80%; "
+                "the others are filled with zeros. This may result in poor performance.",
+                UserWarning,
+                stacklevel=3,
+            )
+        made = with_genes(adata, list(wanted))
+        if not inplace:
+            return made
+        adata._init_as_actual(made)  # anndata has no public way to add genes in place; scvi-tools uses this one too
+        return None
 
     @property
     def adata(self) -> AnnData | None:
@@ -513,6 +601,7 @@ class LinearSCVI:
             checkpoint = Checkpoint(Path(checkpoint))
         done = fit(self.module, source, split, config, seed=seed, checkpoint=checkpoint, on_epoch=on_epoch, stop=stop)
         self._split, self._trained_on = split, self._own().snapshot
+        self._cell_names = name_hashes(self._own_adata().obs_names)
         self.is_trained_ = True
         before = 0 if not self.history_ else len(self.history_["train_loss"])
         table = done.history.set_axis(done.history.index + before).rename_axis("epoch")
@@ -586,17 +675,24 @@ class LinearSCVI:
             return None
         rows = getattr(self._split, name)
         before, adata = self._trained_on, self.adata
-        if before is None or adata is None or same_index(before.cells, adata.obs_names):
+        if self._cell_names is None or adata is None:
             return rows
-        now = Snapshot.of(adata, self._registry)
-        if (before.where, before.content) == (now.where, now.content):
-            return rows  # the cells have other names, and are the same
-        if not (before.cells.is_unique and now.cells.is_unique):
+        if before is not None and same_index(before.cells, adata.obs_names):
+            return rows
+        names = name_hashes(adata.obs_names)
+        if np.array_equal(names, self._cell_names):
+            return rows
+        if before is not None:
+            now = Snapshot.of(adata, self._registry)
+            if (before.where, before.content) == (now.where, now.content):
+                self._trained_on, self._cell_names = now, names  # the same cells under other names
+                return rows
+        if len(np.unique(names)) < len(names) or len(np.unique(self._cell_names)) < len(self._cell_names):
             raise InputError(
                 "The cells of the model's data have changed since the training, and their names repeat: which of them "
                 f"were in the {name} part cannot be told."
             )
-        found = now.cells.get_indexer(before.cells[rows])
+        found = pd.Index(names).get_indexer(self._cell_names[rows])
         return found[found >= 0]
 
     @property
@@ -1485,7 +1581,7 @@ class LinearSCVI:
         except RuntimeError as error:
             raise InputError(f"The weights in {directory} do not fit the model described there: {error}") from error
         model.is_trained_, model.history_ = saved.is_trained, saved.history or None
-        model._split = saved.split
+        model._split, model._cell_names = saved.split, saved.cells
         model.run_name_ = saved.run_name or model.run_name_
         model.to_device(where)
         path = adata_path(directory, prefix or "")
@@ -1494,20 +1590,7 @@ class LinearSCVI:
             restore_categories(adata, saved.registry)
         if adata is not None and adata is not False:
             model.adata = adata
-            model._recognise(saved.cells)
         return model
-
-    def _recognise(self, cells: str) -> None:
-        """Note whether the data are the cells that the model was trained on, by a checksum of their names."""
-        if self._split is None or not cells:
-            return
-        if cells == names_checksum(self._own_adata().obs_names):
-            self._trained_on = self._own().snapshot or Snapshot.of(self._own_adata(), self._registry)
-        else:
-            logger.warning(
-                "The data are not the cells that the model was trained on: train_indices, validation_indices and "
-                "test_indices are rows of those."
-            )
 
     @staticmethod
     @checked()
@@ -1530,13 +1613,15 @@ class LinearSCVI:
         )
 
     def _saved(self) -> SavedModel:
+        with suppress(InputError):
+            self._part("train")  # notes cells that were only renamed
         return SavedModel(
             config=self.config,
             registry=self._registry,
             state=self.module.state_dict(),
             history=self.history_ or {},
             split=self._split,
-            cells="" if self._trained_on is None else names_checksum(self._trained_on.cells),
+            cells=self._cell_names,
             is_trained=self.is_trained_,
             minified=self.minified_data_type,
             run_name=self.run_name_,

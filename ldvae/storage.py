@@ -65,7 +65,7 @@ class SavedModel:
     seed
         Seed of the training; None: unknown.
     cells
-        Checksum of the names of the cells that `split` numbers (`ldvae.data.names_checksum`); empty: unknown.
+        Hashes of the names of the cells that `split` numbers (`ldvae.data.name_hashes`); None: unknown.
     """
 
     config: ModelConfig
@@ -77,7 +77,7 @@ class SavedModel:
     minified: str | None = None
     run_name: str = ""
     seed: int | None = None
-    cells: str = ""
+    cells: np.ndarray | None = None
 
 
 def weights_hash(state: Mapping[str, Tensor]) -> str:
@@ -137,7 +137,6 @@ def write_model(
         "minified": model.minified,
         "run_name": str(model.run_name),
         "seed": model.seed,
-        "cells": model.cells,
     }
     json.dumps(description)  # what cannot be written fails before anything is
     with _target(directory, overwrite) as target:
@@ -182,6 +181,7 @@ def read_model(directory: Path, prefix: str = "") -> SavedModel:
     except (SafetensorError, OSError) as error:
         raise InputError(f"{weights} cannot be read: {error}. The model was damaged or copied in part.") from error
     split = [loaded.pop(f"split.{part}", None) for part in Split._fields]
+    cells = loaded.pop("split.cells", None)
     return SavedModel(
         config=ModelConfig(**description["config"]),
         registry=Registry.from_dict(description["registry"]),
@@ -192,7 +192,7 @@ def read_model(directory: Path, prefix: str = "") -> SavedModel:
         minified=description["minified"],
         run_name=description["run_name"],
         seed=description["seed"],
-        cells=description.get("cells", ""),
+        cells=None if cells is None else cells.numpy().view(np.uint64),
     )
 
 
@@ -264,6 +264,8 @@ def _write_tensors(model: SavedModel, path: Path) -> None:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state.items()}
     if model.split is not None:
         tensors |= {f"split.{k}": torch.as_tensor(v, dtype=torch.int64) for k, v in model.split._asdict().items()}
+        if model.cells is not None:
+            tensors["split.cells"] = torch.from_numpy(model.cells.view(np.int64))
     path.write_bytes(save(tensors))
 
 

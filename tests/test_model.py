@@ -367,16 +367,23 @@ def test_the_split_is_found_again_by_the_names_of_the_cells():
     np.testing.assert_array_equal(model.train_indices, rows)  # the same cells under other names
 
 
-def test_the_split_of_a_loaded_model_is_found_again_in_the_data_that_it_was_made_of(tmp_path, caplog):
+def test_the_split_of_a_loaded_model_is_found_again_in_whatever_data_it_is_given(tmp_path):
     model = fitted()
+    names = list(model.adata.obs_names[model.validation_indices])
     model.save(tmp_path / "model")
-    loaded = LinearSCVI.load(tmp_path / "model", model.adata.copy())
-    names = loaded.adata.obs_names[loaded.validation_indices]
-    shuffle_in_place(loaded.adata)
-    assert list(loaded.adata.obs_names[loaded.validation_indices]) == list(names)
-    assert "not the cells that the model was trained on" not in caplog.text
-    LinearSCVI.load(tmp_path / "model", model.adata[:100].copy())
-    assert "not the cells that the model was trained on" in caplog.text
+    whole = LinearSCVI.load(tmp_path / "model", model.adata.copy())
+    np.testing.assert_array_equal(whole.validation_indices, model.validation_indices)
+    shuffle_in_place(whole.adata)
+    assert list(whole.adata.obs_names[whole.validation_indices]) == names
+    part = LinearSCVI.load(tmp_path / "model", model.adata[40:100].copy())
+    assert list(part.adata.obs_names[part.validation_indices]) == [n for n in names if 40 <= int(n[4:]) < 100]
+    others = model.adata.copy()
+    others.obs_names = [f"other{i}" for i in range(150)]
+    assert len(LinearSCVI.load(tmp_path / "model", others).validation_indices) == 0
+    model.adata.obs_names = [f"{name}-1" for name in model.adata.obs_names]  # renamed, the same
+    model.save(tmp_path / "renamed", save_anndata=True)
+    renamed = LinearSCVI.load(tmp_path / "renamed")
+    np.testing.assert_array_equal(renamed.validation_indices, model.validation_indices)
 
 
 def test_data_that_change_on_disk_are_refused(tmp_path):
@@ -532,3 +539,52 @@ def test_each_cell_its_own_batch_and_batches_of_a_few_cells_train():
     for n in (1, 2, 3):
         adata.obs["batch"] = [f"b{i // n}" for i in range(40)]
         assert negative_elbo(adata.copy(), epochs=20).mean() < 200
+
+
+# ---------------------------------------------------------------- other data, brought to the model's genes
+
+
+@pytest.mark.parametrize("make", [sparse.csr_matrix, sparse.csc_matrix, np.asarray])
+def test_other_data_are_brought_to_the_models_genes(make, tmp_path):
+    model = fitted(layer="counts")
+    model.save(tmp_path / "model")
+    full = model.adata.layers["counts"].toarray()
+    genes = [4, 3, 19, 2, *range(5, 19)]  # in another order, and without the genes 0 and 1
+    other = AnnData(
+        make(np.ones((150, 19), dtype=np.float32)),
+        obs=model.adata.obs,
+        var=pd.DataFrame({"n": range(19)}, index=[*(f"gene{i}" for i in genes), "unknown"]),
+        layers={"counts": make(np.hstack([full[:, genes], np.full((150, 1), 7, dtype=np.float32)]))},
+        obsm={"X_pca": np.ones((150, 2))},
+    )
+    expected = model.adata.layers["counts"].toarray()
+    expected[:, :2] = 0
+    for reference_model in (model, tmp_path / "model", str(tmp_path / "model")):
+        made = LinearSCVI.prepare_query_anndata(other, reference_model, inplace=False)
+        assert list(made.var_names) == list(model.get_var_names())
+        counts = made.layers["counts"]
+        np.testing.assert_array_equal(counts.toarray() if sparse.issparse(counts) else counts, expected)
+        assert other.n_vars == 19
+    with pytest.raises(InputError, match=r"2 of the model's 20 genes are missing .*gene0, gene1"):
+        LinearSCVI.prepare_query_anndata(other, model, missing_genes="refuse")
+    assert LinearSCVI.prepare_query_anndata(other, model) is None
+    assert (other.shape, other.obsm["X_pca"].shape) == ((150, 20), (150, 2))
+    assert np.isfinite(model.get_latent_representation(other)).all()
+    assert list(LinearSCVI.prepare_query_anndata(other, model, True)) == list(model.get_var_names())
+
+
+def test_data_that_cannot_be_brought_to_the_models_genes_are_refused():
+    model = fitted()
+    other = model.adata.copy()
+    with pytest.warns(UserWarning, match="contain 50% of the reference var names"):
+        LinearSCVI.prepare_query_anndata(other[:, :10], model, inplace=False)
+    with pytest.raises(InputError, match="is a view"):
+        LinearSCVI.prepare_query_anndata(other[:, :10], model)
+    with pytest.raises(InputError, match="reference_model is a int"):
+        LinearSCVI.prepare_query_anndata(other, 3)
+    other.var_names = [f"ENSG{i}" for i in range(20)]
+    with pytest.raises(InputError, match=r"none of the model's 20 genes \(e\.g\. gene0"):
+        LinearSCVI.prepare_query_anndata(other, model)
+    other.var_names = ["gene0"] * 20
+    with pytest.raises(InputError, match="occur more than once"):
+        LinearSCVI.prepare_query_anndata(other, model)
