@@ -104,7 +104,7 @@ FILTERED = File(
     path="qc/filtered.h5ad",
     holds="AnnData of the kept cells and genes: raw counts, the obs columns of the input and the quality metrics.",
     writer="qc",
-    readers=("setup",),
+    readers=("setup", "de"),
 )
 CELLS = File(
     path="qc/cells.tsv.gz",
@@ -319,7 +319,8 @@ ANNOTATED = File(
 DE = File(
     path="de",
     holds="contrasts.tsv (one row for each contrast: groups, numbers of cells, genes called changed), summary.json "
-    "(what was skipped and why, settings); for each contrast a table of all genes (lfc_…: log2) and a volcano plot.",
+    "(what was skipped and why, settings); for each contrast a table of the modelled genes (lfc_…: log2), one of all "
+    "measured genes by ranks (auc, log2fc, shares of cells with the gene), and a volcano plot.",
     writer="de",
     readers=("report",),
     contents=("contrasts.tsv", "summary.json"),

@@ -15,7 +15,7 @@ from ldvae.config import DeConfig
 from ldvae.errors import InputError
 from ldvae.io import read_table
 from ldvae.model import LinearSCVI
-from ldvae.steps.de import de, distinct_names, find_contrasts, pseudobulk
+from ldvae.steps.de import de, distinct_names, find_contrasts, pseudobulk, why_none
 
 GENES = [f"G{i}" for i in range(40)]
 UP = GENES[:5]  # fourfold in stim, in both types
@@ -116,6 +116,14 @@ def tables(counts: AnnData, tmp_path_factory: pytest.TempPathFactory) -> tuple[p
     (folder / "setup").mkdir()
     (folder / "select").mkdir()
     counts.write_h5ad(folder / "setup" / "counts.h5ad")
+    # Of what was measured, one gene was not chosen for the model, and one cell had no counts in the chosen genes.
+    measured = sparse.hstack(
+        [counts.X, sparse.csr_matrix((counts.obs["condition"] == "stim").to_numpy(np.float32)[:, None])]
+    )
+    measured = sparse.vstack([np.eye(1, 41, 40, dtype=np.float32), measured], format="csr")
+    names = pd.DataFrame(index=["lost", *counts.obs_names])
+    (folder / "qc").mkdir()
+    AnnData(measured, names, pd.DataFrame(index=[*GENES, "not_modelled"])).write_h5ad(folder / "qc" / "filtered.h5ad")
     adata = counts.copy()
     LinearSCVI.setup_anndata(adata)
     model = LinearSCVI(adata, n_latent=3, n_hidden=32)
@@ -139,6 +147,7 @@ def test_each_contrast_has_its_files_and_numbers(tables: tuple[pd.DataFrame, Pat
         "contrasts.tsv",
         "summary.json",
         *contrasts["file"],
+        *contrasts["file_all_genes"],
         *(file.replace(".tsv.gz", ".png") for file in contrasts["file"]),
     }
     told = json.loads((folder / "summary.json").read_text())["warnings"]
@@ -163,6 +172,26 @@ def test_known_changes_are_found_with_their_direction(tables: tuple[pd.DataFrame
         assert (sign * table.loc[expected, "lfc_median"] > 0.5).all()
         assert (sign * table.loc[expected, "pseudobulk_lfc"] > 1).all()
         assert (table.loc[expected, "pseudobulk_padj"] < 1e-3).all()
+
+
+def test_all_measured_genes_are_ranked_and_what_both_find_is_counted(tables: tuple[pd.DataFrame, Path]) -> None:
+    contrasts, folder = tables
+    for _, row in contrasts.iterrows():
+        ranked = read_table(folder / row["file_all_genes"], index="gene")
+        table = read_table(folder / row["file"], index="gene")
+        assert sorted(ranked.index) == sorted([*GENES, "not_modelled"])
+        assert ranked["called"].sum() == row["n_ranked"]
+        assert table["both"].sum() == row["n_both"] >= 5
+        assert row["n_both"] <= min(row["n_de"], row["n_ranked"])
+    stim = read_table(folder / contrasts["file_all_genes"][0], index="gene")
+    assert "not_modelled" in stim.index[:5]
+    assert stim.loc["not_modelled", ["auc", "detected1", "detected2"]].tolist() == [1, 1, 0]
+
+
+def test_no_call_has_its_reason() -> None:
+    table = pd.DataFrame({"is_de_fdr_0.05": [False, False], "proba_de": [0.7, 0.4]}, index=["IL7R", "ACTB"])
+    assert "the likeliest change is that of IL7R, with a probability of 0.70" in why_none(table, DeConfig())
+    assert why_none(table.assign(**{"is_de_fdr_0.05": True}), DeConfig()) == ""
 
 
 def test_pseudobulk_pairs_donors_that_are_on_both_sides(counts: AnnData) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from scipy import sparse
 
 from ldvae import results as layout
 from ldvae.config import DeConfig
@@ -21,11 +22,17 @@ from ldvae.io import atomic, collected_warnings, group_names, obs_column, read_h
 
 if TYPE_CHECKING:
     from ldvae.model import LinearSCVI
+from ldvae.markers import rank_sum_test
 
 logger = logging.getLogger(__name__)
 
 REST = "rest"
-COLUMNS = ("contrast", "file", "group1", "group2", "within", "column", "n1", "n2", "pseudobulk", "n_de")
+COLUMNS = (
+    *("contrast", "file", "group1", "group2", "within", "column", "n1", "n2", "pseudobulk", "n_de"),
+    *("file_all_genes", "n_ranked", "n_both", "reason"),
+)
+MIN_AUC = 0.6  # of a gene that the rank-sum test calls, or 1 - MIN_AUC: with many cells, smaller shifts are certain too
+MAX_CELLS = 20_000  # of a side in the rank-sum test; beyond them an AUC changes in the third digit
 LABELLED = 12  # genes named in a figure, on each side
 
 
@@ -61,6 +68,9 @@ def de(*, results: Path, config: DeConfig) -> None:
     the counts of each replicate and side, and fits DESeq2's model, with the replicate in the design where at least
     two replicates are on both sides.
 
+    The model knows the genes that were chosen for it. All measured genes are compared by the Wilcoxon rank-sum test of
+    the counts, with cells as units.
+
     References
     ----------
     Boyeau et al., PNAS 120, e2209124120 (2023); Squair et al., Nat. Commun. 12, 5692 (2021); Love et al., Genome Biol.
@@ -79,6 +89,9 @@ def de(*, results: Path, config: DeConfig) -> None:
     if config.replicate_key is not None:
         replicates = obs_column(adata.obs, config.replicate_key).astype(str).to_numpy()
 
+    measured = read_h5ad(layout.FILTERED.existing(results), backed="r")
+    position = measured.obs_names.get_indexer(adata.obs_names)
+
     rows: list[dict[str, Any]] = []
     with atomic(layout.DE.at(results)) as folder:
         folder.mkdir()
@@ -87,15 +100,25 @@ def de(*, results: Path, config: DeConfig) -> None:
             bulk = None if replicates is None else pseudobulk(adata, contrast, replicates, config)
             if bulk is not None:
                 table = table.join(bulk)
-            n_de = int(table[f"is_de_fdr_{config.fdr}"].sum())
+            called = table[f"is_de_fdr_{config.fdr}"].astype(bool)
+            ranked = all_genes(measured, position, contrast, config)
+            both = called & ranked["called"].reindex(table.index) & same_direction(table, ranked)
+            table = table.join(ranked[["auc", "wilcoxon_padj", "detected1", "detected2"]]).assign(both=both)
+            n_de = int(called.sum())
             write_table(table, folder / f"{stem}.tsv.gz", index="gene")
+            write_table(ranked, folder / f"{stem}.all_genes.tsv.gz", index="gene")
             draw_volcano(table, name, config, folder / f"{stem}.png")
             values = (name, f"{stem}.tsv.gz", contrast.group1, contrast.group2, contrast.within, contrast.column)
             sizes = (len(contrast.rows1), len(contrast.rows2), bulk is not None, n_de)
-            rows.append(dict(zip(COLUMNS, (*values, *sizes), strict=True)))
-            logger.info("%s: %d against %d cells, %d genes differ.", name, *sizes[:2], n_de)
+            found = (f"{stem}.all_genes.tsv.gz", int(ranked["called"].sum()), int(both.sum()))
+            rows.append(dict(zip(COLUMNS, (*values, *sizes, *found, why_none(table, config)), strict=True)))
+            logger.info(
+                "%s: %d against %d cells; %d genes differ by the model, %d of all by ranks, %d by both.",
+                name, *sizes[:2], n_de, *found[1:],
+            )  # fmt: skip
         write_table(pd.DataFrame(rows, columns=list(COLUMNS)), folder / "contrasts.tsv")
         write_json({"warnings": skipped, "settings": config.model_dump()}, folder / "summary.json")
+    measured.file.close()
 
 
 # Which cells
@@ -223,6 +246,66 @@ def model_based(
     for contrast in contrasts:
         table = tables[tables["group1"] == contrast.group1]
         yield table.assign(comparison=contrast.name, group1=contrast.group1, group2=contrast.group2)
+
+
+def all_genes(measured: AnnData, position: np.ndarray, contrast: Contrast, config: DeConfig) -> pd.DataFrame:
+    """The rank-sum test of a contrast over all measured genes, the most telling first.
+
+    Parameters
+    ----------
+    measured
+        Raw counts of all measured genes, backed by its file.
+    position
+        Row of each modelled cell in `measured`, shape (n_obs,).
+    contrast
+        The two groups, as rows of the modelled cells.
+    config
+        False discovery rate of a call, and the seed of the cells that are drawn where a side has very many.
+
+    Returns
+    -------
+    DataFrame
+        As `ldvae.markers.rank_sum_test` returns it, with `called`: below the false discovery rate, and an AUC of at
+        least 0.6 or at most 0.4.
+    """
+    rng = np.random.default_rng(config.seed)
+    sides = []
+    for rows in (contrast.rows1, contrast.rows2):
+        if len(rows) > MAX_CELLS:
+            rows = rng.choice(rows, MAX_CELLS, replace=False)
+            logger.info("%s: ranks are compared in %d cells of a side, drawn at random.", contrast.name, MAX_CELLS)
+        sides.append(np.sort(position[rows]))
+    counts = sparse.vstack([sparse.csr_matrix(measured.X[rows]) for rows in sides], format="csr")
+    n1 = len(sides[0])
+    table = rank_sum_test(counts, list(measured.var_names), np.arange(n1), np.arange(n1, counts.shape[0]))
+    distance = (table["auc"] - 0.5).abs()
+    table["called"] = (table["wilcoxon_padj"] < config.fdr) & (distance >= MIN_AUC - 0.5)
+    return table.iloc[np.argsort(-distance.to_numpy(), kind="stable")]
+
+
+def same_direction(table: pd.DataFrame, ranked: pd.DataFrame) -> pd.Series:
+    """Whether the model and the ranks say that a gene is higher in the same group, for the genes of the model."""
+    return (table["lfc_median"] > 0) == (ranked["auc"].reindex(table.index) > 0.5)
+
+
+def why_none(table: pd.DataFrame, config: DeConfig) -> str:
+    """Why the model calls no gene; empty where it calls some.
+
+    Parameters
+    ----------
+    table
+        The model's table of a contrast.
+    config
+        Its limits.
+    """
+    if table[f"is_de_fdr_{config.fdr}"].any():
+        return ""
+    gene, best = table["proba_de"].idxmax(), table["proba_de"].max()
+    return (
+        f"No gene reaches the certainty that a false discovery rate of {config.fdr:g} needs: the likeliest change is "
+        f"that of {gene}, with a probability of {best:.2f}. The model compares expected expression, "
+        "smoothed over similar cells: it separates groups that overlap in its latent space badly."
+    )
 
 
 def pseudobulk(adata: AnnData, contrast: Contrast, replicates: np.ndarray, config: DeConfig) -> pd.DataFrame | None:
