@@ -1,51 +1,39 @@
-"""The command line: `ldvae <verb>`, one verb for each step, with the flags that the step's signature calls for."""
+"""The command line: `ldvae <verb>`, one verb for each module of `ldvae.steps`, with flags from its signature."""
 
 from __future__ import annotations
 
-import argparse
-import ast
-import importlib
 import inspect
-import json
 import logging
 import os
-import re
 import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
-from pydantic.fields import FieldInfo
+from cyclopts import App, CycloptsError, Parameter, UnknownCommandError
+from pydantic import ValidationError
 
-from ldvae import config
 from ldvae import results as layout
-from ldvae.config import Options, coerce
+from ldvae.config import Options
 from ldvae.errors import InputError, suggestion
 from ldvae.provenance import versions
+from ldvae.steps import VERBS
 
 logger = logging.getLogger("ldvae")
 
-STEPS = ("qc", "setup", "train", "select", "programs", "annotate", "de", "report", "index", "project", "simulate")
-VERBS = (*STEPS, "check", "plan", "schema", "migrate", "profile")
 VERSIONS_OF = ("anndata", "numba", "numpy", "scanpy", "scipy", "torch")
+FOR_ENGINES = """Of every verb, for workflow engines: --stub writes small valid outputs at once and computes nothing;
+--versions-yml PATH writes the versions of ldvae and of what it uses."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit code: 0, 2 when the user's input is at fault, 1 when we are."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     verb = arguments[0] if arguments else "--help"
-    if verb in ("--version", "-V"):
-        print(f"ldvae {metadata.version('ldvae')}")
-        return 0
-    if verb in ("--help", "-h", "help"):
-        print(_overview())
-        return 0 if arguments else 2
     logging.basicConfig(
         stream=sys.stderr,
         level=logging.INFO,
@@ -54,10 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         force=True,
     )
     try:
-        if verb not in VERBS:
-            raise InputError(f"there is no verb {verb!r}.{suggestion(verb, VERBS)}")
         _prepare_environment(arguments)
-        _run(verb, arguments[1:])
+        _run(verb, arguments)
     except InputError as error:
         return _fail(verb, str(error), 2)
     except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
@@ -71,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception:
         logger.exception("ldvae %s failed; this is a mistake of ldvae, please report it with the lines below.", verb)
         return 1
-    return 0
+    return 0 if arguments else 2
 
 
 def _fail(verb: str, message: str, code: int) -> int:
@@ -79,27 +65,74 @@ def _fail(verb: str, message: str, code: int) -> int:
     return code
 
 
-def _overview() -> str:
-    lines = [
-        "usage: ldvae <verb> [flags]      ldvae <verb> --help      ldvae --version",
-        "",
-        "verbs, in the order of the workflow:",
-    ]
-    lines += [f"  {verb:<10}{(inspect.getdoc(_outline(verb)) or '').splitlines()[0]}" for verb in VERBS]
-    return "\n".join(lines)
-
-
-def _outline(verb: str) -> Callable[..., Any]:
-    """The signature and docstring of a step without its body: read, not imported, since some import torch or scanpy."""
-    source = Path(__file__).with_name("steps") / f"{verb}.py"
-    function = next(
-        node for node in ast.parse(source.read_text()).body if isinstance(node, ast.FunctionDef) and node.name == verb
+def command_line() -> App:
+    """All verbs; the module of one is imported when it is called."""
+    Parameter(name="*")(Options)  # the options of a section are flags of their own, not --config.min-genes
+    app = App(
+        name="ldvae",
+        help="Raw single-cell counts to gene programs. The verbs in the order of the workflow:",
+        help_epilogue=FOR_ENGINES,
+        help_format="plaintext",
+        version=lambda: f"ldvae {metadata.version('ldvae')}",
+        version_flags=["--version", "-V"],
+        default_parameter=Parameter(consume_multiple=True, negative_iterable=(), negative_none=()),
     )
-    function.body = function.body[:1]
-    code = compile(ast.Module([function], []), source, "exec", flags=annotations.compiler_flag)
-    names = {"Literal": Literal, "Path": Path, **vars(config)}  # all that a signature may refer to
-    exec(code, names)
-    return names[verb]
+    for order, (verb, summary) in enumerate(VERBS.items()):
+        app.command(f"ldvae.steps.{verb}:{verb}", name=verb, help=summary, sort_key=order)
+    return app
+
+
+def _run(verb: str, arguments: Sequence[str]) -> None:
+    """Parse the arguments of a step and call it."""
+    rest, stub, versions_yml = _for_engines(arguments)
+    try:
+        step, bound, _ = command_line().parse_args(rest or ["--help"], exit_on_error=False, print_error=False)
+    except UnknownCommandError as error:
+        raise InputError(f"there is no verb {verb!r}.{suggestion(verb, VERBS)}") from error
+    except CycloptsError as error:
+        if isinstance(error.__cause__, ValidationError):
+            raise InputError("\n".join(_mistaken_flags(error.__cause__))) from error
+        raise InputError(f"{_one_line(error)} See `ldvae {verb} --help`.") from error
+    if verb not in VERBS or inspect.ismethod(step):  # cyclopts' own: --help, --version
+        step(*bound.args, **bound.kwargs)
+        return
+    bound.apply_defaults()
+    values = dict(bound.arguments)
+    if stub:
+        _write_stubs(verb, values)
+    else:
+        if "results" in values:
+            layout.require_inputs(verb, values["results"])
+        if inspect.signature(step).return_annotation in (None, "None"):  # else it prints
+            _log_head(verb, values)
+        if text := step(*bound.args, **bound.kwargs):
+            print(text)
+    if versions_yml:
+        Path(versions_yml).write_text(_versions_yml(verb))
+
+
+def _for_engines(arguments: Sequence[str]) -> tuple[list[str], bool, str | None]:
+    """The arguments without --stub and --versions-yml, whether the first was there, and the value of the second."""
+    rest, versions_yml = [argument for argument in arguments if argument != "--stub"], None
+    if "--versions-yml" in rest:
+        at = rest.index("--versions-yml")
+        if at + 1 == len(rest):
+            raise InputError("--versions-yml requires a path.")
+        versions_yml = rest[at + 1]
+        del rest[at : at + 2]
+    return rest, "--stub" in arguments, versions_yml
+
+
+def _one_line(error: CycloptsError) -> str:
+    text = " ".join(str(error).split())
+    return f"{text[0].lower()}{text[1:]}"
+
+
+def _mistaken_flags(error: ValidationError) -> list[str]:
+    """What the options of a section found wrong, each mistake after its flag."""
+    lines = [line for found in error.errors() for line in getattr(found.get("ctx", {}).get("error"), "args", ())]
+    flagged = (line.partition(":") for line in lines)
+    return [f"--{name.replace('_', '-')}:{text}" for name, _, text in flagged]
 
 
 def _prepare_environment(arguments: Sequence[str]) -> None:
@@ -114,184 +147,6 @@ def _prepare_environment(arguments: Sequence[str]) -> None:
         cache = Path(tempfile.gettempdir()) / f"ldvae-cache-{os.getuid()}"
         for name in ("NUMBA_CACHE_DIR", "MPLCONFIGDIR", "TRITON_CACHE_DIR"):
             os.environ.setdefault(name, str(cache / name.split("_")[0].lower()))
-
-
-class _Parser(argparse.ArgumentParser):
-    """Raises its errors, so that they leave as all the user's mistakes do."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message[0].lower()}{message[1:]}; see `{self.prog} --help`.")
-
-
-@dataclass(frozen=True)
-class _Flag:
-    """One parameter of a step, or one option of its dataclasses, as a flag."""
-
-    name: str
-    kind: Any
-    default: Any  # inspect.Parameter.empty: required
-    help: str
-    positional: bool = False
-    is_output: bool = False
-
-    def add_to(self, group: Any) -> None:
-        """Add the flag to an argument parser or a group of it."""
-        required = self.default is inspect.Parameter.empty
-        text = self.help.replace("%", "%%")
-        if not required and self.default not in (None, [], {}):
-            text += f" [{str(self.default).lower() if isinstance(self.default, bool) else self.default}]"
-        settings: dict[str, Any] = {"help": text, "default": argparse.SUPPRESS}
-        if self.kind is bool or bool in get_args(self.kind):
-            settings |= {"action": argparse.BooleanOptionalAction}
-        elif _is_json(self.kind):
-            settings |= {"metavar": "JSON"}
-        elif item := _item_of(self.kind):
-            settings |= {"nargs": "+" if required else "*", "metavar": _metavar(item)}
-        else:
-            settings |= {"metavar": _metavar(self.kind)}
-        if self.positional:
-            settings |= {"metavar": self.name.upper()} | ({} if required or "nargs" in settings else {"nargs": "?"})
-            group.add_argument(self.name, **settings)
-        else:
-            group.add_argument("--" + self.name.replace("_", "-"), dest=self.name, required=required, **settings)
-
-    def read(self, text: Any) -> Any:
-        """The value of the flag from what was typed."""
-        try:
-            value = json.loads(text) if _is_json(self.kind) and text != "none" else text
-            return coerce(value, self.kind)
-        except InputError as error:
-            raise InputError(f"--{self.name.replace('_', '-')}: {error}") from error
-        except json.JSONDecodeError as error:
-            raise InputError(f"--{self.name.replace('_', '-')}: expected JSON, found {text!r} ({error}).") from error
-
-
-def _run(verb: str, arguments: Sequence[str]) -> None:
-    """Parse the arguments of a step and call it."""
-    outline = _outline(verb)
-    flags, sections = _flags_of(outline)
-    if "--stub" in arguments:  # needs nothing but to know what to write
-        flags = [replace(flag, default=None) for flag in flags]
-    parser = _parser(verb, outline, flags, sections)
-    given = vars(parser.parse_args(arguments))
-    values = {flag.name: flag.read(given[flag.name]) for flag in flags if flag.name in given}
-    for name, (cls, options) in sections.items():
-        values[name] = _read_options(cls, options, given)
-    if "results" in values and not given["stub"]:
-        layout.require_inputs(verb, values["results"])
-    if verb in STEPS:
-        _log_head(verb, values)
-    _check_paths(flags, values)
-    if given["stub"]:
-        _write_stubs(verb, values)
-    else:
-        step = getattr(importlib.import_module(f"ldvae.steps.{verb}"), verb)
-        if text := step(**values):
-            print(text)
-    if given["versions_yml"]:
-        Path(given["versions_yml"]).write_text(_versions_yml(verb))
-
-
-def _flags_of(step: Callable[..., str | None]) -> tuple[list[_Flag], dict[str, tuple[type, list[_Flag]]]]:
-    """A step's own flags, and those of each dataclass among its parameters."""
-    hints = get_type_hints(step, include_extras=True)
-    help_texts = _parameters_section(step)
-    flags: list[_Flag] = []
-    sections: dict[str, tuple[type, list[_Flag]]] = {}
-    for parameter in inspect.signature(step).parameters.values():
-        kind = hints[parameter.name]
-        if isinstance(kind, type) and issubclass(kind, Options):
-            sections[parameter.name] = (kind, [_option_flag(*item) for item in kind.model_fields.items()])
-            continue
-        plain, is_output = _without_output(kind)
-        flags.append(
-            _Flag(
-                parameter.name,
-                plain,
-                parameter.default,
-                help_texts.get(parameter.name, ""),
-                parameter.kind is not inspect.Parameter.KEYWORD_ONLY,
-                is_output,
-            )
-        )
-    return flags, sections
-
-
-def _option_flag(name: str, field: FieldInfo) -> _Flag:
-    return _Flag(name, field.annotation, field.default, field.description or "")
-
-
-def _read_options(cls: type[Options], options: list[_Flag], given: dict[str, Any]) -> Options:
-    """Options from the flags that were given for them."""
-    known = {flag.name: flag for flag in options if flag.name in given}
-    texts = {name: given[name] for name in known}
-    try:
-        for name, flag in known.items():
-            if _is_json(flag.kind) and isinstance(texts[name], str) and texts[name] != "none":
-                texts[name] = json.loads(texts[name])
-        return cls(**texts)
-    except json.JSONDecodeError as error:
-        raise InputError(f"--{name.replace('_', '-')}: expected JSON, found {texts[name]!r} ({error}).") from error
-    except InputError as error:
-        flagged = (line.partition(":") for line in error.args)
-        raise InputError(*(f"--{name.replace('_', '-')}:{text}" for name, _, text in flagged)) from error
-
-
-def _without_output(kind: Any) -> tuple[Any, bool]:
-    """A type without the mark `Output`, and whether it had one."""
-    if get_origin(kind) is Annotated:
-        return get_args(kind)[0], True
-    if get_origin(kind) in (Union, UnionType):
-        parts = [_without_output(part) for part in get_args(kind)]
-        return Union[tuple(part for part, _ in parts)], any(mark for _, mark in parts)  # noqa: UP007
-    return kind, False
-
-
-def _parameters_section(step: Callable[..., str | None]) -> dict[str, str]:
-    """Help texts by parameter from a numpydoc docstring."""
-    _, _, text = (inspect.getdoc(step) or "").partition("Parameters\n----------\n")
-    text = re.split(r"\n\w+\n-{3,}\n", text)[0]
-    entries = re.findall(r"^(\S[^\n]*)\n((?:[ ]+[^\n]*\n?|\n)+)", text + "\n", flags=re.MULTILINE)
-    return {name.strip(): " ".join(body.split()) for names, body in entries for name in names.split(":")[0].split(",")}
-
-
-def _parser(
-    verb: str, step: Callable[..., str | None], flags: list[_Flag], sections: dict[str, tuple[type, list[_Flag]]]
-) -> _Parser:
-    summary = inspect.cleandoc(step.__doc__ or "").split("\nParameters\n")[0].strip()
-    parser = _Parser(
-        prog=f"ldvae {verb}",
-        description=summary,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    for flag in flags:
-        flag.add_to(parser)
-    for cls, options in sections.values():
-        group = parser.add_argument_group((cls.__doc__ or "").splitlines()[0].rstrip("."))
-        for flag in options:
-            flag.add_to(group)
-    group = parser.add_argument_group("for workflow engines")
-    group.add_argument("--versions-yml", metavar="PATH", help="Write the versions of ldvae and what it uses.")
-    group.add_argument("--stub", action="store_true", help="Write small valid outputs at once and compute nothing.")
-    return parser
-
-
-def _is_json(kind: Any) -> bool:
-    return any(get_origin(part) is dict or part is config.Contrast for part in (kind, *get_args(kind)))
-
-
-def _item_of(kind: Any) -> Any:
-    """The type of a list's items, also for a list that may be none; None for anything else."""
-    return next((get_args(part)[0] for part in (kind, *get_args(kind)) if get_origin(part) is list), None)
-
-
-def _metavar(kind: Any) -> str:
-    if get_origin(kind) is Literal:
-        return "{" + ",".join(map(str, get_args(kind))) + "}"
-    if get_origin(kind) in (Union, UnionType):
-        return _metavar(next(part for part in get_args(kind) if part is not type(None)))
-    return {Path: "PATH", int: "N", float: "X"}.get(kind, "TEXT")
 
 
 def _log_head(verb: str, values: dict[str, Any]) -> None:
@@ -315,23 +170,6 @@ def _versions_yml(verb: str) -> str:
     """Versions as nf-core's modules report them, under the name of the process where the engine gives one."""
     lines = [f"    {name}: {version}" for name, version in _versions().items()]
     return "\n".join([f'"{os.environ.get("LDVAE_PROCESS", verb)}":', *lines, ""])
-
-
-def _check_paths(flags: list[_Flag], values: dict[str, Any]) -> None:
-    """Refuse missing inputs, and make the folders of the outputs."""
-    for flag in flags:
-        if flag.name == "results":
-            continue
-        given = values.get(flag.name)
-        for path in given if isinstance(given, list) else [given]:
-            if not isinstance(path, Path):
-                continue
-            if flag.is_output:
-                path.parent.mkdir(parents=True, exist_ok=True)
-            elif not path.exists():
-                raise InputError(
-                    f"--{flag.name.replace('_', '-')}: {path} is not there (working directory {Path.cwd()})."
-                )
 
 
 def _write_stubs(verb: str, values: dict[str, Any]) -> None:

@@ -3,9 +3,6 @@
 Imports nothing but pydantic, PyYAML and the standard library: Snakemake may run in an environment of its own.
 """
 
-from pathlib import Path
-from typing import Annotated
-
 from ldvae.config.checks import check_data, expand_checked, find_problems, read_header
 from ldvae.config.document import commented_config, schema
 from ldvae.config.options import (
@@ -51,8 +48,6 @@ from ldvae.config.plan import (
     runs_table,
 )
 
-Output = Annotated[Path, "output"]  # a file that a step writes; a folder when it has no suffix
-
 __all__ = [
     "SECTIONS",
     "STEPS",
@@ -67,7 +62,6 @@ __all__ = [
     "Likelihood",
     "ModelConfig",
     "Options",
-    "Output",
     "Plan",
     "ProgramsConfig",
     "ProjectConfig",

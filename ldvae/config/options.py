@@ -76,6 +76,10 @@ def as_meant(value: Any, kind: Any) -> Any:
         return as_meant(value, parts[0])
     if origin in (list, dict) and value is None:  # a key with nothing behind it
         return origin()
+    if (
+        origin is list and isinstance(value, list) and len(value) == 1 and isinstance(value[0], list)
+    ):  # typed as one JSON text
+        value = value[0]
     if origin is list and isinstance(value, list | tuple):
         return [as_meant(item, parts[0]) for item in value]
     if origin is Literal and isinstance(value, bool):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def annotate(*, results: Path, config: AnnotateConfig) -> None:
+def annotate(*, results: Path, config: AnnotateConfig = AnnotateConfig()) -> None:
     """Put factors, programs, neighbours, UMAP and clusters into one AnnData.
 
     Parameters

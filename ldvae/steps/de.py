@@ -53,7 +53,7 @@ class Contrast(NamedTuple):
         return f"{self.group1} vs {self.group2}" + (f" in {self.within}" if self.within_column else "")
 
 
-def de(*, results: Path, config: DeConfig) -> None:
+def de(*, results: Path, config: DeConfig = DeConfig()) -> None:
     """Find the genes that differ between groups of cells, with the best run's model and in pseudobulks.
 
     Parameters

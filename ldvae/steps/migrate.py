@@ -12,7 +12,7 @@ from ldvae.io import write_json
 
 
 def migrate(outdir: Path = Path(".")) -> str:
-    """Rename the finished runs of an older version to the ids that this version gives them: they are not trained again.
+    """Rename the finished runs of an older version to the ids of this version: they are not trained again.
 
     What a run was trained with stands in its metrics.json. Runs are left as they are if a training with the same
     options now ends in other numbers. Logs, benchmarks and checkpoints of a run are renamed with it.

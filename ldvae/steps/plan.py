@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ldvae.config import Output, describe, expand_checked, load_config, resolved, runs_table
+from ldvae.config import describe, expand_checked, load_config, resolved, runs_table
 
 
-def plan(config_yaml: Path, *, tables: Output | None = None, made_elsewhere: bool = False) -> str:
+def plan(config_yaml: Path, *, tables: Path | None = None, made_elsewhere: bool = False) -> str:
     """Print the datasets, runs and flags that a config expands to, as JSON.
 
     Parameters

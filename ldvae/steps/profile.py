@@ -8,13 +8,12 @@ import shutil
 from pathlib import Path
 from typing import Literal
 
-from ldvae.config import Output
 from ldvae.errors import InputError
 
 logger = logging.getLogger(__name__)
 
 
-def profile(action: Literal["install"], name: Literal["slurm", "workstation"], *, folder: Output | None = None) -> None:
+def profile(action: Literal["install"], name: Literal["slurm", "workstation"], *, folder: Path | None = None) -> None:
     """Copy a Snakemake profile to where `snakemake --profile` finds it from any folder.
 
     Parameters

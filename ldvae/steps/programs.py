@@ -28,7 +28,7 @@ from ldvae.steps.select import read_factors
 logger = logging.getLogger(__name__)
 
 
-def programs(*, results: Path, config: ProgramsConfig) -> None:
+def programs(*, results: Path, config: ProgramsConfig = ProgramsConfig()) -> None:
     """Average the chosen fits, turn what they share into gene programs, and say what the programs are.
 
     Parameters

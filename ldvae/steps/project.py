@@ -21,7 +21,7 @@ def project(
     name: str,
     input: list[str],
     names: list[str] | None = None,
-    config: ProjectConfig,
+    config: ProjectConfig = ProjectConfig(),
 ) -> None:
     """Score the cells of a new dataset with the programs of an old one.
 

@@ -55,7 +55,7 @@ def qc(
     input: list[str],
     names: list[str] | None = None,
     batch_key: str | None = None,
-    config: QcConfig,
+    config: QcConfig = QcConfig(),
 ) -> None:
     """Read the counts of a dataset and keep the cells and genes that pass quality control.
 

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 CONTRAST_TEXT = ("contrast", "group1", "group2", "within", "column")
 
 
-def report(*, results: Path, benchmarks: Path | None = None, config: ReportConfig) -> None:
+def report(*, results: Path, benchmarks: Path | None = None, config: ReportConfig = ReportConfig()) -> None:
     """Write the report of a dataset: one page that needs no network, and its figures as files.
 
     Parameters

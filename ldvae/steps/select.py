@@ -52,7 +52,7 @@ class Factors(NamedTuple):
     genes: list[str]
 
 
-def select(*, results: Path, runs: list[str] | None = None, config: SelectConfig) -> None:
+def select(*, results: Path, runs: list[str] | None = None, config: SelectConfig = SelectConfig()) -> None:
     """Compare the settings of a sweep on held-out cells and by what reproduces, and choose one.
 
     Parameters

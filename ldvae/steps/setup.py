@@ -43,8 +43,8 @@ class Genes(NamedTuple):
     method: str
 
 
-def setup(*, results: Path, config: SetupConfig) -> None:
-    """Choose the genes to model, register the obs columns the model knows, and split the cells once for all runs.
+def setup(*, results: Path, config: SetupConfig = SetupConfig()) -> None:
+    """Choose the genes to model, register the obs columns the model knows, and split the cells once.
 
     Parameters
     ----------

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 from ldvae import simulate as simulation
-from ldvae.config import Output, SimulateConfig
+from ldvae.config import SimulateConfig
 from ldvae.io import atomic
 
 logger = logging.getLogger(__name__)
 
 
-def simulate(*, output: Output, config: SimulateConfig) -> None:
+def simulate(*, output: Path, config: SimulateConfig = SimulateConfig()) -> None:
     """Draw counts from known gene programs.
 
     Parameters

@@ -21,7 +21,7 @@ from anndata import AnnData
 
 from ldvae import posterior
 from ldvae import results as layout
-from ldvae.config import TRAINING_VERSION, ComputeConfig, ModelConfig, Output, Run, TrainConfig
+from ldvae.config import TRAINING_VERSION, ComputeConfig, ModelConfig, Run, TrainConfig
 from ldvae.data import Split
 from ldvae.errors import InputError
 from ldvae.io import atomic, read_h5ad, write_json, write_table
@@ -45,13 +45,13 @@ def train(
     results: Path,
     run: str | None = None,
     seed: int = 0,
-    checkpoint: Output | None = None,
+    checkpoint: Path | None = None,
     checkpoint_minutes: float = ComputeConfig().checkpoint_minutes,
     keep_checkpoint: bool = False,
     device: Literal["auto", "cpu", "cuda"] = ComputeConfig().device,
     threads: int = ComputeConfig().threads,
-    architecture: ModelConfig,
-    config: TrainConfig,
+    architecture: ModelConfig = ModelConfig(),
+    config: TrainConfig = TrainConfig(),
 ) -> None:
     """Fit one model from one seed, and measure it on the cells it has not seen.
 

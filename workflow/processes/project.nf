@@ -29,6 +29,6 @@ process PROJECT {
     """
     export LDVAE_PROCESS='${task.process}'
     mv .staged '${meta.id}'
-    ldvae project --stub --results '${meta.id}' --name '${meta.projection}' ${flags} --versions-yml versions.yml
+    ldvae project --stub --input demo:pbmc68k --results '${meta.id}' --name '${meta.projection}' ${flags} --versions-yml versions.yml
     """
 }

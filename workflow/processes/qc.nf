@@ -28,6 +28,6 @@ process QC {
     stub:
     """
     export LDVAE_PROCESS='${task.process}'
-    ldvae qc --stub --results '${meta.id}' ${flags} --versions-yml versions.yml
+    ldvae qc --stub --input demo:pbmc68k --results '${meta.id}' ${flags} --versions-yml versions.yml
     """
 }
