@@ -237,6 +237,9 @@ def find_reader(path: str, genome: str | None, transpose: bool | None) -> tuple[
         if name.endswith(".loom"):
             return "loom", lambda: read_loom(file)
         return ("HDF5", lambda: read_h5(file, genome)) if "5ad" not in name else ("h5ad", lambda: read_anndata(file))
+    with file.open("rb") as start:
+        if start.read(8) == HDF5:  # as a download whose address ends without a file name
+            return "HDF5", lambda: read_h5(file, genome)
     hints = {
         ".rds": " Convert the R object to h5ad first (zellkonverter, or schard for reading back).",
         ".rdata": " Convert the R object to h5ad first (zellkonverter).",
@@ -646,6 +649,7 @@ def named_features(table: pd.DataFrame) -> pd.DataFrame:
 
 
 GZIP = b"\x1f\x8b"
+HDF5 = b"\x89HDF\r\n\x1a\n"
 
 
 def opened_bytes(path: Path) -> IO[bytes]:

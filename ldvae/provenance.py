@@ -25,6 +25,8 @@ def versions(packages: Sequence[str]) -> dict[str, str]:
 def commit(root: Path = ROOT) -> str:
     """The commit of the clone that the code lies in, with -dirty if it was changed since; empty where there is none.
 
+    What lies in config/ is the user's to edit, and no code.
+
     Parameters
     ----------
     root
@@ -34,10 +36,13 @@ def commit(root: Path = ROOT) -> str:
     if not (root / ".git").exists():
         return ""
     # Jobs side by side must not wait for each other's lock of the index.
-    command = ["git", "--no-optional-locks", "-C", str(root)]
-    command += ["describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
+    git = ["git", "--no-optional-locks", "-C", str(root)]
+    status = ["status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)config"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-    except (OSError, subprocess.TimeoutExpired):
+        head, changed = (
+            subprocess.run([*git, *command], capture_output=True, text=True, timeout=30, check=True).stdout.strip()
+            for command in (["rev-parse", "HEAD"], status)
+        )
+    except (OSError, subprocess.SubprocessError):
         return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+    return f"{head}-dirty" if changed else head

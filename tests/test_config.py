@@ -27,6 +27,7 @@ from ldvae.config import (
     flags,
     load_config,
     read_header,
+    resolved,
     runs_table,
     schema,
 )
@@ -165,6 +166,18 @@ def test_several_inputs_are_named_after_their_files_or_by_the_config():
     plan = expand_config({"datasets": {"a": ["x/one.h5ad", "x/two.csv.gz"], "b": {"input": {"d1": "p", "d2": "q"}}}})
     assert plan.datasets["a"].inputs == {"one": "x/one.h5ad", "two": "x/two.csv.gz"}
     assert plan.datasets["b"].inputs == {"d1": "p", "d2": "q"}
+
+
+@pytest.mark.parametrize("given", [["demo:pbmc68k", "x.h5ad"], {"a": "demo:pbmc68k", "b": "demo:pbmc68k"}])
+def test_the_embedded_data_stand_alone(given):
+    assert len(expand_config({"datasets": {"a": ["demo:pbmc68k"]}}).datasets["a"].inputs) == 1
+    with pytest.raises(InputError, match="cannot be one of several inputs"):
+        expand_config({"datasets": {"a": {"input": given}}})
+
+
+def test_how_jobs_run_is_no_part_of_the_options_of_the_results():
+    (dataset,) = expand_config({"datasets": {"a": "x.h5ad"}, "compute": {"threads": 4}}).datasets.values()
+    assert list(resolved(dataset)) == [section for section in SECTIONS if section != "compute"]
 
 
 def test_other_cells_are_projected_by_path_or_with_options():
@@ -493,6 +506,11 @@ def test_missing_files_are_no_mistake_when_another_workflow_makes_them(tmp_path)
     expand_checked(config, made_elsewhere=True)
     with pytest.raises(InputError, match="is not there"):
         expand_checked(config)
+
+
+def test_an_hdf5_file_is_known_by_its_content(counts):
+    without_suffix = counts.rename(counts.with_name("34464122"))  # as figshare's addresses end
+    expand_checked({"datasets": {"a": str(without_suffix)}, "setup": {"batch_key": "donor"}})
 
 
 def test_a_file_that_is_no_hdf5_is_named(tmp_path):

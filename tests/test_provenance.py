@@ -16,11 +16,15 @@ def git(folder: Path, *arguments: str) -> str:
 def test_the_commit_of_a_clone_says_whether_the_code_was_changed_since(tmp_path):
     git(tmp_path, "init", "-q")
     (tmp_path / "code.py").write_text("1\n")
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "config.yaml").write_text("edited: false\n")
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "-q", "-m", "first")
     git(tmp_path, "tag", "v1")
     head = git(tmp_path, "rev-parse", "HEAD")
     assert len(head) == 40
+    assert commit(tmp_path) == head
+    (tmp_path / "config" / "config.yaml").write_text("edited: true\n")
     assert commit(tmp_path) == head
     (tmp_path / "code.py").write_text("2\n")
     assert commit(tmp_path) == f"{head}-dirty"

@@ -27,6 +27,7 @@ QC_COLUMNS = (
     "doublet_score",
     "predicted_doublet",
 )  # obs columns that the step qc adds
+CLUSTERS = ("leiden", "leiden_ldvae")  # those that the step annotate adds; the second name if the first is taken
 
 
 def expand_checked(config: Mapping[str, Any], *, made_elsewhere: bool = False) -> Plan:
@@ -107,8 +108,8 @@ def check_data(dataset: Dataset, adata: AnnData) -> list[str]:
         As `io.read_input` returns it, with or without counts.
     """
     layer, problems = dataset.qc.layer, []
-    for file in adata.uns.get("input", []) if layer is not None else []:
-        if layer not in file["matrices"]:
+    for file in adata.uns["input"] if layer is not None else []:
+        if layer not in file.get("matrices", [layer]):  # with counts, the reader has refused it
             problems.append(f"qc.layer: no layer {layer!r} in {file['path']}.{suggestion(layer, file['matrices'])}")
     problems += _check_columns(dataset, adata.obs)
     for i, contrast in enumerate(dataset.de.contrasts):
@@ -126,7 +127,7 @@ def _check_columns(dataset: Dataset, obs: pd.DataFrame) -> list[str]:
     known, problems = [*map(str, obs.columns), *QC_COLUMNS], []
     for section in SECTIONS:
         # The clusters and the split are there once the report is written.
-        made = ["leiden", "split"] if section in ("programs", "report") else []
+        made = [*CLUSTERS, "split"] if section in ("programs", "report") else []
         for option, column in named(getattr(dataset, section), "obs"):
             if column not in [*known, *made]:
                 problems.append(f"{section}.{option}: no obs column {column!r}.{suggestion(column, known)}")
@@ -181,7 +182,7 @@ def _check_contrast(contrast: Contrast, obs: pd.DataFrame) -> list[str]:
     problems = [
         f"no obs column {name!r}.{suggestion(name, known)}"
         for name in (column, within)
-        if name is not None and name not in [*known, "leiden"]
+        if name is not None and name not in [*known, *CLUSTERS]
     ]
     problems += [problem for name in (column, within) if name in obs and (problem := _too_many_groups(obs[name]))]
     if column not in obs or _too_many_groups(obs[column]):

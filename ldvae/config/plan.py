@@ -255,6 +255,10 @@ def _projections(given: Any, where: str, problems: list[str]) -> dict[str, Proje
 
 def _named_inputs(given: Any, where: str, problems: list[str]) -> dict[str, str]:
     """Input files by name: a path, a list of paths (named as the files), or a mapping of names to paths."""
+    several = list(given.values()) if isinstance(given, Mapping) else given if isinstance(given, list) else []
+    if len(several) > 1 and any(isinstance(path, str) and path.startswith("demo:") for path in several):
+        problems.append(f"{where}.input: the embedded data (demo:…) cannot be one of several inputs; name them alone.")
+        return {}
     if isinstance(given, str) and given:
         return {"": given}
     if isinstance(given, list) and given and all(isinstance(path, str) for path in given):
@@ -325,8 +329,8 @@ def flags(options: Options) -> list[str]:
 
 
 def resolved(dataset: Dataset) -> dict[str, Any]:
-    """The options of a dataset with every default filled in, section by section."""
-    return {section: getattr(dataset, section).model_dump() for section in SECTIONS}
+    """The options of a dataset that define its results, section by section, with every default filled in."""
+    return {section: getattr(dataset, section).model_dump() for section in SECTIONS if section != "compute"}
 
 
 def runs_table(dataset: Dataset) -> str:
