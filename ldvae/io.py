@@ -13,7 +13,7 @@ import re
 import shutil
 import uuid
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import islice
@@ -37,7 +37,7 @@ from ldvae.features import (
     sum_of_splices,
     wanted_features,
 )
-from ldvae.paths import file_names
+from ldvae.names import file_names, own_name
 
 logger = logging.getLogger(__name__)
 
@@ -88,13 +88,13 @@ def read_input(
         these are identifiers with symbols beside them.
     counts
         Read the counts, too; without them, `X` is none, and whatever the files tell of cells and genes follows the same
-        rules; `uns["input"]` then names the matrices of each file.
+        rules; `uns["ldvae_input"]` then names the matrices of each file.
 
     Returns
     -------
     AnnData
         Verified counts as float32 CSR in `X`, unique cell and gene names; obs, var, obsm, varm and uns of the files; in
-        `uns["input"]` path, n_obs and n_vars of each file.
+        `uns["ldvae_input"]` path, n_obs and n_vars of each file.
 
     Raises
     ------
@@ -131,7 +131,7 @@ def read_input(
             if not counts:
                 read[-1]["matrices"] = list(stored.matrices)
     adata = files[""] if "" in files else concatenate(files)
-    adata.uns["input"] = read
+    adata.uns["ldvae_input"] = read
     if obs_table is not None:
         join_obs(adata, Path(obs_table))
     return adata
@@ -933,8 +933,8 @@ def keep_others(adata: AnnData, others: Mapping[str, Mapping[str, Any]], where: 
     """Add obsm, varm and uns of a file, in place, as far as anndata takes them."""
     for kind, values in others.items():
         for name, value in values.items():
-            if isinstance(value, Mapping) and "connectivities_key" in value:
-                continue  # neighbours of cells, whose matrix is not read
+            if name.startswith("ldvae_") or (isinstance(value, Mapping) and "connectivities_key" in value):
+                continue  # an earlier run's, or neighbours of cells, whose matrix is not read
             try:
                 if isinstance(value, pd.DataFrame) and kind != "uns":
                     value = objects_to_categories(value.set_axis(getattr(adata, f"{kind[:3]}_names")))
@@ -1081,24 +1081,6 @@ def consistent(files: Mapping[str, AnnData]) -> list[pd.DataFrame]:
         values = {name: table[name].astype(object) for name in table.columns if name in text}
         result.append(table.assign(**{name: v.where(v.isna(), v.map(as_text)) for name, v in values.items()}))
     return result
-
-
-def own_name(name: str, taken: Iterable[str]) -> str:
-    """The name of a column, or other entry, that ldvae adds: `name`, or `name_ldvae` where the user has one called so.
-
-    Examples
-    --------
-    >>> own_name("leiden", ["donor"]), own_name("leiden", ["donor", "leiden"])
-    ('leiden', 'leiden_ldvae')
-    """
-    taken = list(taken)
-    # One that an earlier run left behind makes way, so that `find_own` cannot take it for the new one.
-    return f"{name}_ldvae" if {name, f"{name}_ldvae"} & set(taken) else name
-
-
-def find_own(name: str, present: Iterable[str]) -> str:
-    """What `own_name` called an entry: `name_ldvae` if that is there, else `name`."""
-    return f"{name}_ldvae" if f"{name}_ldvae" in list(present) else name
 
 
 def join_obs(adata: AnnData, path: Path) -> None:

@@ -16,8 +16,8 @@ ALLOWED = {
     "cli": BASICS | {"steps", "results", "provenance"},
     "steps": BASICS
     | {"model", "programs", "markers", "report", "pl", "io", "results", "demo", "simulate", "provenance", "likelihoods"}
-    | {"train", "posterior", "module", "data"},  # the parts of the model, for the step train
-    "report": BASICS | {"pl", "results", "likelihoods", "programs"},
+    | {"names", "train", "posterior", "module", "data"},  # the parts of the model, for the step train
+    "report": BASICS | {"names", "pl", "results", "likelihoods", "programs"},
     "pl": {"errors"},
     "sweep": BASICS | {"model", "posterior", "programs", "data"},
     "model": BASICS
@@ -39,11 +39,11 @@ ALLOWED = {
     "categories": {"errors"},
     "arguments": {"errors", "likelihoods"},
     "_settings": {"errors"},
-    "io": {"errors", "counts", "demo", "features", "paths"},
+    "io": {"errors", "counts", "demo", "features", "names"},
     "features": {"errors"},
-    "paths": {"errors"},
+    "names": {"errors"},
     "counts": {"errors"},
-    "config": {"errors", "likelihoods", "paths", "io"},  # names of the likelihoods; headers of the data
+    "config": {"errors", "likelihoods", "names", "io"},  # names of the likelihoods; headers of the data
     "simulate": {"errors"},
     "demo": set(),
     "provenance": set(),

@@ -365,7 +365,7 @@ def test_several_files_keep_their_names(tmp_path: Path, counts: AnnData) -> None
     assert both.obs_names[0] == f"{BARCODES[0]}-ctrl"
     assert both.obs["donor"].isna().sum() == 4
     np.testing.assert_array_equal(both.X.toarray(), np.vstack([X[:, :4], X[:, :4]]))
-    assert [file["n_vars"] for file in both.uns["input"]] == [5, 4]
+    assert [file["n_vars"] for file in both.uns["ldvae_input"]] == [5, 4]
     named = io.read_input([tmp_path / "ctrl.h5ad"], ["A"])
     assert named.obs["file"].tolist() == ["A"] * 4
     assert named.obs_names[0] == BARCODES[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import shutil
 from pathlib import Path
 
 import anndata
@@ -141,3 +142,30 @@ def test_many_cells_whose_neighbours_are_approximate() -> None:
     add_embedding(adata, AnnotateConfig(resolution=0.1))
     assert pd.crosstab(adata.obs["leiden"], cloud).max().sum() > 0.99 * len(cloud)
     assert adata.obsm["X_umap"].shape == (len(cloud), 2)
+
+
+def test_what_the_user_brought_stays_beside_what_is_added(inputs: Path, tmp_path: Path) -> None:
+    shutil.copytree(inputs, tmp_path / "r")
+    path = tmp_path / "r" / "setup" / "counts.h5ad"
+    counts = anndata.read_h5ad(path)
+    rng = np.random.default_rng(1)
+    for name in ("leiden", "P1", "Z_0"):
+        counts.obs[name] = pd.Categorical(rng.permutation(np.repeat(["x", "y", "z"], 30)))
+    for name in ("X_umap", "X_ldvae", "X_programs", "spatial"):
+        counts.obsm[name] = rng.random((90, 2))
+    counts.varm["program_loadings"] = rng.random((30, 2))
+    counts.uns |= {"leiden": {"params": "mine"}, "leiden_colors": np.array(["#000000"] * 3), "umap": {"a": 1}}
+    counts.write_h5ad(path)
+    annotate(results=tmp_path / "r", config=AnnotateConfig(resolution=0.5))
+    found = anndata.read_h5ad(tmp_path / "r" / "annotated.h5ad")
+    for name in ("leiden", "P1", "Z_0"):
+        assert found.obs[name].tolist() == counts.obs[name].tolist()
+    for name in ("X_umap", "X_ldvae", "X_programs", "spatial"):
+        np.testing.assert_array_equal(found.obsm[name], counts.obsm[name])
+    np.testing.assert_array_equal(found.varm["program_loadings"], counts.varm["program_loadings"])
+    assert found.uns["leiden"]["params"] == "mine"
+    assert found.uns["umap"]["a"] == 1
+    usual = anndata.read_h5ad(inputs / "annotated.h5ad")
+    assert found.obs["leiden_ldvae"].tolist() == usual.obs["leiden"].tolist()
+    np.testing.assert_array_equal(found.obsm["X_umap_ldvae"], usual.obsm["X_umap"])
+    np.testing.assert_array_equal(found.obs["P1_ldvae"], usual.obs["P1"])

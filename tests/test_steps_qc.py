@@ -15,10 +15,11 @@ from scipy import sparse
 
 from ldvae import cli
 from ldvae import results as layout
-from ldvae.config import QcConfig
+from ldvae.config import QcConfig, SetupConfig
 from ldvae.errors import InputError
 from ldvae.io import read_file, read_table
-from ldvae.steps.qc import add_metrics, effective_thresholds, find_limits, qc, reasons_for_removal
+from ldvae.steps.qc import effective_thresholds, find_limits, measure, qc, reasons_for_removal
+from ldvae.steps.setup import setup
 
 GENES = ["MT-CO1", "RPL3", "RPS6KA1", "HBB", "HBEGF", *(f"G{i}" for i in range(35))]
 
@@ -77,51 +78,53 @@ def test_every_cell_has_its_metrics_and_the_removed_ones_their_reasons(raw: AnnD
 def test_genes_of_mitochondria_ribosome_and_haemoglobin_are_told_by_name(
     raw: AnnData, caplog: pytest.LogCaptureFixture
 ) -> None:
-    add_metrics(raw, QcConfig())
+    metrics = measure(raw, QcConfig())
     assert raw.var_names[raw.var["mt"]].tolist() == ["MT-CO1"]
     assert raw.var_names[raw.var["ribo"]].tolist() == ["RPL3"]
     assert raw.var_names[raw.var["hb"]].tolist() == ["HBB"]
     x = raw.X.toarray()
-    np.testing.assert_allclose(raw.obs["pct_counts_mt"][1:], 100 * x[1:, 0] / x[1:].sum(axis=1), rtol=1e-5)
-    assert raw.obs["pct_counts_mt"].iloc[0] == 0
+    np.testing.assert_allclose(metrics["pct_counts_mt"][1:], 100 * x[1:, 0] / x[1:].sum(axis=1), rtol=1e-5)
+    assert metrics["pct_counts_mt"].iloc[0] == 0
     assert not caplog.records
-    add_metrics(raw, QcConfig(mt_genes=["G0", "nowhere"]))
+    raw.var = raw.var[[]]
+    measure(raw, QcConfig(mt_genes=["G0", "nowhere"]))
     assert raw.var_names[raw.var["mt"]].tolist() == ["G0"]
     assert "1 of 2 mt_genes are not in the data: nowhere" in caplog.text
 
 
 def test_names_of_another_species_are_noticed(raw: AnnData, caplog: pytest.LogCaptureFixture) -> None:
     raw.var_names = ["mt-Co1", "Rpl3", "Rps6ka1", "Hbb-bs", "Hbegf", *GENES[5:]]
-    add_metrics(raw, QcConfig())
+    measure(raw, QcConfig())
     assert "No mitochondrial gene is among the 40 genes" in caplog.text
     assert "these look like species: mouse" in caplog.text
     caplog.clear()
-    add_metrics(raw, QcConfig(species="mouse"))
+    raw.var = raw.var[[]]
+    measure(raw, QcConfig(species="mouse"))
     assert raw.var_names[raw.var["mt"] | raw.var["ribo"] | raw.var["hb"]].tolist() == ["mt-Co1", "Rpl3", "Hbb-bs"]
     assert not caplog.records
 
 
 def test_outliers_are_sought_within_batches(raw: AnnData) -> None:
-    add_metrics(raw, QcConfig())
+    metrics = measure(raw, QcConfig())
     config = QcConfig(n_mads=5)
-    together = find_limits(raw.obs, pd.Series("all", index=raw.obs_names), config)
-    apart = find_limits(raw.obs, raw.obs["batch"], config)
+    together = find_limits(metrics, pd.Series("all", index=raw.obs_names), config)
+    apart = find_limits(metrics, raw.obs["batch"], config)
     upper = effective_thresholds(apart)["total_counts"]
     assert upper["deep"]["lower"] > upper["shallow"]["upper"]  # a deep cell would be an outlier among the shallow ones
-    removed = reasons_for_removal(raw.obs, raw.obs["batch"], apart)
+    removed = reasons_for_removal(metrics, raw.obs["batch"], apart)
     assert removed["c1"] == "total_counts below 5 MADs"  # most see all genes, which has no spread
     assert "pct_counts_mt above 5 MADs" in removed["c2"]
     # The definition, computed by hand for one batch.
-    deep = np.log1p(raw.obs["total_counts"][raw.obs["batch"] == "deep"])
+    deep = np.log1p(metrics["total_counts"][raw.obs["batch"] == "deep"])
     mad = np.median(np.abs(deep - np.median(deep)))
     np.testing.assert_allclose(upper["deep"]["upper"], np.expm1(np.median(deep) + 5 * mad), rtol=1e-5)
     assert effective_thresholds(together)["total_counts"]["all"]["lower"] < upper["deep"]["lower"]
 
 
 def test_a_metric_without_spread_has_no_outliers(raw: AnnData, caplog: pytest.LogCaptureFixture) -> None:
-    raw.obs = raw.obs.assign(total_counts=100.0, n_genes_by_counts=[*[50] * 59, 70], pct_counts_mt=0.0)
-    limits = find_limits(raw.obs, pd.Series("all", index=raw.obs_names), QcConfig())
-    assert (reasons_for_removal(raw.obs, pd.Series("all", index=raw.obs_names), limits) == "").all()
+    metrics = raw.obs.assign(total_counts=100.0, n_genes_by_counts=[*[50] * 59, 70], pct_counts_mt=0.0)
+    limits = find_limits(metrics, pd.Series("all", index=raw.obs_names), QcConfig())
+    assert (reasons_for_removal(metrics, pd.Series("all", index=raw.obs_names), limits) == "").all()
     assert caplog.messages == [
         "Over half of the cells have the same n_genes_by_counts, so it removes no outliers there."
     ]
@@ -250,3 +253,37 @@ def test_a_real_file_passes_check_and_qc_or_is_refused_in_one_line(
         kept = anndata.read_h5ad(tmp_path / "qc" / "filtered.h5ad")
         assert kept.shape == shapes[2:]
         assert (read_file(path)[kept.obs_names, kept.var_names].X != kept.X).nnz == 0
+
+
+HOSTILE = ("total_counts", "pct_counts_mt", "predicted_doublet", "split", "leiden", "P1", "Z_0", "file")
+
+
+def test_nothing_of_the_users_is_overwritten(tmp_path: Path) -> None:
+    """From the input to counts.h5ad, what has a name of ours keeps its values; ours get a suffix."""
+    rng = np.random.default_rng(0)
+    names = [f"c{i}" for i in range(120)]
+    raw = AnnData(
+        sparse.csr_matrix(rng.poisson(rng.gamma(1, 2, 80), (120, 80)).astype(np.float32)),
+        pd.DataFrame({name: rng.permutation(120) for name in HOSTILE}, index=names),
+        pd.DataFrame({name: rng.permutation(80) for name in ("mean", "variance", "mt")}, [f"g{i}" for i in range(80)]),
+        obsm={"X_umap": rng.random((120, 2)), "spatial": rng.random((120, 2)), "X_ldvae": rng.random((120, 3))},
+        varm={"PCs": rng.random((80, 4))},
+        uns={"spatial": {"lib": {"scalefactors": {"spot": 89.4}}}, "leiden_colors": ["#000000"], "input": "mine"},
+    )
+    raw.write_h5ad(tmp_path / "raw.h5ad")
+    qc(results=tmp_path / "r", input=[str(tmp_path / "raw.h5ad")], config=QcConfig(n_mads=None, doublets="annotate"))
+    setup(results=tmp_path / "r", config=SetupConfig(n_top_genes=40))
+    counts = anndata.read_h5ad(layout.COUNTS.at(tmp_path / "r"))
+    before = raw[counts.obs_names, counts.var_names]
+    for name in HOSTILE:
+        assert counts.obs[name].tolist() == before.obs[name].tolist(), name
+    for name in raw.var:
+        assert counts.var[name].tolist() == before.var[name].tolist(), name
+    for name in raw.obsm:
+        np.testing.assert_array_equal(counts.obsm[name], before.obsm[name])
+    np.testing.assert_array_equal(counts.varm["PCs"], before.varm["PCs"])
+    assert counts.uns["spatial"]["lib"]["scalefactors"]["spot"] == 89.4
+    assert counts.uns["input"] == "mine"
+    assert counts.obs["total_counts_ldvae"].tolist() == np.asarray(raw.X.sum(axis=1)).ravel().tolist()
+    assert set(counts.obs["split_ldvae"]) == {"train", "validation", "test"}
+    assert {"mean_ldvae", "variance_ldvae", "variance_norm", "mt_ldvae"} <= set(counts.var)

@@ -108,7 +108,7 @@ def check_data(dataset: Dataset, adata: AnnData) -> list[str]:
         As `io.read_input` returns it, with or without counts.
     """
     layer, problems = dataset.qc.layer, []
-    for file in adata.uns["input"] if layer is not None else []:
+    for file in adata.uns["ldvae_input"] if layer is not None else []:
         if layer not in file.get("matrices", [layer]):  # with counts, the reader has refused it
             problems.append(f"qc.layer: no layer {layer!r} in {file['path']}.{suggestion(layer, file['matrices'])}")
     problems += _check_columns(dataset, adata.obs)

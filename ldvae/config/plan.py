@@ -25,7 +25,7 @@ from ldvae.config.options import (
     unknown,
 )
 from ldvae.errors import InputError
-from ldvae.paths import file_names
+from ldvae.names import file_names
 
 DATASET_NAME = r"^\w[\w.-]*$"
 STEPS = ("qc", "setup", "select", "programs", "annotate", "de", "report")  # those with a section of their own
@@ -108,7 +108,8 @@ class Dataset(Sections):
     @property
     def compares_clusters(self) -> bool:
         """Whether a contrast is between clusters, which only the annotated cells have."""
-        return any("leiden" in (contrast["column"], contrast.get("within")) for contrast in self.de.contrasts)
+        columns = {contrast.get(key) for contrast in self.de.contrasts for key in ("column", "within")}
+        return bool(columns & {"leiden", "leiden_ldvae"})
 
 
 class Plan(NamedTuple):

@@ -14,6 +14,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ldvae.config import ReportConfig
+from ldvae.names import find_own
 from ldvae.report import figures, prose
 from ldvae.report.drawing import Drawing, Rendered
 from ldvae.report.results import Results
@@ -408,7 +409,7 @@ def _groups(results: Results, config: ReportConfig) -> dict[str, pd.Series]:
             wanted += list(telling.sort_values(ascending=False, kind="stable").index)
         if "column" in results.contrasts:
             wanted += list(results.contrasts["column"].astype(str))
-        wanted += ["leiden", str(results.fields.get("batch_key") or "")]
+        wanted += [find_own("leiden", results.obs), str(results.fields.get("batch_key") or "")]
     found = {}
     for name in dict.fromkeys(wanted):
         if name in results.obs and results.obs[name].notna().any():
@@ -455,6 +456,7 @@ def _cells_map(page: Page, results: Results, groups: dict[str, pd.Series], cells
         title = f"{name} · {label}" if label else name
         variables.append(_continuous(title, "Programs", results.scores[name].to_numpy()[cells]) | {"program": name})
     for name, title in figures.METRIC_TITLES.items():
+        name = find_own(name, results.obs)
         if name in results.obs and pd.api.types.is_numeric_dtype(results.obs[name]):
             variables.append(_continuous(title, "Quality", results.obs[name].to_numpy(dtype=float)[cells]))
     return {

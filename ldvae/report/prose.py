@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from ldvae.likelihoods import LIKELIHOODS
+from ldvae.names import find_own
 from ldvae.report.results import Results
 
 CALLED = "is_de_fdr_"  # scvi-tools' column, followed by the rate
@@ -350,7 +351,11 @@ def fdr_of(table: pd.DataFrame) -> float | None:
 def _methods_rest(results: Results, cite: _Citations) -> Iterator[str]:
     if results.umap is not None:
         text = f"Cells are shown by UMAP {cite('umap')} of the latent space"
-        yield text + (f" and grouped by Leiden clustering {cite('leiden')}." if "leiden" in results.obs else ".")
+        yield text + (
+            f" and grouped by Leiden clustering {cite('leiden')}."
+            if find_own("leiden", results.obs) in results.obs
+            else "."
+        )
     if not results.contrasts.empty:
         deltas = {float(table["delta"].iloc[0]) for table in results.de.values() if "delta" in table and len(table)}
         effect = f" as the probability of a log2 fold change beyond {deltas.pop():g}" if len(deltas) == 1 else ""

@@ -15,6 +15,7 @@ from ldvae import results as layout
 from ldvae.config import AnnotateConfig
 from ldvae.errors import InputError
 from ldvae.io import atomic, read_h5ad
+from ldvae.names import find_own, own_name
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -36,20 +37,19 @@ def annotate(*, results: Path, config: AnnotateConfig = AnnotateConfig()) -> Non
     run = layout.BEST.read(results)["run"]
     if config.normalized_layer:
         adata.layers["ldvae_normalized"] = normalized(adata, layout.MODEL.existing(results, run=run))
-    add_factors(adata, layout.FACTORS.existing(results, run=run))
-    add_programs(adata, results)
+    n_latent = add_factors(adata, layout.FACTORS.existing(results, run=run))
+    programs = add_programs(adata, results)
     adata.layers["counts"] = adata.X.copy()
     with warnings.catch_warnings():  # scanpy's own deprecations
         warnings.simplefilter("ignore")
         scanpy.pp.normalize_total(adata)
         scanpy.pp.log1p(adata)
     add_embedding(adata, config)
-    logger.info("%d cells in %d clusters.", adata.n_obs, adata.obs["leiden"].nunique())
     adata.uns["ldvae"] = {
         "version": metadata.version("ldvae"),
         "run": run,
-        "n_latent": adata.obsm["X_ldvae"].shape[1],
-        "programs": adata.varm["program_loadings"].columns.to_numpy(str),
+        "n_latent": n_latent,
+        "programs": np.array(programs, str),
         "setup": adata.uns.pop("ldvae_setup", {}),
     }
     with atomic(layout.ANNOTATED.at(results)) as temporary:
@@ -67,21 +67,33 @@ def normalized(adata: AnnData, model: Path) -> np.ndarray:
     )
 
 
-def add_factors(adata: AnnData, factors: Path) -> None:
-    """Add latent and loadings of a run: obsm X_ldvae, obs Z_0, …, varm LDVAE_loadings."""
+def add_factors(adata: AnnData, factors: Path) -> int:
+    """Add latent and loadings of a run: obsm X_ldvae, obs Z_0, …, varm LDVAE_loadings; returns the number of factors.
+
+    Where the user's data have an entry of one of these names, the new one ends in _ldvae; so do those of programs,
+    UMAP and clusters.
+    """
     with np.load(factors) as run:
         scores, weights, cells, genes = (run[name] for name in ("scores", "loadings", "cells", "genes"))
     for kind, found, expected in (("cells", cells, adata.obs_names), ("genes", genes, adata.var_names)):
         if not np.array_equal(found.astype(str), expected.to_numpy(str)):
             raise InputError(f"{factors}: its {len(found)} {kind} are not the {len(expected)} of the counts file.")
     names = [f"Z_{i}" for i in range(scores.shape[1])]
-    adata.obsm["X_ldvae"] = scores.astype(np.float32)
-    adata.obs[names] = adata.obsm["X_ldvae"]
-    adata.varm["LDVAE_loadings"] = pd.DataFrame(weights, index=adata.var_names, columns=names)
+    add_columns(adata, pd.DataFrame(scores.astype(np.float32), adata.obs_names, names))
+    adata.obsm[own_name("X_ldvae", adata.obsm)] = scores.astype(np.float32)
+    loadings = pd.DataFrame(weights, index=adata.var_names, columns=names)
+    adata.varm[own_name("LDVAE_loadings", adata.varm)] = loadings
+    return len(names)
 
 
-def add_programs(adata: AnnData, results: Path) -> None:
-    """Add the consensus programs: obsm X_programs, obs P1, …, varm program_loadings."""
+def add_columns(adata: AnnData, table: pd.DataFrame) -> None:
+    """Add columns to obs, in place."""
+    table = table.rename(columns=lambda name: own_name(name, adata.obs))
+    adata.obs = adata.obs.drop(columns=list(table), errors="ignore").join(table)
+
+
+def add_programs(adata: AnnData, results: Path) -> list[str]:
+    """Add the consensus programs: obsm X_programs, obs P1, …, varm program_loadings; returns their names."""
     weights, values = layout.LOADINGS.read_table(results), layout.SCORES.read_table(results)
     for file, table, names in (
         (layout.LOADINGS, weights, adata.var_names),
@@ -93,9 +105,10 @@ def add_programs(adata: AnnData, results: Path) -> None:
                 f"{file.at(results)}: lacks {len(absent)} of the {len(names)} names in the counts, e.g. {absent[0]}."
             )
     values = values.loc[adata.obs_names].astype(np.float32)
-    adata.obsm["X_programs"] = values.to_numpy()
-    adata.obs[list(values)] = values
-    adata.varm["program_loadings"] = weights.loc[adata.var_names]
+    adata.obsm[own_name("X_programs", adata.obsm)] = values.to_numpy()
+    add_columns(adata, values)
+    adata.varm[own_name("program_loadings", adata.varm)] = weights.loc[adata.var_names]
+    return list(values)
 
 
 def add_embedding(adata: AnnData, config: AnnotateConfig) -> None:
@@ -103,12 +116,28 @@ def add_embedding(adata: AnnData, config: AnnotateConfig) -> None:
     import scanpy
 
     n_neighbors = min(config.n_neighbors, adata.n_obs - 1)
+    neighbors = own_name("neighbors", adata.uns)
+    leiden = own_name("leiden", [*adata.obs, *adata.uns])
+    taken = "X_umap" in adata.obsm or "umap" in adata.uns
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        scanpy.pp.neighbors(adata, n_neighbors=n_neighbors, use_rep="X_ldvae", random_state=config.seed)
+        scanpy.pp.neighbors(
+            adata,
+            n_neighbors=n_neighbors,
+            use_rep=find_own("X_ldvae", adata.obsm),
+            random_state=config.seed,
+            key_added=None if neighbors == "neighbors" else neighbors,
+        )
         # The spectral start of UMAP needs more cells than it has dimensions.
         start = "spectral" if adata.n_obs > 10 else "random"
-        scanpy.tl.umap(adata, min_dist=config.min_dist, init_pos=start, random_state=config.seed)
+        scanpy.tl.umap(
+            adata,
+            min_dist=config.min_dist,
+            init_pos=start,
+            random_state=config.seed,
+            neighbors_key=neighbors,
+            key_added="X_umap_ldvae" if taken else None,
+        )
         scanpy.tl.leiden(
             adata,
             resolution=config.resolution,
@@ -116,4 +145,7 @@ def add_embedding(adata: AnnData, config: AnnotateConfig) -> None:
             n_iterations=2,
             directed=False,
             random_state=config.seed,
+            neighbors_key=neighbors,
+            key_added=leiden,
         )
+    logger.info("%d cells in %d clusters.", adata.n_obs, adata.obs[leiden].nunique())

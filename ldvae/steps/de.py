@@ -19,6 +19,7 @@ from ldvae import results as layout
 from ldvae.config import DeConfig
 from ldvae.errors import InputError, suggestion
 from ldvae.io import atomic, collected_warnings, group_names, obs_column, read_h5ad, write_json, write_table
+from ldvae.names import find_own
 
 if TYPE_CHECKING:
     from ldvae.model import LinearSCVI
@@ -80,8 +81,10 @@ def de(*, results: Path, config: DeConfig = DeConfig()) -> None:
     from ldvae.model import LinearSCVI
 
     adata = read_h5ad(layout.COUNTS.existing(results))
-    if any("leiden" in (contrast.get("column"), contrast.get("within")) for contrast in config.contrasts):
-        add_clusters(adata, layout.ANNOTATED.existing(results))
+    columns = {contrast.get(key) for contrast in config.contrasts for key in ("column", "within")}
+    # A column of the user's that is called so is taken first.
+    for name in {"leiden", "leiden_ldvae"} & columns - set(adata.obs):
+        add_clusters(adata, layout.ANNOTATED.existing(results), name)
     with collected_warnings() as skipped:
         contrasts = find_contrasts(adata.obs, config)
     model = LinearSCVI.load(layout.MODEL.existing(results, run=layout.BEST.read(results)["run"]), adata)
@@ -124,14 +127,14 @@ def de(*, results: Path, config: DeConfig = DeConfig()) -> None:
 # Which cells
 
 
-def add_clusters(adata: AnnData, annotated: Path) -> None:
-    """Add the clusters of the annotated data to obs."""
+def add_clusters(adata: AnnData, annotated: Path, name: str) -> None:
+    """Add the clusters of the annotated data to obs, as column `name`."""
     import h5py
     from anndata.io import read_elem
 
     with h5py.File(annotated) as file:
         obs = read_elem(file["obs"])
-    adata.obs["leiden"] = obs["leiden"].reindex(adata.obs_names)
+    adata.obs[name] = obs[find_own("leiden", obs)].reindex(adata.obs_names)
 
 
 def find_contrasts(obs: pd.DataFrame, config: DeConfig) -> list[Contrast]:

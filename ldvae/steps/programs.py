@@ -11,6 +11,7 @@ import pandas as pd
 from ldvae import results as layout
 from ldvae.config import ProgramsConfig
 from ldvae.io import atomic, read_gmt, read_h5ad, write_json, write_table
+from ldvae.names import find_own
 from ldvae.programs import (
     Frame,
     Programs,
@@ -56,7 +57,7 @@ def programs(*, results: Path, config: ProgramsConfig = ProgramsConfig()) -> Non
         found.scores,
         obs,
         variables=config.variables,
-        technical=[*config.technical, batch_key or "batch"],
+        technical=[*technical_columns(config.technical, obs), batch_key or "batch"],
     )
     libraries = [enrichment(found, read_gmt(Path(file)), Path(file).stem) for file in config.gene_sets]
     columns = ["program", "side", "term", "library", "overlap", "n_term", "odds_ratio", "p", "padj", "genes"]
@@ -89,6 +90,12 @@ def programs(*, results: Path, config: ProgramsConfig = ProgramsConfig()) -> Non
         },
         layout.PROGRAMS_SUMMARY.at(results),
     )
+
+
+def technical_columns(names: list[str], obs: pd.DataFrame) -> list[str]:
+    """Technical columns of obs; where the user's data have one of the name of the split, ours is meant."""
+    own = [find_own(name, obs) for name in names]
+    return list(dict.fromkeys([*own, *(name for name in names if name != "split")]))
 
 
 def read_obs(counts: Path) -> tuple[pd.DataFrame, str]:

@@ -25,6 +25,7 @@ from ldvae.io import (
     write_json,
     write_table,
 )
+from ldvae.names import own_name
 
 logger = logging.getLogger(__name__)
 
@@ -81,21 +82,23 @@ def qc(
             names,
             **reading_options(config),
         )
-        files = adata.uns.pop("input")
+        files = adata.uns.pop("ldvae_input")
         file_key = adata.uns.pop("ldvae_file_key", None)
         if batch_key is None and len(files) > 1:
             batch_key = file_key
         batch = batches(adata, batch_key)
         logger.info("%d cells and %d genes in %d batches.", adata.n_obs, adata.n_vars, batch.nunique())
 
-        add_metrics(adata, config)
-        limits = find_limits(adata.obs, batch, config)
-        reasons = reasons_for_removal(adata.obs, batch, limits)
-        refuse_if_all_removed(adata.obs, reasons, limits)
+        metrics = measure(adata, config)
+        limits = find_limits(metrics, batch, config)
+        reasons = reasons_for_removal(metrics, batch, limits)
+        refuse_if_all_removed(metrics, reasons, limits)
         if config.doublets != "off":
-            add_doublets(adata, batch, reasons == "", config)
+            metrics = metrics.join(find_doublets(adata, batch, reasons == "", config))
             if config.doublets == "filter":
-                reasons[(reasons == "") & adata.obs["predicted_doublet"].to_numpy(bool)] = "predicted doublet"
+                reasons[(reasons == "") & metrics["predicted_doublet"]] = "predicted doublet"
+        for name, values in metrics.items():
+            adata.obs[own_name(str(name), adata.obs)] = values
         kept = (reasons == "").to_numpy()
         n_cells = adata.X[kept].getnnz(axis=0)
         kept_genes = n_cells >= config.min_cells
@@ -115,9 +118,7 @@ def qc(
         logger.info("%d cells and %d genes are kept.", *result.shape)
 
     result.uns["ldvae_qc"] = {"batch_key": batch_key or ""}
-    table = adata.obs[[c for c in (*METRICS, "doublet_score", "predicted_doublet") if c in adata.obs]].assign(
-        kept=kept, reason=reasons
-    )
+    table = metrics.assign(kept=kept, reason=reasons)
     table.insert(0, "batch", batch)
     thresholds = effective_thresholds(limits)
     draw_violins(table, thresholds, layout.VIOLINS.at(results))
@@ -161,8 +162,8 @@ def batches(adata: AnnData, batch_key: str | None) -> pd.Series:
     return obs_column(adata.obs, batch_key).astype(str)
 
 
-def add_metrics(adata: AnnData, config: QcConfig) -> None:
-    """Add scanpy's metrics to obs, and the masks mt, ribo and hb to var."""
+def measure(adata: AnnData, config: QcConfig) -> pd.DataFrame:
+    """scanpy's metrics of each cell; the masks mt, ribo and hb are added to var, under names that are free there."""
     import scanpy
 
     prefix = "MT-" if config.species == "human" else "mt-"
@@ -172,15 +173,16 @@ def add_metrics(adata: AnnData, config: QcConfig) -> None:
         "hb": (config.hb_genes, "|".join(rf"{name}$" for name in HAEMOGLOBIN[config.species].split())),
     }
     symbols = adata.var_names
+    masks = pd.DataFrame(index=symbols)
     for kind, (genes, pattern) in patterns.items():
         if genes is None:
-            adata.var[kind] = symbols.str.match(pattern)
+            masks[kind] = symbols.str.match(pattern)
             continue
-        adata.var[kind] = symbols.isin(genes)
+        masks[kind] = symbols.isin(genes)
         absent = sorted(set(genes) - set(symbols))
         if absent:
             logger.warning("%d of %d %s_genes are not in the data: %s", len(absent), len(genes), kind, listed(absent))
-    if not adata.var["mt"].any():
+    if not masks["mt"].any():
         other = "mouse" if config.species == "human" else "human"
         is_other = symbols.str.match(r"mt-\w" if other == "mouse" else r"MT-\w").any()
         logger.warning(
@@ -191,9 +193,12 @@ def add_metrics(adata: AnnData, config: QcConfig) -> None:
         )  # fmt: skip
     with warnings.catch_warnings():  # cells without counts divide by zero
         warnings.simplefilter("ignore", RuntimeWarning)
-        per_cell, _ = scanpy.pp.calculate_qc_metrics(adata, qc_vars=list(patterns), percent_top=None, log1p=False)
-    for metric in METRICS:
-        adata.obs[metric] = per_cell[metric].fillna(0)
+        per_cell, _ = scanpy.pp.calculate_qc_metrics(
+            AnnData(adata.X, var=masks), qc_vars=list(patterns), percent_top=None, log1p=False
+        )
+    for kind in patterns:
+        adata.var[own_name(kind, adata.var)] = masks[kind]
+    return per_cell[list(METRICS)].fillna(0).set_axis(adata.obs_names)
 
 
 def find_limits(obs: pd.DataFrame, batch: pd.Series, config: QcConfig) -> list[Limit]:
@@ -265,8 +270,8 @@ def refuse_if_all_removed(obs: pd.DataFrame, reasons: pd.Series, limits: list[Li
     )
 
 
-def add_doublets(adata: AnnData, batch: pd.Series, passing: pd.Series, config: QcConfig) -> None:
-    """Add scrublet's doublet_score and predicted_doublet to obs, from the passing cells of each batch."""
+def find_doublets(adata: AnnData, batch: pd.Series, passing: pd.Series, config: QcConfig) -> pd.DataFrame:
+    """scrublet's doublet_score and predicted_doublet of each cell, from the passing cells of each batch."""
     import scanpy
 
     score = pd.Series(np.nan, index=adata.obs_names)
@@ -300,7 +305,7 @@ def add_doublets(adata: AnnData, batch: pd.Series, passing: pd.Series, config: Q
             logger.warning("Scrublet finds no threshold for doublets in batch %s; it has scores only.", name)
             continue
         predicted[cells] = of_batch.obs["predicted_doublet"].fillna(False).astype(bool)
-    adata.obs["doublet_score"], adata.obs["predicted_doublet"] = score, predicted
+    return pd.DataFrame({"doublet_score": score, "predicted_doublet": predicted})
 
 
 def effective_thresholds(limits: list[Limit]) -> dict[str, dict[str, dict[str, float | None]]]:

@@ -14,6 +14,7 @@ from ldvae import results as layout
 from ldvae.config import ReportConfig
 from ldvae.errors import InputError
 from ldvae.io import atomic, read_table, write_json
+from ldvae.names import find_own
 from ldvae.report.page import render_report
 from ldvae.report.results import Results
 
@@ -104,8 +105,10 @@ def _read_annotated(path: Path) -> dict[str, Any]:
 
     with h5py.File(path) as file:
         obs = read_elem(file["obs"])
-        scores = np.asarray(read_elem(file["obsm/X_programs"]))
-        umap = np.asarray(file["obsm/X_umap"][:, :2], dtype=float) if "obsm/X_umap" in file else None
+        obsm = file["obsm"]
+        scores = np.asarray(read_elem(obsm[find_own("X_programs", obsm)]))
+        name = find_own("X_umap", obsm)
+        umap = np.asarray(obsm[name][:, :2], dtype=float) if name in obsm else None
         uns = file.get("uns", {})
         keys = [key for key in uns if key.endswith("_colors")]
         colors = {key.removesuffix("_colors"): [str(colour) for colour in read_elem(uns[key])] for key in keys}

@@ -27,6 +27,7 @@ from ldvae.io import (
     write_json,
     write_table,
 )
+from ldvae.names import own_name
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +57,8 @@ def setup(*, results: Path, config: SetupConfig = SetupConfig()) -> None:
         adata = read_file(filtered)
         fields = registered_fields(adata, batch_key_of_qc(filtered), config)
         chosen = choose_genes(adata, fields["batch_key"], config)
-        adata.var = adata.var.join(chosen.table.drop(columns=["chosen", "reason"]))
+        added = chosen.table.drop(columns=["chosen", "reason"])
+        adata.var = adata.var.join(added.rename(columns=lambda name: own_name(name, adata.var.columns)))
         result = adata[:, chosen.table["chosen"]].copy()
         empty = np.asarray(result.X.sum(axis=1)).ravel() == 0
         if empty.all():
@@ -65,8 +67,9 @@ def setup(*, results: Path, config: SetupConfig = SetupConfig()) -> None:
             names = listed(result.obs_names[empty], 5)
             logger.warning("%d cells have no counts in the chosen genes and are left out: %s", empty.sum(), names)
             result = result[~empty].copy()
-        result.obs["split"] = split(result.obs, fields, config)
-        sizes = result.obs["split"].value_counts()
+        parts = split(result.obs, fields, config)
+        result.obs[own_name("split", result.obs)] = parts
+        sizes = parts.value_counts()
         logger.info("%d cells (%s), %d genes.", result.n_obs, sizes.to_dict(), result.n_vars)
     result.uns["ldvae_setup"] = fields
 

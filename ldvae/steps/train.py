@@ -28,6 +28,7 @@ from ldvae.io import atomic, read_h5ad, write_json, write_table
 from ldvae.likelihoods import Moments
 from ldvae.model import LinearSCVI, pick_device, progress_bar
 from ldvae.module import LDVAE
+from ldvae.names import find_own
 from ldvae.provenance import versions
 from ldvae.train import Checkpoint, Fit, Interrupted
 
@@ -167,12 +168,13 @@ def stop_on_signal() -> Iterator[AskedToStop]:
 def read_registered(path: Path) -> tuple[AnnData, Split]:
     """Counts as the step setup left them, set up for the model, and their split."""
     adata = read_h5ad(path)
-    if "ldvae_setup" not in adata.uns or "split" not in adata.obs:
+    key = find_own("split", adata.obs)
+    if "ldvae_setup" not in adata.uns or key not in adata.obs:
         raise InputError(f"{path}: is not a file of `ldvae setup` (no uns['ldvae_setup'] or no obs['split']).")
     keys = {name: value if isinstance(value, str) else list(value) for name, value in adata.uns["ldvae_setup"].items()}
     given: dict[str, Any] = {name: value or None for name, value in keys.items()}
     LinearSCVI.setup_anndata(adata, **given)
-    part = adata.obs["split"].to_numpy(str)
+    part = adata.obs[key].to_numpy(str)
     return adata, Split(*(np.flatnonzero(part == name) for name in Split._fields))
 
 

@@ -1,9 +1,9 @@
-"""What the path of an input tells, before any file is opened."""
+"""Names: of input files, and of what ldvae adds to the annotation of the user."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ldvae.errors import InputError
@@ -29,3 +29,21 @@ def file_names(paths: Sequence[str | Path]) -> list[str]:
     raise InputError(
         f"The input files cannot be told apart by name ({', '.join(map(str, paths))}); give a name to each."
     )
+
+
+def own_name(name: str, taken: Iterable[str]) -> str:
+    """The name of a column, or other entry, that ldvae adds: `name`, or `name_ldvae` where the user has one called so.
+
+    Examples
+    --------
+    >>> own_name("leiden", ["donor"]), own_name("leiden", ["donor", "leiden"])
+    ('leiden', 'leiden_ldvae')
+    """
+    taken = list(taken)
+    # One that an earlier run left behind makes way, so that `find_own` cannot take it for the new one.
+    return f"{name}_ldvae" if {name, f"{name}_ldvae"} & set(taken) else name
+
+
+def find_own(name: str, present: Iterable[str]) -> str:
+    """What `own_name` called an entry: `name_ldvae` if that is there, else `name`."""
+    return f"{name}_ldvae" if f"{name}_ldvae" in list(present) else name
