@@ -104,7 +104,7 @@ FILTERED = File(
     path="qc/filtered.h5ad",
     holds="AnnData of the kept cells and genes: raw counts, the obs columns of the input and the quality metrics.",
     writer="qc",
-    readers=("setup", "de"),
+    readers=("setup", "programs", "de"),
 )
 CELLS = File(
     path="qc/cells.tsv.gz",
@@ -293,6 +293,13 @@ ENRICHMENT = File(
 GMT = File(path="programs/programs.gmt", holds="The programs' top genes as gene sets.", writer="programs")
 STARCAT = File(
     path="programs/starcat.tsv", holds="The programs as a reference of starCAT: sides by genes.", writer="programs"
+)
+ALL_GENES = File(
+    path="programs/all_genes.tsv.gz",
+    holds="By program and measured gene, modelled or not: effect (change of the log of its expected share per standard "
+    "deviation of the score), se and z.",
+    writer="programs",
+    text=("gene",),
 )
 PROGRAMS_MODEL = File(
     path="programs/model.npz",

@@ -7,6 +7,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import sparse
 
 from ldvae.config import ProgramsConfig, ProjectConfig, SelectConfig, SimulateConfig
 from ldvae.errors import InputError
@@ -74,6 +75,15 @@ def dataset(tmp_path_factory):
     adata.uns["ldvae_setup"] = {"batch_key": "batch"}
     (root / "setup").mkdir()
     adata.write_h5ad(root / "setup" / "counts.h5ad")
+    # Measured, but not modelled: a gene of the first program; and a cell that setup left out.
+    own = np.random.default_rng(1).poisson(2 * np.exp(made.scores.to_numpy()[:, 0]))
+    measured = ad.AnnData(
+        sparse.vstack([sparse.hstack([made.counts, own[:, None]]), np.ones((1, 401))], format="csr").astype(np.float32),
+        pd.DataFrame(index=[*made.scores.index, "left_out"]),
+        pd.DataFrame(index=[*made.loadings.index, "own"]),
+    )
+    (root / "qc").mkdir()
+    measured[::-1].write_h5ad(root / "qc" / "filtered.h5ad")
     rng = np.random.default_rng(0)
     runs = []
     for setting, (n_latent, elbo) in SETTINGS.items():
@@ -89,6 +99,16 @@ def dataset(tmp_path_factory):
         config=ProgramsConfig(gene_sets=[str(root / "sets.gmt")]),
     )
     return root, runs, made
+
+
+def test_a_gene_that_was_not_modelled_has_its_effect(dataset):
+    table = read_table(dataset[0] / "programs" / "all_genes.tsv.gz")
+    assert table.groupby("program").size().unique().tolist() == [401]
+    scores = read_table(dataset[0] / "programs" / "scores.tsv.gz", index="cell")
+    with_own = scores.corrwith(dataset[2].scores["identity_0"].set_axis(scores.index)).idxmax()
+    ranked = table[table["program"] == with_own]
+    assert ranked["z"].abs().is_monotonic_decreasing
+    assert ranked.loc[ranked["gene"] == "own", "z"].item() > 5
 
 
 @pytest.fixture

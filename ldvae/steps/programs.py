@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy import sparse
 
 from ldvae import results as layout
 from ldvae.config import ProgramsConfig
@@ -17,6 +18,7 @@ from ldvae.programs import (
     Programs,
     associations,
     describe,
+    effects_on_all_genes,
     enrichment,
     find_programs,
     frame,
@@ -27,6 +29,8 @@ from ldvae.programs import (
 from ldvae.steps.select import read_factors
 
 logger = logging.getLogger(__name__)
+
+MAX_CELLS = 20_000  # of the regression on all genes, which holds their counts in memory
 
 
 def programs(*, results: Path, config: ProgramsConfig = ProgramsConfig()) -> None:
@@ -76,6 +80,7 @@ def programs(*, results: Path, config: ProgramsConfig = ProgramsConfig()) -> Non
     write_table(enriched, layout.ENRICHMENT.at(results))
     write_gmt(gene_sets(found), layout.GMT.at(results))
     write_table(split_sides(found), layout.STARCAT.at(results), index="program")
+    write_table(on_all_genes(found.scores, layout.FILTERED.existing(results)), layout.ALL_GENES.at(results))
     write_model(frame(found, factors.mean, factors.theta), layout.PROGRAMS_MODEL.at(results))
     write_json(
         {
@@ -105,6 +110,29 @@ def read_obs(counts: Path) -> tuple[pd.DataFrame, str]:
     obs = data.obs.copy()
     data.file.close()
     return obs, str(batch_key)
+
+
+def on_all_genes(scores: pd.DataFrame, filtered: Path) -> pd.DataFrame:
+    """Effects of the programs on every measured gene, modelled or not, strongest evidence first in each program.
+
+    Parameters
+    ----------
+    scores
+        Scores of the programs, shape (n_obs, n_programs), named by cell.
+    filtered
+        AnnData (h5ad) of `ldvae qc`: raw counts of all measured genes. Of more than 20,000 cells, every so-many-th is
+        read.
+    """
+    measured = read_h5ad(filtered, backed="r")
+    chosen = np.unique(np.linspace(0, len(scores) - 1, MAX_CELLS).astype(int))
+    position = measured.obs_names.get_indexer(scores.index[chosen])
+    order = np.argsort(position)
+    counts = sparse.csr_matrix(measured.X[position[order]])
+    measured.file.close()
+    totals = np.asarray(counts.sum(axis=1)).ravel()
+    table = effects_on_all_genes(counts, list(measured.var_names), scores.iloc[chosen[order]], totals)
+    by_evidence = table.assign(strength=-table["z"].abs()).sort_values(["program", "strength"], kind="stable")
+    return by_evidence.drop(columns="strength")
 
 
 def write_gmt(sets: dict[str, list[str]], path: Path) -> None:
