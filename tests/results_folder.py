@@ -205,6 +205,7 @@ def _write_runs(folder: Path, rng: np.random.Generator, world: World, genes: lis
         "run": ids[0],
         "n_latent": world.n_latents[-1],
         "reproducible_rank": world.n_programs,
+        "threshold": 0.9,
         "rule": "elbo-rank-factors",
         "reason": "Of the settings whose held-out ELBO is within one standard error of the best, it has the largest "
         "reproducible rank.",

@@ -26,7 +26,6 @@ from ldvae.config.options import (
     SimulateConfig,
     SweepConfig,
     TrainConfig,
-    coerce,
     default_max_epochs,
     named,
 )
@@ -76,7 +75,6 @@ __all__ = [
     "SweepConfig",
     "TrainConfig",
     "check_data",
-    "coerce",
     "commented_config",
     "default_max_epochs",
     "describe",

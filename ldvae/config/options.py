@@ -14,7 +14,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    TypeAdapter,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -104,14 +103,6 @@ def _as_number(value: Any, kind: type) -> Any:
     if isinstance(value, int):
         return value
     return int(number) if kind is int and number.is_integer() else number
-
-
-def coerce(value: Any, kind: Any) -> Any:
-    """`value` as the type `kind`, or an InputError that says what was expected."""
-    try:
-        return TypeAdapter(Annotated[kind, BeforeValidator(lambda given: as_meant(given, kind))]).validate_python(value)
-    except ValidationError as error:
-        raise InputError(*(line.removeprefix(": ") for line in mistakes(error, Options))) from None
 
 
 def as_group(value: Any) -> Any:
@@ -464,7 +455,7 @@ class SelectConfig(Options):
         gt=0,
         lt=1,
         description="Directions count as reproduced while the correlation between halves of the runs, converted to "
-        "four runs in each half, is above this.",
+        "four runs in each half, is above this; a program counts as found in a run when their cosine is above it.",
     )
     n_splits: int = Field(20, ge=1, description="Random splits of the runs into halves.")
     outlier_mads: float = Field(

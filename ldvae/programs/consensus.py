@@ -10,7 +10,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from ldvae.config import SelectConfig
 from ldvae.errors import InputError
+
+SELECT = SelectConfig()  # the defaults
 
 Table: TypeAlias = pd.DataFrame | np.ndarray
 
@@ -114,9 +117,9 @@ def reproducible_rank(
     scores: Sequence[Table],
     loadings: Sequence[Table],
     *,
-    threshold: float = 0.9,
-    n_splits: int = 20,
-    seed: int = 0,
+    threshold: float = SELECT.threshold,
+    n_splits: int = SELECT.n_splits,
+    seed: int = SELECT.seed,
 ) -> ReproducibleRank:
     """Find the largest number of directions that two halves of the fits share.
 

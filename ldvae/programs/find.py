@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from ldvae.config import ProgramsConfig
 from ldvae.errors import InputError
 
-from .consensus import Contribution, ReproducibleRank, Table, consensus, gauge, information, reproducible_rank
+from .consensus import SELECT, Contribution, ReproducibleRank, Table, consensus, gauge, information, reproducible_rank
 from .rotation import Rotation, align_scores, drop_baseline, orient, rotate
 from .stability import members_of, stability
 
@@ -22,8 +22,6 @@ from .stability import members_of, stability
 COLLAPSED = 1e-3
 # A direction or program with a smaller share of the contribution is next to noise.
 SMALLEST_SHARE = 0.005
-# Cosine from which a fit is said to hold a program of the consensus.
-FOUND = 0.9
 # Agreement of a score with its genes below which a program is shown with a warning.
 DISAGREES = 0.5
 # Share of the choices of half of the fits in which a settled program is found.
@@ -65,6 +63,7 @@ def find_programs(
     runs: Sequence[str] | None = None,
     config: ProgramsConfig | None = None,
     rank: int | None = None,
+    threshold: float = SELECT.threshold,
 ) -> Programs:
     """Find the gene programs that fits of the same cells and genes share.
 
@@ -84,6 +83,9 @@ def find_programs(
         Rank, rotation and baseline; the defaults where not given.
     rank
         Directions that reproduce, if known (`reproducible_rank`); not given: found here. `config.rank` goes before it.
+    threshold
+        What counts as reproduced (`SelectConfig.threshold`): the correlation of two halves of the fits that keeps a
+        direction, and the cosine above which a program is found again in a fit or in half of them.
 
     Returns
     -------
@@ -111,7 +113,7 @@ def find_programs(
         )
     warnings: list[str] = []
     if rank is None:
-        reproducible = reproducible_rank(scores, weighted)
+        reproducible = reproducible_rank(scores, weighted, threshold=threshold)
     else:
         reproducible = ReproducibleRank(rank, pd.DataFrame(columns=["correlation", "lower", "upper"], dtype=float))
     rank = _rank(config.rank, reproducible, sizes, most, warnings)
@@ -133,11 +135,11 @@ def find_programs(
         {
             "share": np.square(rotation.loadings).sum(axis=0) / sizes.sum(),
             "agreement": aligned.agreement,
-            "settled": _settled(scores, weighted, rotation, rank, config),
+            "settled": _settled(scores, weighted, rotation, rank, config, threshold),
             "stability": cosines.mean(axis=1) if len(runs) > 1 else np.nan,
             "stability_min": cosines.min(axis=1) if len(runs) > 1 else np.nan,
             "n_runs": len(runs),
-            "n_runs_found": (cosines > FOUND).sum(axis=1),
+            "n_runs_found": (cosines > threshold).sum(axis=1),
             "n_genes_positive": (members > 0).sum(axis=0),
             "n_genes_negative": (members < 0).sum(axis=0),
         },
@@ -182,9 +184,14 @@ def _rotated(contribution: Contribution, rank: int, config: ProgramsConfig) -> R
 
 
 def _settled(
-    scores: Sequence[Table], weighted: Sequence[Table], rotation: Rotation, rank: int, config: ProgramsConfig
+    scores: Sequence[Table],
+    weighted: Sequence[Table],
+    rotation: Rotation,
+    rank: int,
+    config: ProgramsConfig,
+    threshold: float,
 ) -> np.ndarray:
-    """How often each program is found again (cosine above 0.9) from half of the fits; nan with one; (n_programs,)."""
+    """How often each program is found again from half of the fits, shape (n_programs,); nan with one fit."""
     n_fits, n_programs = len(scores), rotation.loadings.shape[1]
     if n_fits < 2:
         return np.full(n_programs, np.nan)
@@ -206,7 +213,7 @@ def _settled(
         other = _rotated(shared, rank, config).loadings
         lengths = np.outer(np.linalg.norm(rotation.loadings, axis=0), np.linalg.norm(other, axis=0))
         cosines = np.abs(rotation.loadings.T @ other) / np.where(lengths > 0, lengths, 1)
-        found += cosines.max(axis=1) > FOUND
+        found += cosines.max(axis=1) > threshold
     return found / len(choices)
 
 

@@ -354,9 +354,8 @@ def _runs_table(runs: pd.DataFrame, name: str, *, with_dataset: bool = False) ->
 def _choice(page: Page, results: Results) -> dict[str, Any]:
     settings, runs, best = results.settings, results.runs, results.best
     drawn = [figures.choice_curve(settings, runs, name) for name in ("elbo_test", "stability", "reproducible_rank")]
-    threshold = results.resolved.get("select", {}).get("threshold", 0.9)
     rank = best.get("reproducible_rank")
-    drawn.append(figures.rank_correlations(results.correlations, best["setting"], rank, threshold))
+    drawn.append(figures.rank_correlations(results.correlations, best["setting"], rank, best["threshold"]))
     columns = [
         Column(key="setting", title="Setting", kind="id"),
         Column(key="chosen", title="Chosen"),
@@ -498,13 +497,13 @@ def _programs(
 
 
 def _programs_table(results: Results) -> Table:
-    frame = results.programs.reset_index(names="program")
+    frame, threshold = results.programs.reset_index(names="program"), results.best["threshold"]
     columns = [
         Column(key="program", title="Program", kind="program"),
         Column(key="label", title="Label"),
         Column(key="share", title="Share", kind="bar", help="of what the programs contribute together"),
         Column(key="stability", title="Stability", kind="number", help="mean cosine of single runs with the consensus"),
-        Column(key="n_runs_found", title="Found in runs", kind="number", help="runs with a cosine above 0.9"),
+        Column(key="n_runs_found", title="Found in runs", kind="number", help=f"with a cosine above {threshold:g}"),
         Column(key="best_association", title="Strongest association"),
         Column(key="technical", title="May be technical"),
     ]

@@ -14,7 +14,6 @@ from ldvae.names import find_own
 from ldvae.report.results import Results
 
 CALLED = "is_de_fdr_"  # scvi-tools' column, followed by the rate
-UNSTABLE = 0.9  # cosine with the consensus below which a program is not the same from seed to seed
 
 
 class Warning(NamedTuple):
@@ -94,11 +93,11 @@ def _about_choice(results: Results) -> Iterator[str]:
 
 
 def _about_programs(results: Results) -> Iterator[str]:
-    programs = results.programs
+    programs, threshold = results.programs, results.best["threshold"]
     if len(results.chosen_runs) > 1:
-        shaky = [f"{name} ({value:.2f})" for name, value in programs["stability"].items() if value < UNSTABLE]
+        shaky = [f"{name} ({value:.2f})" for name, value in programs["stability"].items() if value < threshold]
         if shaky:
-            yield f"Not the same from seed to seed (mean cosine below {UNSTABLE}): {listed(shaky)}."
+            yield f"Not the same from seed to seed (mean cosine below {threshold:g}): {listed(shaky)}."
     for name, reason in programs["technical"].items():
         if reason:
             yield f"{name} may be technical: {reason}."

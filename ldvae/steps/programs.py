@@ -53,6 +53,7 @@ def programs(*, results: Path, config: ProgramsConfig = ProgramsConfig()) -> Non
         runs=choice["runs"],
         config=config,
         rank=choice["reproducible_rank"],
+        threshold=choice["threshold"],
     )
     for warning in found.warnings:
         logger.warning(warning)

@@ -98,6 +98,7 @@ def select(*, results: Path, runs: list[str] | None = None, config: SelectConfig
         "run": kept.loc[kept["elbo_validation"].fillna(kept["elbo_train"]).idxmin(), "run"],
         "n_latent": int(own["n_latent"].iloc[0]),
         "reproducible_rank": settings.loc[settings["chosen"], "reproducible_rank"].iloc[0],
+        "threshold": config.threshold,
         "rule": "by hand" if config.setting else config.rule,
         "reason": reason,
     }
@@ -183,6 +184,7 @@ def compare_fits(factors: Factors, config: SelectConfig) -> tuple[dict[str, Any]
             mean=factors.mean,
             theta=factors.theta,
             config=ProgramsConfig(rank=reproducible.rank),
+            threshold=config.threshold,
         )
         row["stability_mean"] = found.table["stability"].mean()
         row["stability_min"] = found.table["stability"].min()

@@ -87,6 +87,18 @@ def test_two_fits_are_enough_for_a_rank_and_intervals():
     assert programs.warnings == []
 
 
+def test_the_threshold_is_that_of_all_that_counts_as_found(mixed):
+    strict, mild = (
+        gp.find_programs(mixed.scores, mixed.loadings, mean=mixed.mean, theta=mixed.theta, rank=8, threshold=threshold)
+        for threshold in (0.9999, 0.5)
+    )
+    for found, threshold in ((strict, 0.9999), (mild, 0.5)):
+        assert (found.table["n_runs_found"] == (found.cosines > threshold).sum(axis=1)).all()
+    assert (strict.table["settled"] < mild.table["settled"]).all()
+    strictest = gp.find_programs(mixed.scores, mixed.loadings, mean=mixed.mean, theta=mixed.theta, threshold=0.9999)
+    assert strictest.rank < 8
+
+
 def test_more_genes_than_cells_are_no_hindrance():
     programs = make_fits(n_obs=150, noise=0.05).find()
     assert programs.scores.shape == (150, 8)
