@@ -1,5 +1,6 @@
 """Linearly decoded variational autoencoder for single-cell counts, and gene programs from it."""
 
+from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -7,17 +8,26 @@ from ldvae._settings import settings
 from ldvae.errors import InputError
 
 if TYPE_CHECKING:
+    from ldvae import model, programs, simulate
     from ldvae.model import LinearSCVI
+    from ldvae.sweep import fit_sweep
 
 __version__ = version("ldvae")
 
-__all__ = ["InputError", "LinearSCVI", "__version__", "settings"]
+__all__ = ["InputError", "LinearSCVI", "__version__", "fit_sweep", "model", "programs", "settings", "simulate"]
+
+OBJECTS = {"LinearSCVI": "ldvae.model", "fit_sweep": "ldvae.sweep"}
+MODULES = {"model", "programs", "simulate"}
 
 
 def __getattr__(name: str) -> Any:
     # Only whoever asks for the model waits for torch: not the workflow, which reads ldvae.config for every job.
-    if name == "LinearSCVI":
-        from ldvae.model import LinearSCVI
-
-        return LinearSCVI
+    if name in OBJECTS:
+        return getattr(import_module(OBJECTS[name]), name)
+    if name in MODULES:
+        return import_module(f"ldvae.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

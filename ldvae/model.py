@@ -7,7 +7,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -1887,11 +1887,11 @@ def device_named(device: int | str | torch.device) -> torch.device:
 
 @contextmanager
 def progress_bar(enabled: bool) -> Iterator[Callable[[EpochReport], None] | None]:
-    """A bar with epoch, ELBO, cells/s and time left on a terminal; elsewhere a log line every half minute."""
+    """A bar with epoch, ELBO and cells/s in a terminal or a notebook; elsewhere a log line every half minute."""
     if not enabled:
         yield None
         return
-    if not sys.stderr.isatty():
+    if not (sys.stderr.isatty() or "ipykernel" in sys.modules):
         said = time.monotonic()
 
         def log(report: EpochReport) -> None:
@@ -1902,25 +1902,16 @@ def progress_bar(enabled: bool) -> Iterator[Callable[[EpochReport], None] | None
 
         yield log
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn
+    from tqdm import tqdm
 
-    columns = [
-        TextColumn("epoch {task.completed}/{task.total}"),
-        BarColumn(),
-        TextColumn("ELBO {task.fields[elbo]:.2f}  {task.fields[rate]:,.0f} cells/s  {task.fields[left]:.0f} s left"),
-    ]
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("train", total=None, elbo=float("nan"), rate=0.0, left=float("nan"))
+    with ExitStack() as stack:
+        bars: list[tqdm] = []
 
         def show(report: EpochReport) -> None:
-            bar.update(
-                task,
-                completed=report.epoch,
-                total=report.max_epochs,
-                elbo=report.elbo,
-                rate=report.cells_per_s,
-                left=report.seconds_left,
-            )
+            if not bars:  # made with the first report, which knows the number of epochs
+                start = {"initial": report.epoch - 1, "total": report.max_epochs}
+                bars.append(stack.enter_context(tqdm(**start, desc="train", unit="epoch", dynamic_ncols=True)))
+            bars[0].set_postfix_str(f"ELBO {report.elbo:.2f}, {report.cells_per_s:,.0f} cells/s", refresh=False)
+            bars[0].update(report.epoch - bars[0].n)
 
         yield show

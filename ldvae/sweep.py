@@ -53,7 +53,7 @@ class Sweep(NamedTuple):
         return first.get_programs(*others, config=config)
 
 
-def sweep(
+def fit_sweep(
     adata: AnnData,
     config: SweepConfig | None = None,
     *,
@@ -89,7 +89,8 @@ def sweep(
     >>> from ldvae.simulate import simulate
     >>> adata = simulate(n_obs=200, n_vars=100).to_anndata()
     >>> ldvae.LinearSCVI.setup_anndata(adata)
-    >>> fits = sweep(adata, SweepConfig(seeds=[0, 1], grid={"n_latent": [3]}), train=TrainConfig(max_epochs=2))
+    >>> grid = SweepConfig(seeds=[0, 1], grid={"n_latent": [3]})
+    >>> fits = ldvae.fit_sweep(adata, grid, train=TrainConfig(max_epochs=2))
     >>> fits.runs[["seed", "n_latent", "epochs"]].to_numpy().tolist()
     [[0, 3, 2], [1, 3, 2]]
     """

@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pandas as pd
@@ -10,6 +12,7 @@ import torch
 from anndata import AnnData
 from scipy import sparse
 
+import ldvae
 from ldvae import InputError, LinearSCVI
 from ldvae.programs import gauge, information
 from ldvae.simulate import simulate
@@ -588,3 +591,26 @@ def test_data_that_cannot_be_brought_to_the_models_genes_are_refused():
     other.var_names = ["gene0"] * 20
     with pytest.raises(InputError, match="occur more than once"):
         LinearSCVI.prepare_query_anndata(other, model)
+
+
+# ---------------------------------------------------------------- the public face
+
+
+def test_progress_is_shown_in_notebooks_from_the_first_epoch_on(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "ipykernel", ModuleType("ipykernel"))
+    make_model().train(3)
+    shown = capsys.readouterr().err
+    assert "3/3" in shown
+    assert "ELBO" in shown
+    assert "None" not in shown
+    assert "nan" not in shown
+
+
+def test_the_package_gives_its_parts_lazily_by_name():
+    code = (
+        "import sys, ldvae; before = 'torch' in sys.modules; "
+        "parts = [getattr(ldvae, name) for name in dir(ldvae)]; print(before, len(parts) == len(ldvae.__all__))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False True\n"
+    assert (Path(ldvae.__file__).parent / "py.typed").exists()

@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 
-from ldvae import InputError, LinearSCVI
+from ldvae import InputError, LinearSCVI, fit_sweep
 from ldvae.config import ModelConfig, SweepConfig, TrainConfig
 from ldvae.data import split_cells
 from ldvae.simulate import simulate
-from ldvae.sweep import sweep
 
 
 @pytest.fixture(scope="module")
@@ -20,12 +19,14 @@ def adata():
 
 @pytest.fixture(scope="module")
 def fits(adata):
-    return sweep(adata, SweepConfig(seeds=[0, 1, 2]), model=ModelConfig(n_latent=5), train=TrainConfig(max_epochs=80))
+    return fit_sweep(
+        adata, SweepConfig(seeds=[0, 1, 2]), model=ModelConfig(n_latent=5), train=TrainConfig(max_epochs=80)
+    )
 
 
 def test_a_sweep_fits_every_setting_from_every_seed(adata):
     grid = {"n_latent": [2, 3], "gene_likelihood": ["poisson"]}
-    fits = sweep(adata, SweepConfig(seeds=[0, 1], grid=grid), train=TrainConfig(max_epochs=1))
+    fits = fit_sweep(adata, SweepConfig(seeds=[0, 1], grid=grid), train=TrainConfig(max_epochs=1))
     assert list(zip(fits.runs["n_latent"], fits.runs["seed"], strict=True)) == [(2, 0), (2, 1), (3, 0), (3, 1)]
     assert set(fits.runs["gene_likelihood"]) == {"poisson"}
     assert [model.n_latent for model in fits.models.values()] == [2, 2, 3, 3]
@@ -63,4 +64,4 @@ def test_a_single_model_gives_programs_and_says_what_they_lack(fits):
 
 def test_an_unknown_option_is_refused_before_anything_is_trained(adata):
     with pytest.raises(InputError, match="nlatent"):
-        sweep(adata, SweepConfig(grid={"nlatent": [2]}))
+        fit_sweep(adata, SweepConfig(grid={"nlatent": [2]}))

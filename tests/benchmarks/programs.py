@@ -29,13 +29,13 @@ from anndata import AnnData, read_h5ad
 from scipy.optimize import linear_sum_assignment, nnls
 from scipy.special import softmax, xlogy
 
+from ldvae import fit_sweep
 from ldvae import programs as gp
 from ldvae.config import FitConfig, ModelConfig, SetupConfig, SweepConfig, TrainConfig
 from ldvae.data import split_cells
 from ldvae.model import LinearSCVI
 from ldvae.posterior import elbo_terms
 from ldvae.simulate import simulate
-from ldvae.sweep import sweep
 
 WORLDS = ("mixed", "gauss", "additive")
 INTERFERON = ("IFIT1", "TNFSF10", "ISG15", "RSAD2", "IFIT2", "CXCL10", "IFITM3")
@@ -95,7 +95,7 @@ class Fits:
             path = cache / f"{name}-k{factors}-e{epochs or 'default'}-s{seed}.npz"
             if not path.exists():
                 started = time.perf_counter()
-                fits = sweep(adata, SweepConfig(seeds=[seed]), model=ModelConfig(n_latent=factors), train=train)
+                fits = fit_sweep(adata, SweepConfig(seeds=[seed]), model=ModelConfig(n_latent=factors), train=train)
                 model = next(iter(fits.models.values()))
                 theta = model.get_likelihood_parameters(indices=[0])["dispersions"]
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -388,7 +388,7 @@ def run_transfer(cache: Path, data: Path, seeds: int, factors: int) -> None:
     """Cells of pbmc3k scored by the programs of kang2018_ctrl_8donors: each cell type on the program of its own."""
     adata = variable_genes(data / "kang2018_ctrl_8donors.h5ad", SetupConfig(genes="all", batch_key="batch"))
     LinearSCVI.setup_anndata(adata, batch_key="batch")
-    fits = sweep(adata, SweepConfig(seeds=list(range(seeds))), model=ModelConfig(n_latent=factors))
+    fits = fit_sweep(adata, SweepConfig(seeds=list(range(seeds))), model=ModelConfig(n_latent=factors))
     found = fits.get_programs()
     pbmc = sc.read_10x_mtx(data / "pbmc3k_10x_mtx" / "filtered_gene_bc_matrices" / "hg19")
     pbmc.var_names_make_unique()
