@@ -716,7 +716,7 @@ def checksum(array: np.ndarray) -> bytes:
         column_sums += part.sum(axis=0)
         row_sums[start : start + rows_at_once] = part.sum(axis=1)
     for values in (column_sums, row_sums, raw[n_rows * 8 * columns :]):
-        digest.update(values)
+        digest.update(values.tobytes())
     return digest.digest()
 
 

@@ -631,18 +631,14 @@ _RESOLUTIONS = {7: "s", 8: "ms", 9: "us", 10: "ns"}  # of pandas, by the numbers
 class _TimestampDescription(_Value):
     def plain(self) -> pd.Timestamp:
         value, _, zone, resolution = self.args
-        unit = _RESOLUTIONS[resolution]
-        return (
-            pd.Timestamp(np.datetime64(value, unit), tz="UTC").tz_convert(zone)
-            if zone
-            else pd.Timestamp(np.datetime64(value, unit))
-        )
+        utc = pd.Timestamp(np.array(value, dtype=f"M8[{_RESOLUTIONS[resolution]}]")[()])
+        return utc.tz_localize("UTC").tz_convert(zone) if zone else utc
 
 
 class _TimedeltaDescription(_Value):
     def plain(self) -> pd.Timedelta:
         value, resolution = self.args
-        return pd.Timedelta(np.timedelta64(value, _RESOLUTIONS[resolution]))
+        return pd.Timedelta(np.array(value, dtype=f"m8[{_RESOLUTIONS[resolution]}]")[()])
 
 
 class _ZoneDescription(_Value):

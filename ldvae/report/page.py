@@ -447,7 +447,7 @@ def _cells_map(page: Page, results: Results, groups: dict[str, pd.Series], cells
                 "group": "Annotation",
                 "levels": [str(level) for level in group.cat.categories],
                 "colours": colours[name],
-                "values": _base64(np.where(codes < 0, 255, codes).astype(np.uint8)),
+                "values": _base64(np.where(codes < 0, 255, codes.astype(np.int16)).astype(np.uint8)),
             }
         )
     for name in results.scores:
