@@ -83,6 +83,7 @@ class Orientation(NamedTuple):
     """Whether rows are cells, and what speaks for it."""
 
     points: int  # above 0: rows are cells and columns genes; below 0: the reverse; 0: cannot be told
+    sums: int  # the part of them that the sums gave
     evidence: list[str]
 
 
@@ -126,7 +127,7 @@ def orientation(obs: pd.DataFrame, var: pd.DataFrame, x: Any = None) -> Orientat
             f"rows are annotated by {shown(obs.columns) or 'nothing'}, columns by {shown(var.columns) or 'nothing'}"
         )
     from_sums, reason = spread_of_sums(x)
-    return Orientation(points + from_sums, [*evidence, *([reason] if reason else [])])
+    return Orientation(points + from_sums, from_sums, [*evidence, *([reason] if reason else [])])
 
 
 def spread_of_sums(x: Any) -> tuple[int, str]:
@@ -198,8 +199,8 @@ def genes_in_rows(
     prior
         Points for rows that are cells (below 0: genes) from what else the file says, as the name of its first column.
     fixed
-        The format says that rows are cells (h5ad, zarr, loom). Then it takes strong evidence to refuse it, and none
-        suffices to swap them.
+        The format says that rows are cells (h5ad, zarr, loom). Then it takes evidence to refuse it, and none suffices
+        to swap them.
 
     Raises
     ------
@@ -210,14 +211,17 @@ def genes_in_rows(
         return transpose
     found = orientation(obs, var, x)
     points = found.points + prior
-    if points >= 2 or (fixed and points > -2):
+    against = points <= -2 or (points < 0 and found.sums < 0)
+    if points >= 2 or (fixed and not against):
         return False
     reasons = "; ".join(found.evidence) or f"rows are called {shown(obs.index)}, columns {shown(var.index)}"
     if not fixed and (points <= -2 or x is None):
         if x is not None:
             logger.info("%s: genes are in rows (%s).", where, reasons)
         return points < 0
-    doubt = "genes and cells seem to be swapped" if points <= -2 else "cannot tell which are genes and which are cells"
+    doubt = (
+        "genes and cells seem to be swapped" if against and fixed else "cannot tell which are genes and which are cells"
+    )
     raise InputError(
         f"{where}: {doubt} ({len(obs)} rows and {len(var)} columns; {reasons}). Expected cells in rows. {SAY_WHICH}"
     )

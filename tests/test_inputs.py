@@ -1,0 +1,526 @@
+"""Inputs that people bring, by kind: for each the counts that come out, entry by entry, or the message."""
+
+from __future__ import annotations
+
+import gzip
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+from anndata import AnnData
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from scipy import io as scipy_io
+from scipy import sparse
+
+from ldvae import cli
+from ldvae.errors import InputError
+from ldvae.io import files_of, read_annotation, read_input
+
+# Of each case of ../shared/data/cases: how it is read, and the message; or the shape, the first gene and cell.
+# All hold the counts of 16_plain.h5ad, or their first rows and columns.
+CASES: dict[str, tuple[dict[str, object], str | tuple[int, int, str, str]]] = {
+    "01_starsolo": ({}, (80, 343, "ISG15", "AAACATTGAGCTAC")),
+    "03_kallisto": ({}, (80, 343, "ISG15", "AAACATTGAGCTAC")),
+    "05_parse": ({}, (80, 343, "ISG15", "01_01_01")),
+    "06_geo_flat": ({}, (80, 343, "ISG15", "AAACATTGAGCTAC-1")),
+    "07_citeseq_mtx": ({}, (80, 343, "ISG15", "AAACATTGAGCTAC-1")),
+    "08_citeseq_h5ad.h5ad": ({}, (80, 343, "ISG15", "AAACATTGAGCTAC-1")),
+    "09_multiome.h5": ({}, (80, 343, "ISG15", "AAACATTGAGCTAC-1")),
+    "10_em_float": ({}, "X holds non-integer values .*STARsolo EM.*take the unique counts"),
+    "11_gz_without_suffix": ({}, (80, 343, "ISG15", "AAACATTGAGCTAC-1")),
+    "13_crlf_header": ({}, (80, 343, "ISG15", "AAACATTGAGCTAC-1")),
+    "14_cellbender_v2out.h5": ({}, (80, 343, "ISG15", "AAACATTGAGCTAC-1")),
+    "15_cellbender_legacy.h5": ({}, (80, 343, "ISG15", "AAACATTGAGCTAC-1")),
+    "16_plain.h5ad": ({}, (80, 343, "ISG15", "AAACATTGAGCTAC-1")),
+    "16_plain.h5ad.gz": ({}, r"is gzipped. Unpack it \(gunzip\)"),
+    "17_fly_genes_in_rows.csv": ({}, (80, 200, "w", "E1")),
+    "18_dropseq_dge.txt.gz": ({}, (80, 343, "ISG15", "AAACATTGAGCT")),
+    "19_rhapsody_RSEC_MolsPerCell.csv": ({}, (80, 250, "ISG15", "1000")),
+    "24_layer_called_raw.h5ad": ({"layer": "raw"}, (80, 343, "ISG15", "AAACATTGAGCTAC-1")),
+    "25_scanpy_scaled_counts_layer.h5ad": ({"layer": "counts"}, (50, 240, "ISG15", "AAACATTGAGCTAC-1")),
+    "27_cellxgene_raw.h5ad": ({"layer": "raw"}, (60, 343, "ISG15", "AAACATTGAGCTAC-1")),
+    "28_csc_bool.h5ad": ({}, "X holds values that are no numbers .or true and false."),
+    "28_dense_bool.h5ad": ({}, "X holds values that are no numbers .or true and false."),
+    "28_dense_float16.h5ad": ({}, (80, 343, "ISG15", "AAACATTGAGCTAC-1")),
+    "28_dense_float64.h5ad": ({}, (80, 343, "ISG15", "AAACATTGAGCTAC-1")),
+    "28_dense_int64.h5ad": ({}, (80, 343, "ISG15", "AAACATTGAGCTAC-1")),
+    "28_dense_uint16.h5ad": ({}, (80, 343, "ISG15", "AAACATTGAGCTAC-1")),
+    "28_dense_uint32.h5ad": ({}, (80, 343, "ISG15", "AAACATTGAGCTAC-1")),
+    "28_dense_uint8.h5ad": ({}, (80, 343, "ISG15", "AAACATTGAGCTAC-1")),
+    "31_types_of_columns.h5ad": ({}, (80, 343, "ISG15", "AAACATTGAGCTAC-1")),
+    "33_odd_gene_names.h5ad": ({}, (80, 343, "ISG15", "AAACATTGAGCTAC-1")),
+    "34_transposed.h5ad": ({}, "genes and cells seem to be swapped .*transpose: true for genes in rows"),
+    "35_zarr_v3.zarr": ({}, (80, 200, "ISG15", "AAACATTGAGCTAC-1")),
+    "43_single_cell_batch.h5ad": ({}, (80, 343, "ISG15", "AAACATTGAGCTAC-1")),
+    "47_a.h5ad": ({}, (40, 343, "ISG15", "AAACATTGAGCTAC-1")),
+    "47_b.h5ad": ({}, (40, 343, "ISG15", "AAACATTGAGCTAC-1")),
+    "48_empty_cells.h5ad": ({}, (80, 343, "ISG15", "AAACATTGAGCTAC-1")),
+    "52_bom.csv": ({}, "column 'donor2' holds text"),
+    "52_r_short_header.tsv": ({}, "column 'donor2' holds text"),
+}
+OTHER_COUNTS = {"28_dense_uint8.h5ad": 255, "47_b.h5ad": 0, "48_empty_cells.h5ad": 0}  # not the counts of 16_plain
+
+
+def stored_counts(path: Path) -> np.ndarray:
+    x = anndata.read_h5ad(path).X
+    return x.toarray() if sparse.issparse(x) else np.asarray(x)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_case_gives_its_counts_or_says_why_not(name: str, shared_data: Path) -> None:
+    folder = shared_data / "cases"
+    options, expected = CASES[name]
+    if isinstance(expected, str):
+        with pytest.raises(InputError, match=expected) as caught:
+            read_input([folder / name], **options)
+        assert "\n" not in str(caught.value)
+        return
+    read = read_input([folder / name], **options)
+    assert (*read.shape, read.var_names[0], read.obs_names[0]) == expected
+    truth = stored_counts(folder / (name if name in OTHER_COUNTS else "16_plain.h5ad"))
+    np.testing.assert_array_equal(read.X.toarray(), truth[: read.n_obs, : read.n_vars])
+    header = read_input([folder / name], **options, counts=False)  # the same rules without the counts
+    assert header.X is None
+    pd.testing.assert_frame_equal(header.obs, read.obs)
+    pd.testing.assert_frame_equal(header.var, read.var)
+
+
+def test_every_case_is_among_those_that_are_tried(shared_data: Path) -> None:
+    found = {path.name for path in (shared_data / "cases").iterdir() if path.suffix not in (".md", ".gmt")}
+    assert found == set(CASES)
+
+
+def test_a_case_is_read_the_other_way_round_when_told(shared_data: Path) -> None:
+    folder = shared_data / "cases"
+    read = read_input([folder / "34_transposed.h5ad"], transpose=True)
+    np.testing.assert_array_equal(read.X.toarray(), stored_counts(folder / "16_plain.h5ad"))
+    assert {"cell_type", "donor", "condition"} <= set(read.obs)
+
+
+def test_symbols_make_mitochondrial_genes_known(shared_data: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    path = shared_data / "cases" / "27_cellxgene_raw.h5ad"
+    read = read_input([path], layer="raw")
+    assert read.var_names.str.startswith("MT-").any()
+    assert read.var["gene_ids"].str.startswith("ENSG").all()
+    assert "genes are called by var column 'feature_name', not by identifiers such as ENSG" in caplog.text
+    assert read_input([path], layer="raw", gene_names="index").var_names.str.startswith("ENSG").all()
+    with pytest.raises(InputError, match=r"has no var column 'feature_nam' .*Did you mean 'feature_name'"):
+        read_input([path], layer="raw", gene_names="feature_nam")
+
+
+def test_donors_that_are_numbers_in_one_file_are_one_column_of_text(shared_data: Path) -> None:
+    both = read_input([shared_data / "cases" / name for name in ("47_a.h5ad", "47_b.h5ad")])
+    assert both.shape == (80, 343)
+    assert both.obs["donor"].dtype == "category"
+    assert all(isinstance(donor, str) and "." not in donor for donor in both.obs["donor"].cat.categories)
+    assert "file" in both.obs  # the one of 47_a
+    assert both.obs["file_ldvae"].tolist() == ["47_a"] * 40 + ["47_b"] * 40
+
+
+@pytest.mark.parametrize("name", ["52_bom.csv", "52_r_short_header.tsv"])
+def test_tables_of_cells_join_by_name(name: str, shared_data: Path) -> None:
+    folder = shared_data / "cases"
+    read = read_input([folder / "16_plain.h5ad"], obs_table=folder / name)
+    assert read.obs["donor2"].tolist()[:4] == ["x0", "x1", "x2", "x3"]
+    assert read.obs["age"].tolist()[:4] == [20, 21, 22, 23]
+
+
+# Cases of our own, whose counts are these.
+
+BARCODES = [f"{'ACGT' * 3}{a}{b}{c}-1" for a in "ACGT" for b in "ACGT" for c in "ACGT"][:60]
+RNG = np.random.default_rng(0)
+X = RNG.poisson(RNG.gamma(0.5, 4, 60) * np.ones((60, 1))).astype(np.float32)
+X[:, 0] += 1
+SYMBOLS = [*("MT-CO1", "RPL3", "ACTB", "CD3E", "NDUFA4"), *(f"NAME{i}" for i in range(55))]
+
+
+def plain(names: list[str] | None = None, **parts: object) -> AnnData:
+    return AnnData(sparse.csr_matrix(X), pd.DataFrame(index=BARCODES), pd.DataFrame(index=names or SYMBOLS), **parts)
+
+
+def write_mtx(folder: Path, x: np.ndarray, files: dict[str, list[str]], matrix: str = "matrix.mtx") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    scipy_io.mmwrite(folder / "m.mtx", sparse.coo_matrix(x.astype(int)))
+    (folder / "m.mtx").rename(folder / matrix)
+    for name, lines in files.items():
+        (folder / name).write_text("".join(f"{line}\n" for line in lines))
+    return folder
+
+
+def write_csv(path: Path, names: list[str], *, genes_in_rows: bool, corner: str = "", sep: str = ",") -> Path:
+    table = pd.DataFrame(X.astype(int), BARCODES, names)
+    path.write_text((table.T if genes_in_rows else table).to_csv(sep=sep, index_label=corner))
+    return path
+
+
+def gene_ids(pattern: str) -> list[str]:
+    return [pattern.format(i) for i in range(60)]
+
+
+IDENTIFIERS = {
+    "human": "ENSG{:011d}", "versioned": "ENSG{:011d}.12", "mouse": "ENSMUSG{:011d}", "zebrafish": "ENSDARG{:011d}",
+    "fly": "FBgn{:07d}", "worm": "WBGene{:08d}", "Arabidopsis": "AT1G{:05d}", "rice": "LOC_Os01g{:05d}",
+    "maize": "Zm00001d{:06d}", "tomato": "Solyc01g{:06d}.2", "yeast": "YAL{:03d}C", "Plasmodium": "PF3D7_{:07d}",
+    "soybean": "Glyma.01G{:06d}", "wheat": "TraesCS1A02G{:06d}",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("species", IDENTIFIERS)
+@pytest.mark.parametrize("genes_in_rows", [True, False])
+def test_tables_are_turned_by_the_identifiers_of_many_species(
+    species: str, genes_in_rows: bool, tmp_path: Path
+) -> None:
+    names = gene_ids(IDENTIFIERS[species])
+    path = write_csv(tmp_path / "x.csv", names, genes_in_rows=genes_in_rows)
+    table = pd.read_csv(path, index_col=0)
+    cells = [f"sample{chr(97 + i % 26)}{chr(97 + i // 26)}" for i in range(60)]  # no barcodes
+    axis = 1 if genes_in_rows else 0
+    table.set_axis(cells, axis=axis).to_csv(path)
+    read = read_input([path])
+    assert read.var_names.tolist() == names
+    np.testing.assert_array_equal(read.X.toarray(), X)
+
+
+@pytest.mark.parametrize("species", IDENTIFIERS)
+def test_a_swapped_h5ad_is_refused_for_every_species(species: str, tmp_path: Path) -> None:
+    plain(gene_ids(IDENTIFIERS[species])).T.copy().write_h5ad(tmp_path / "x.h5ad")
+    with pytest.raises(InputError, match=r"genes and cells seem to be swapped .*transpose: true for genes in rows"):
+        read_input([tmp_path / "x.h5ad"])
+    read = read_input([tmp_path / "x.h5ad"], transpose=True)
+    np.testing.assert_array_equal(read.X.toarray(), X)
+
+
+def test_names_that_tell_nothing_are_refused_until_told(tmp_path: Path) -> None:
+    """Neither the names nor the few sums of a small table tell; a wrong guess would train on cells as genes."""
+    (tmp_path / "x.csv").write_text(",eve,Notch,hh\nalpha,1,0,2\nbeta,0,3,0\n")
+    with pytest.raises(InputError, match=r"cannot tell which are genes and which are cells .*transpose: true"):
+        read_input([tmp_path / "x.csv"])
+    assert read_input([tmp_path / "x.csv"], transpose=False).var_names.tolist() == ["eve", "Notch", "hh"]
+    assert read_input([tmp_path / "x.csv"], transpose=True).var_names.tolist() == ["alpha", "beta"]
+    (tmp_path / "x.csv").write_text("gene,eve,Notch,hh\nalpha,1,0,2\nbeta,0,3,0\n")
+    assert read_input([tmp_path / "x.csv"]).var_names.tolist() == ["alpha", "beta"]
+
+
+def test_a_swapped_h5ad_without_telling_names_is_refused_by_its_sums(tmp_path: Path) -> None:
+    names = [f"alpha{chr(97 + i % 26)}{chr(97 + i // 26)}" for i in range(60)]
+    upright = AnnData(sparse.csr_matrix(X), pd.DataFrame(index=names), pd.DataFrame(index=[f"x{n}" for n in names]))
+    upright.write_h5ad(tmp_path / "x.h5ad")
+    np.testing.assert_array_equal(read_input([tmp_path / "x.h5ad"]).X.toarray(), X)
+    upright.T.copy().write_h5ad(tmp_path / "x.h5ad")
+    with pytest.raises(InputError, match="genes and cells seem to be swapped"):
+        read_input([tmp_path / "x.h5ad"])
+
+
+def test_a_square_matrix_with_cells_in_rows_is_refused_until_told(tmp_path: Path) -> None:
+    files = {"genes.tsv": [f"ENSG{i:011d}\t{name}" for i, name in enumerate(SYMBOLS)], "barcodes.tsv": BARCODES}
+    good = write_mtx(tmp_path / "good", X.T, files)
+    np.testing.assert_array_equal(read_input([good]).X.toarray(), X)
+    swapped = write_mtx(tmp_path / "swapped", X, files)
+    with pytest.raises(InputError, match=r"as many rows as columns .60., and cannot tell which are genes.*transpose"):
+        read_input([swapped])
+    np.testing.assert_array_equal(read_input([swapped], transpose=False).X.toarray(), X)
+    kallisto = {"cells_x_genes.genes.txt": SYMBOLS, "cells_x_genes.barcodes.txt": BARCODES}
+    folder = write_mtx(tmp_path / "kallisto", X, kallisto, "cells_x_genes.mtx")
+    np.testing.assert_array_equal(read_input([folder]).X.toarray(), X)
+
+
+def types_of(folder: Path, kind: str) -> Path:
+    """Genes, three antibodies, two guides, a peak and a spike-in, in one of the formats."""
+    names = [*SYMBOLS[:53], "CD3_A", "CD4_A", "CD8_A", "g1", "g2", "chr1:100-2000", "ERCC-00002"]
+    types = ["Gene Expression"] * 53 + ["Antibody Capture"] * 3 + ["CRISPR Guide Capture"] * 2 + ["Peaks", "Spike-in"]
+    adata = plain(names)
+    adata.var["feature_types"] = types
+    if kind == "h5ad":
+        adata.write_h5ad(folder / "x.h5ad")
+        return folder / "x.h5ad"
+    if kind == "zarr":
+        adata.write_zarr(folder / "x.zarr")
+        return folder / "x.zarr"
+    if kind == "loom":
+        pytest.importorskip("loompy")
+        adata.write_loom(folder / "x.loom")
+        return folder / "x.loom"
+    lines = [f"ID{i}\t{name}\t{type_}" for i, (name, type_) in enumerate(zip(names, types, strict=True))]
+    return write_mtx(folder / "m", X.T, {"features.tsv": lines, "barcodes.tsv": BARCODES})
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("kind", ["h5ad", "zarr", "loom", "mtx"])
+def test_other_features_are_left_out_or_chosen_in_every_format(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    path = types_of(tmp_path, kind)
+    genes = read_input([path])
+    np.testing.assert_array_equal(genes.X.toarray(), X[:, :53])
+    assert "7 features were left out: 3 of type Antibody Capture, 2 of type CRISPR Guide Capture, 1 of" in caplog.text
+    antibodies = read_input([path], feature_types=["Antibody Capture"])
+    np.testing.assert_array_equal(antibodies.X.toarray(), X[:, 53:56])
+    with pytest.raises(InputError, match=r"has no features of type 'Antibodies'.*Did you mean 'Antibody Capture'"):
+        read_input([path], feature_types=["Antibodies"])
+
+
+def test_biotypes_are_no_feature_types(tmp_path: Path) -> None:
+    adata = plain()
+    adata.var["feature_type"] = ["protein_coding", "lncRNA"] * 30
+    adata.write_h5ad(tmp_path / "x.h5ad")
+    assert read_input([tmp_path / "x.h5ad"]).n_vars == 60
+
+
+LAYOUTS = (
+    "alevin", "alevin-fry, spliced and unspliced", "Parse, old names, with a prefix", "STARsolo, raw beside filtered",
+    "BD Rhapsody", "R write.table", "semicolons", "byte order mark", "UTF-16 of Excel",
+    "csv gzipped without suffix", "csv called gz that is none", "matrix gzipped without suffix", "a path with braces",
+    "h5ad, almost integers", "h5ad, symbols beside identifiers", "h5ad, CSC of 16 bits",
+)  # fmt: skip
+
+
+def layout_of(folder: Path, kind: str) -> Path:
+    """The counts in the layout of a tool."""
+    ids = [f"ENSG{i:011d}" for i in range(60)]
+    ten_x = {
+        "features.tsv": [f"{i}\t{n}\tGene Expression" for i, n in zip(ids, SYMBOLS, strict=True)],
+        "barcodes.tsv": BARCODES,
+    }
+    three = np.hstack([X // 2, X + 5, X - X // 2])
+    return {
+        "alevin": lambda: write_mtx(
+            folder / "alevin", X, {"quants_mat_cols.txt": SYMBOLS, "quants_mat_rows.txt": BARCODES}, "quants_mat.mtx"
+        ),
+        "alevin-fry, spliced and unspliced": lambda: (
+            write_mtx(
+                folder / "fry/alevin",
+                three,
+                {
+                    "quants_mat_cols.txt": [f"{n}{s}" for s in ("", "-U", "-A") for n in SYMBOLS],
+                    "quants_mat_rows.txt": BARCODES,
+                },
+                "quants_mat.mtx",
+            ).parent
+        ),
+        "Parse, old names, with a prefix": lambda: write_mtx(
+            folder / "parse",
+            X,
+            {
+                "GSM1_genes.csv": [
+                    "gene_id,gene_name,genome",
+                    *(f"{i},{n},hg38" for i, n in zip(ids, SYMBOLS, strict=True)),
+                ],
+                "GSM1_cell_metadata.csv": ["bc_wells,sample", *(f"{b},s1" for b in BARCODES)],
+            },
+            "GSM1_DGE.mtx",
+        ),
+        "STARsolo, raw beside filtered": lambda: [
+            write_mtx(folder / "Solo.out/Gene/raw", X.T + 1, ten_x),
+            write_mtx(folder / "Solo.out/Gene/filtered", X.T, ten_x),
+        ][1].parents[1],
+        "BD Rhapsody": lambda: rhapsody(folder / "x_RSEC_MolsPerCell.csv"),
+        "R write.table": lambda: r_table(folder / "x.txt"),
+        "semicolons": lambda: write_csv(folder / "x.csv", SYMBOLS, genes_in_rows=True, corner="gene", sep=";"),
+        "byte order mark": lambda: bom(write_csv(folder / "x.csv", SYMBOLS, genes_in_rows=False)),
+        "UTF-16 of Excel": lambda: bom(write_csv(folder / "x.txt", SYMBOLS, genes_in_rows=True, sep="\t"), "utf-16"),
+        "csv gzipped without suffix": lambda: packed(write_csv(folder / "x.csv", SYMBOLS, genes_in_rows=True)),
+        "csv called gz that is none": lambda: write_csv(folder / "x.csv.gz", SYMBOLS, genes_in_rows=True),
+        "matrix gzipped without suffix": lambda: packed(write_mtx(folder / "m", X.T, ten_x) / "matrix.mtx").parent,
+        "a path with braces": lambda: write_mtx(folder / "{sample} [1]", X.T, ten_x),
+        "h5ad, almost integers": lambda: h5ad(folder, AnnData(X.astype(float) * (1 + 1e-9), plain().obs, plain().var)),
+        "h5ad, symbols beside identifiers": lambda: h5ad(folder, symbols_beside()),
+        "h5ad, CSC of 16 bits": lambda: h5ad(
+            folder, AnnData(sparse.csc_matrix(X.astype(np.uint16)), plain().obs, plain().var)
+        ),
+    }[kind]()
+
+
+def rhapsody(path: Path) -> Path:
+    table = pd.DataFrame(X.astype(int), range(1000, 1060), SYMBOLS).to_csv(index_label="Cell_Index")
+    path.write_text("####\n## BD Targeted, pipeline 1.9\n## Sample: x, y, z\n####\n" + table)
+    return path
+
+
+def r_table(path: Path) -> Path:
+    """Spaces, quotes, and no name of the first column."""
+    lines = [" ".join(f'"{name}"' for name in BARCODES)]
+    lines += [" ".join([f'"{name}"', *map(str, row)]) for name, row in zip(SYMBOLS, X.T.astype(int), strict=True)]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def bom(path: Path, encoding: str = "utf-8-sig") -> Path:
+    path.write_bytes(path.read_text().encode(encoding))
+    return path
+
+
+def packed(path: Path) -> Path:
+    path.write_bytes(gzip.compress(path.read_bytes()))
+    return path
+
+
+def h5ad(folder: Path, adata: AnnData) -> Path:
+    adata.write_h5ad(folder / "x.h5ad")
+    return folder / "x.h5ad"
+
+
+def symbols_beside() -> AnnData:
+    adata = plain(gene_ids("ENSMUSG{:011d}"))
+    adata.var["Symbol"] = SYMBOLS
+    return adata
+
+
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_layouts_of_many_tools_give_the_same_counts(kind: str, tmp_path: Path) -> None:
+    path = layout_of(tmp_path, kind)
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    read = read_input([path])
+    np.testing.assert_array_equal(read.X.toarray(), X)
+    assert read.var_names.tolist() == SYMBOLS
+    assert len(files_of(path)) in (1, 3)
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+
+
+@pytest.mark.parametrize("kind", ["X", "layer", "raw", "layer beside raw"])
+def test_a_layer_called_raw(kind: str, tmp_path: Path) -> None:
+    adata = plain()
+    if kind != "X":
+        adata.X = adata.X.log1p()
+    if "layer" in kind:
+        adata.layers["raw"] = sparse.csr_matrix(X)
+    if kind in ("raw", "layer beside raw"):
+        adata.raw = AnnData(sparse.csr_matrix(X + (kind != "raw")), adata.obs, adata.var)
+    adata.write_h5ad(tmp_path / "x.h5ad")
+    layer = {"X": None, "layer beside raw": "layers/raw"}.get(kind, "raw")
+    np.testing.assert_array_equal(read_input([tmp_path / "x.h5ad"], layer=layer).X.toarray(), X)
+    header = read_input([tmp_path / "x.h5ad"], layer=layer, counts=False)
+    assert layer is None or layer in header.uns["ldvae_input"][0]["matrices"]
+
+
+def test_names_are_text_whatever_they_look_like(tmp_path: Path) -> None:
+    names = ["NA", "nan", "00012", "1e5", "TRUE", "None", "1-Mar", " x", "3.0", "null"]
+    cells = ["NA", "007", "nan", "1e3"]
+    table = pd.DataFrame(np.arange(1, 41).reshape(4, 10), cells, names)
+    table.to_csv(tmp_path / "x.csv", index_label="cell")
+    read = read_input([tmp_path / "x.csv"])
+    assert read.var_names.tolist() == names
+    assert read.obs_names.tolist() == cells
+    (tmp_path / "obs.csv").write_text(
+        "cell,donor,age,dead\nNA,007,1,TRUE\n007,12,NA,FALSE\nnan,None,3,TRUE\n1e3,,4,TRUE\n"
+    )
+    obs = read_input([tmp_path / "x.csv"], obs_table=tmp_path / "obs.csv").obs
+    assert obs["donor"].astype(object).where(obs["donor"].notna(), "?").tolist() == ["007", "12", "None", "?"]
+    assert obs["age"].isna().tolist() == [False, True, False, False]
+    assert obs["dead"].tolist() == [True, False, True, True]
+    assert read_annotation(tmp_path / "obs.csv").index.tolist() == cells
+
+
+def test_files_that_share_few_genes_are_refused_with_both_namings(tmp_path: Path) -> None:
+    plain().write_h5ad(tmp_path / "a.h5ad")
+    plain([*gene_ids("ENSG{:011d}")[:55], *SYMBOLS[:5]]).write_h5ad(tmp_path / "b.h5ad")
+    with pytest.raises(InputError, match=r"share only 5 of the 60 genes .*a has MT-CO1, .*b has ENSG00000000000"):
+        read_input([tmp_path / "a.h5ad", tmp_path / "b.h5ad"])
+
+
+def test_files_of_an_input_are_those_that_are_read(tmp_path: Path) -> None:
+    files = {"genes.tsv": [f"i\t{name}" for name in SYMBOLS], "barcodes.tsv": BARCODES}
+    folder = write_mtx(tmp_path / "outs/filtered_feature_bc_matrix", X.T, files)
+    (tmp_path / "outs/possorted.bam").touch()
+    expected = {"matrix.mtx", "genes.tsv", "barcodes.tsv"}
+    for path in (folder, tmp_path / "outs", folder / "matrix.mtx"):
+        assert {file.name for file in files_of(path)} == expected
+        assert all(file.parent == folder for file in files_of(path))
+    assert files_of("demo:pbmc68k") == files_of("https://host/x.h5ad") == []
+    for sample in "AB":
+        for name in expected:
+            shutil.copy(folder / name, (tmp_path / f"GSM1_{sample}_{name}"))
+    for name in expected:
+        shutil.copy(folder / name, tmp_path / name)
+        (tmp_path / name).unlink()
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for file in tmp_path.glob("GSM1_*"):
+        file.rename(flat / file.name)
+    assert len(files_of(flat)) == 6
+    both = read_input([flat])
+    assert both.obs["file"].value_counts().to_dict() == {"GSM1_A": 60, "GSM1_B": 60}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_all_files_of_a_zarr_store_are_its_files(tmp_path: Path) -> None:
+    plain().write_zarr(tmp_path / "x.zarr")
+    assert set(files_of(tmp_path / "x.zarr")) == {file for file in (tmp_path / "x.zarr").rglob("*") if file.is_file()}
+
+
+# Random data
+
+text = st.one_of(
+    st.sampled_from(
+        ["", "NA", "nan", "00012", "1e5", "x/y", "_index", "MT-CO1", "ACGTACGTACGT-1", " ", "é", "a,b", '"']
+    ),
+    st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=6),
+)
+DTYPES = ["float16", "float32", "float64", "int8", "int32", "int64", "uint8", "uint16", "uint64", "bool"]
+MAKERS: dict[str, Callable[[np.ndarray], object]] = {
+    "dense": np.asarray, "csr": sparse.csr_matrix, "csc": sparse.csc_matrix,
+}  # fmt: skip
+
+
+@st.composite
+def random_data(draw: st.DrawFn) -> AnnData:
+    n_obs, n_vars = draw(st.integers(1, 6)), draw(st.integers(1, 6))
+    x = np.array(draw(st.lists(st.integers(0, 3), min_size=n_obs * n_vars, max_size=n_obs * n_vars)))
+    x = x.reshape(n_obs, n_vars).astype(draw(st.sampled_from(DTYPES)))
+    if x.dtype.kind == "f" and draw(st.booleans()):
+        x[0, 0] = draw(st.sampled_from([0.5, -1, np.nan, np.inf, 7]))
+    kind = draw(st.sampled_from(sorted(MAKERS))) if x.dtype != np.float16 else "dense"
+
+    def names(n: int) -> pd.Index:
+        return pd.Index(draw(st.lists(text, min_size=n, max_size=n)), dtype=object)
+
+    def table(n: int) -> pd.DataFrame:
+        columns = {}
+        for name in draw(st.lists(text.filter(lambda t: "/" not in t and t not in ("_index", "")), max_size=3)):
+            values = draw(
+                st.one_of(
+                    st.lists(text, min_size=n, max_size=n),
+                    st.lists(st.floats(allow_nan=True), min_size=n, max_size=n),
+                    st.lists(st.booleans(), min_size=n, max_size=n),
+                    st.lists(st.integers(-3, 3), min_size=n, max_size=n),
+                )
+            )
+            columns[name] = pd.Series(values, dtype="category" if draw(st.booleans()) else None)
+        return pd.DataFrame(columns, index=range(n)).set_axis(names(n))
+
+    return AnnData(MAKERS[kind](x), table(n_obs), table(n_vars))
+
+
+@pytest.mark.filterwarnings("ignore")
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(adata=random_data())
+def test_random_data_give_equal_counts_or_one_message(adata: AnnData, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("random")
+    try:
+        adata.write_h5ad(folder / "x.h5ad")
+    except Exception:  # what anndata cannot write, nobody brings
+        return
+    code = cli.main(["check", str(folder / "x.h5ad")])
+    if code == 2:
+        with pytest.raises(InputError, match=re.escape(str(folder))) as caught:
+            read_input([folder / "x.h5ad"])
+        assert "\n" not in str(caught.value)
+        return
+    assert code == 0
+    read = read_input([folder / "x.h5ad"])
+    x = adata.X.toarray() if sparse.issparse(adata.X) else adata.X
+    kept = [not re.match("ERCC|chr", str(name)) for name in adata.var_names]
+    np.testing.assert_array_equal(read.X.toarray(), x[:, kept])
+    assert read.obs_names.is_unique
+    assert read.var_names.is_unique
+    assert list(read.obs.columns)[: adata.obs.shape[1]] == [str(name) for name in adata.obs.columns]
+    del read.uns["ldvae_input"]
+    read.write_h5ad(folder / "again.h5ad")
+    np.testing.assert_array_equal(anndata.read_h5ad(folder / "again.h5ad").X.toarray(), read.X.toarray())
