@@ -77,9 +77,9 @@ def meta_programs(frames: Mapping[str, Frame], *, min_similarity: float = 0.5) -
     weight = np.sqrt(np.mean([frame.weight[at[name]] ** 2 for name, frame in frames.items()], axis=0))
     labels, columns = [], []
     for name, frame in frames.items():
-        own = gauge(loadings_of(frame).loc[genes], share)
+        own = loadings_of(frame).loc[genes]
         labels += [(name, program) for program in own.columns]
-        columns.append(own.to_numpy())
+        columns.append(np.asarray(gauge(own.to_numpy(), share)))
     loadings = np.hstack(columns)
     weighted = loadings * weight[:, None]
     length = np.maximum(np.linalg.norm(weighted, axis=0), TINY)
@@ -102,10 +102,15 @@ def meta_programs(frames: Mapping[str, Frame], *, min_similarity: float = 0.5) -
         if len(group) > 1:
             half = stats.t.ppf(0.975, len(group) - 1) * unit.std(axis=1, ddof=1) / np.sqrt(len(group))
         lower[name], upper[name] = middle[name] - half, middle[name] + half
-    tables = [pd.DataFrame(values, index=pd.Index(genes, name="gene")) for values in (middle, lower, upper)]
-    index = pd.MultiIndex.from_tuples(labels, names=["dataset", "program"])
+    index, programs = pd.Index(genes, name="gene"), pd.MultiIndex.from_tuples(labels, names=["dataset", "program"])
     return MetaPrograms(
-        members, _table(members, names), *tables, pd.DataFrame(cosines, index, index), genes=list(map(str, genes))
+        members=members,
+        table=_table(members, names),
+        loadings=pd.DataFrame(middle, index),
+        lower=pd.DataFrame(lower, index),
+        upper=pd.DataFrame(upper, index),
+        similarity=pd.DataFrame(cosines, programs, programs),
+        genes=[str(gene) for gene in genes],
     )
 
 
@@ -137,14 +142,14 @@ def _merge(cosines: np.ndarray, datasets: np.ndarray, least: float) -> tuple[lis
     apart = datasets[:, None] != datasets[None]
     while True:
         candidates = np.where(apart & ~np.eye(len(groups), dtype=bool), np.abs(mean), -1)
-        i, j = sorted(np.unravel_index(candidates.argmax(), candidates.shape)) if len(groups) > 1 else (0, 0)
+        i, j = sorted(int(place) for place in np.unravel_index(candidates.argmax(), candidates.shape))
         if i == j or candidates[i, j] < least:
             return groups, signs
         if mean[i, j] < 0:
             signs[groups[j]] *= -1
             mean[j], mean[:, j] = -mean[j], -mean[:, j]
         size = np.array([len(groups[i]), len(groups[j])])
-        mean[i] = mean[:, i] = size @ mean[[i, j]] / size.sum()
+        mean[i] = mean[:, i] = size @ mean[np.array([i, j])] / size.sum()
         apart[i] = apart[:, i] = apart[i] & apart[j]
         groups[i] = np.concatenate([groups[i], groups[j]])
         del groups[j]

@@ -202,7 +202,7 @@ def most_variable(adata: AnnData, batch_key: str | None, n_top_genes: int) -> tu
             cells.obs["batch"] = batches
             arguments["batch_key"] = "batch"
     reason = ""
-    spans = SPANS
+    spans: tuple[float, ...] = SPANS
     if "batch_key" not in arguments and (n := n_varying_genes(adata.X)) < MIN_VARYING_GENES:
         reason, spans = f"only {n} genes vary, {MIN_VARYING_GENES} are needed", ()
     with warnings.catch_warnings():
