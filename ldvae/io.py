@@ -18,7 +18,7 @@ from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, BinaryIO, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
@@ -418,7 +418,7 @@ def opened(path: Path) -> Any:
 def in_memory(adata: AnnData) -> Stored:
     """An AnnData as if it were a file."""
     # Since anndata 0.13 X is also the layer called None.
-    matrices = {name: matrix for name, matrix in adata.layers.items() if name is not None}
+    matrices: dict[str, Any] = {name: matrix for name, matrix in adata.layers.items() if name is not None}
     if adata.X is not None:
         matrices = {"X": adata.X, **matrices}
     if adata.raw is not None:
@@ -426,8 +426,8 @@ def in_memory(adata: AnnData) -> Stored:
         matrices["raw"] = adata.raw.X
     raw_var = None if adata.raw is None else adata.raw.var
     # An unnamed lambda of the loop variable would return the last matrix for all.
-    loaders = {name: partial(lambda x: x, x) for name, x in matrices.items()}
-    others = {"obsm": dict(adata.obsm), "varm": dict(adata.varm), "uns": dict(adata.uns)}
+    loaders: dict[str, Callable[[], Any]] = {name: partial(lambda x: x, x) for name, x in matrices.items()}
+    others: dict[str, Mapping[str, Any]] = {"obsm": dict(adata.obsm), "varm": dict(adata.varm), "uns": dict(adata.uns)}
     return Stored(adata.obs, adata.var, loaders, raw_var, lambda: others)
 
 
@@ -652,11 +652,11 @@ GZIP = b"\x1f\x8b"
 HDF5 = b"\x89HDF\r\n\x1a\n"
 
 
-def opened_bytes(path: Path) -> IO[bytes]:
+def opened_bytes(path: Path) -> BinaryIO:
     """A file opened to be read, unpacked where its content is gzipped, whatever its name says."""
     with path.open("rb") as file:
         packed = file.read(2) == GZIP
-    return gzip.open(path) if packed else path.open("rb")
+    return cast(BinaryIO, gzip.open(path)) if packed else path.open("rb")
 
 
 def opened_text(path: Path) -> IO[str]:

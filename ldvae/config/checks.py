@@ -108,8 +108,8 @@ def check_data(dataset: Dataset, adata: AnnData) -> list[str]:
         As `io.read_input` returns it, with or without counts.
     """
     layer, problems = dataset.qc.layer, []
-    for file in adata.uns["ldvae_input"] if layer is not None else []:
-        if layer not in file.get("matrices", [layer]):  # with counts, the reader has refused it
+    for file in adata.uns["ldvae_input"]:
+        if layer is not None and layer not in file.get("matrices", [layer]):  # with counts, the reader has refused it
             problems.append(f"qc.layer: no layer {layer!r} in {file['path']}.{suggestion(layer, file['matrices'])}")
     problems += _check_columns(dataset, adata.obs)
     for i, contrast in enumerate(dataset.de.contrasts):
@@ -136,7 +136,7 @@ def _check_columns(dataset: Dataset, obs: pd.DataFrame) -> list[str]:
     groups += [("de.replicate_key", dataset.de.replicate_key)]
     groups += [("setup.categorical_covariate_keys", key) for key in setup.categorical_covariate_keys]
     numbers = [("setup.continuous_covariate_keys", key) for key in setup.continuous_covariate_keys]
-    numbers += [("setup.size_factor_key", setup.size_factor_key)]
+    numbers += [("setup.size_factor_key", key) for key in [setup.size_factor_key] if key is not None]
     for where, key in (*groups, *numbers):
         if key not in obs:
             continue
@@ -192,7 +192,7 @@ def _check_contrast(contrast: Contrast, obs: pd.DataFrame) -> list[str]:
     groups = [group for key in ("group1", "group2") if (group := contrast.get(key)) is not None]
     for group in groups:
         if group not in sizes:
-            problems.append(f"no group {group!r} in {column!r}.{suggestion(group, sorted(sizes.index))}")
+            problems.append(f"no group {group!r} in {column!r}.{suggestion(str(group), sorted(sizes.index))}")
     if "rest" in sizes:
         problems.append(f"{column!r} has a group called 'rest', which here means all others; rename it.")
     if len(sizes) < 2:

@@ -76,11 +76,9 @@ def renamed_runs(folder: Path) -> dict[str, Run]:
         try:
             metrics = json.loads(path.read_text())
             params, name = metrics["params"], metrics["run"]
-            parts = [
-                cls(**{key: value for key, value in params.items() if key in cls.model_fields})
-                for cls in (ModelConfig, TrainConfig)
-            ]
-            run = Run(*parts, seed=int(metrics["seed"]))
+            model = ModelConfig(**{key: value for key, value in params.items() if key in ModelConfig.model_fields})
+            train = TrainConfig(**{key: value for key, value in params.items() if key in TrainConfig.model_fields})
+            run = Run(model, train, int(metrics["seed"]))
         except (OSError, ValueError, KeyError, TypeError):
             continue  # not the metrics of a run, or of a run that this version cannot make
         same_training = params.keys() <= run.params.keys() and metrics.get("training_version", 1) == TRAINING_VERSION
@@ -301,7 +299,8 @@ def _runs(
     runs: dict[str, Run] = {}
     for point in (*grid, *sweep.points):
         # The values of a point were checked with the sweep.
-        setting = Run(*(part.model_copy(update=_only(point, part)) for part in (model, train)), seed=0)
+        changed = [_only(point, part) for part in (model, train)]
+        setting = Run(model.model_copy(update=changed[0]), train.model_copy(update=changed[1]), seed=0)
         for seed in sweep.seeds:
             run = setting._replace(seed=seed)
             if runs.setdefault(run.id, run) != run:

@@ -199,7 +199,7 @@ def outliers(elbo: ArrayLike, standard_error: ArrayLike = 0.0, *, mads: float = 
     elbo = np.asarray(elbo, float)
     middle = np.median(elbo)
     spread = 1.4826 * np.median(np.abs(elbo - middle))
-    return elbo - middle > np.maximum(mads * spread, np.median(standard_error))
+    return elbo - middle > np.maximum(mads * spread, np.median(np.asarray(standard_error, float)))
 
 
 class FitTables(NamedTuple):
