@@ -211,7 +211,7 @@ def test_programs_tables_agree_with_each_other(dataset):
     assert list(starcat.index[:2]) == ["P1_pos", "P1_neg"]
 
 
-def test_programs_are_named_by_enriched_terms_and_associated_with_their_cells(dataset):
+def test_programs_are_tested_against_gene_sets_and_named_after_their_cells(dataset):
     folder = dataset[0] / "programs"
     enrichment = read_table(folder / "enrichment.tsv")
     first = enrichment.sort_values("p").iloc[0]
@@ -219,7 +219,7 @@ def test_programs_are_named_by_enriched_terms_and_associated_with_their_cells(da
     assert first["library"] == "sets"
     table = read_table(folder / "programs.tsv", index="program")
     row = table.loc[first["program"]]
-    assert row["label"].startswith("TERM_0: gene_")
+    assert row["label"].startswith("identity_0: gene_")  # a group of cells that fits this well goes before a term
     assert row["best_association"].startswith("identity = identity_0")
     associations = read_table(folder / "associations.tsv")
     assert set(associations.loc[associations["technical"], "variable"]) == {"batch", "total_counts"}

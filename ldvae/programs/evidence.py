@@ -15,6 +15,8 @@ from .find import SIDES, SMALLEST_SHARE, Programs, gene_sets, top_genes
 
 # Share of the contribution below which a program is called weak.
 WEAK_SHARE = 0.02
+# AUC of scores and genes from which a group of cells gives a program its name.
+HEADLINE = 0.8
 
 
 def associations(
@@ -36,8 +38,8 @@ def associations(
     Returns
     -------
     DataFrame
-        Columns program, variable, kind, level, effect, auc, p, padj, technical, explained. For each level of a category
-        the mean score minus that of the other cells, the AUC and the p-value of Mann and Whitney; for a number
+        Columns program, variable, kind, level, n_cells, effect, auc, p, padj, technical, explained. For each level of a
+        category the mean score minus that of the other cells, the AUC and the p-value of Mann and Whitney; for a number
         Spearman's r. padj is Benjamini and Hochberg's over the table; explained is the share of the variance of the
         scores (for a number: of the ranks) that the variable, with all its levels, explains. Cells count as
         independent, which cells of one donor are not: read the effect, not the p-value.
@@ -57,7 +59,19 @@ def associations(
         rows += [
             part.assign(variable=variable, kind=kind, explained=share) for part in test(table, ranks, values[known])
         ]
-    columns = ["program", "variable", "kind", "level", "effect", "auc", "p", "padj", "technical", "explained"]
+    columns = [
+        "program",
+        "variable",
+        "kind",
+        "level",
+        "n_cells",
+        "effect",
+        "auc",
+        "p",
+        "padj",
+        "technical",
+        "explained",
+    ]
     if not rows:
         return pd.DataFrame(columns=columns)
     result = pd.concat(rows, ignore_index=True)
@@ -74,38 +88,173 @@ def strength(table: pd.DataFrame) -> pd.Series:
     return (2 * table["auc"] - 1).where(table["kind"] == "categorical", table["effect"]).abs()
 
 
-def technical_flags(table: pd.DataFrame, share: pd.Series, *, limit: float = 0.5) -> pd.Series:
-    """Say which programs follow the experiment and not the biology, and what they follow.
+def technical_flags(
+    scores: pd.DataFrame,
+    obs: pd.DataFrame,
+    share: pd.Series,
+    *,
+    technical: Sequence[str],
+    variables: Sequence[str] | None = None,
+    limit: float = 0.5,
+) -> pd.Series:
+    """Say which programs follow the experiment beyond what biology explains, and what they follow.
 
     Parameters
     ----------
-    table
-        From `associations`.
+    scores
+        Cells by programs.
+    obs
+        What is known, indexed by cell; cells are matched by name.
     share
         Share of the contribution, indexed by program.
+    technical
+        Columns that describe the experiment; those that `obs` lacks are ignored.
+    variables
+        Columns of biology; by default all others with 2 to 50 levels and all numbers.
     limit
-        Strength from which a program is flagged; half of it where the share is below 2 %, since the fits can make a
-        weak program out of the sequencing depth that the encoder sees.
+        Square root of the share of the variance from which a program is flagged; half of it where the share of the
+        contribution is below 2 %, since the fits can make a weak program out of the sequencing depth that the encoder
+        sees.
 
     Returns
     -------
     Series
-        Indexed by program: "" or a reason. A program that some biological variable explains better is not flagged; one
-        with less than 0.5 % of the contribution is, unless biology explains it.
+        Indexed by program: "" or a reason. A program with less than 0.5 % of the contribution is flagged unless biology
+        explains it.
+
+    Notes
+    -----
+    One scale serves all variables: the share of the variance of the ranks of the scores that lies between the groups
+    of a variable (tenths of the cells for a number), minus what chance gives (adjusted R²). Groups of fewer than 20
+    cells, or 1 % of the cells, are joined. A technical variable must explain its share *beyond* the biological variable
+    that explains the program best: a T cell program that follows the ribosomal share because T cells do is innocent.
+    A doublet call or any other yes-or-no column counts only where its cells score high. A biological column with
+    the same groups as a technical one cannot excuse it, nor be told from it, and the reason says so.
     """
+    obs = obs.reindex(scores.index)
+    experiment = {name: _groups(obs[name]) for name in technical if name in obs}
+    others = variables if variables is not None else list(obs.columns)
+    biology = {name: _groups(obs[name]) for name in others if name in obs and name not in experiment}
+    experiment = {name: codes for name, codes in experiment.items() if codes is not None}
+    biology = {name: codes for name, codes in biology.items() if codes is not None}
+    # A copy of a technical column under another name is no biology, and biology that the experiment copies is in doubt.
+    copies = {
+        name: [
+            other for other, own in biology.items() if _same_groups(codes, own) or _same_number(obs[name], obs[other])
+        ]
+        for name, codes in experiment.items()
+    }
     flags = pd.Series("", index=share.index)
-    table = table.assign(strength=strength(table))
     for program, weight in share.items():
-        own = table[table["program"] == program]
-        technical, other = own[own["technical"].astype(bool)], own[~own["technical"].astype(bool)]
-        biology = np.sqrt(other["explained"].max()) if len(other) else 0
-        least = limit / 2 if weight < WEAK_SHARE else limit
-        if len(technical) and technical["strength"].max() > max(least, biology):
-            first = technical.loc[technical["strength"].idxmax()]
-            flags[program] = ("weak, and " if weight < WEAK_SHARE else "") + f"follows {_phrase(first)}"
-        elif weight < SMALLEST_SHARE and biology < limit / 2:
+        ranks = scipy.stats.rankdata(scores[program])
+        least = (limit / 2 if weight < WEAK_SHARE else limit) ** 2
+        explained = {name: _between(ranks, codes) for name, codes in biology.items()}
+        reasons = []
+        for name, codes in experiment.items():
+            own = _between(ranks, codes)
+            if own < least or not _artefact_side(scores[program], obs[name]):
+                continue
+            rivals = {other: value for other, value in explained.items() if other not in copies[name]}
+            best = max(rivals, key=lambda other: rivals[other]) if rivals else None
+            beyond = own
+            if best is not None:
+                given = biology[best]
+                beyond = _between(ranks, _combined(given, codes)) - rivals[best]
+            if beyond >= least:
+                doubt = f", which cannot be told from {' or '.join(copies[name])}" if copies[name] else ""
+                reasons.append((beyond, f"follows {_relation(scores[program], obs[name])}{doubt}"))
+        weak = "weak, and " if weight < WEAK_SHARE else ""
+        if reasons:
+            flags[program] = weak + max(reasons)[1]
+        elif weight < SMALLEST_SHARE and max(explained.values(), default=0.0) < (limit / 2) ** 2:
             flags[program] = f"very weak ({weight:.1%} of the contribution)"
     return flags
+
+
+def _least_cells(n_obs: int) -> float:
+    """Cells that a group needs before anything is said of it."""
+    return max(20, 0.01 * n_obs)
+
+
+def _groups(values: pd.Series) -> np.ndarray | None:
+    """Number of the group of each cell, -1 where nothing is known; None for what is constant or names single cells."""
+    known = values.notna().to_numpy()
+    kind = _kind(values[known])
+    if kind is None:
+        return None
+    codes = np.full(len(values), -1)
+    if kind == "continuous":
+        # Tenths by the number itself, so that equal numbers stay together.
+        edges = np.unique(np.quantile(values[known].to_numpy(float), np.linspace(0.1, 0.9, 9)))
+        codes[known] = np.searchsorted(edges, values[known].to_numpy(float), side="right")
+    else:
+        codes[known] = pd.factorize(values[known])[0]
+    sizes = np.bincount(codes[known])
+    small = np.flatnonzero((sizes > 0) & (sizes < _least_cells(int(known.sum()))))
+    if len(small) > 1 and sizes[small].sum() >= _least_cells(int(known.sum())):
+        codes[np.isin(codes, small)] = len(sizes)
+    else:
+        codes[np.isin(codes, small)] = -1
+    return codes if len(np.unique(codes[codes >= 0])) > 1 else None
+
+
+def _combined(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Groups of cells that share both groups; where the second is not known, the first alone."""
+    both = np.where(second >= 0, second + 1, 0) + (second.max() + 2) * first
+    return np.where(first >= 0, np.unique(both, return_inverse=True)[1], -1)
+
+
+def _same_groups(first: np.ndarray, second: np.ndarray) -> bool:
+    """Whether two variables divide the cells alike, but for one cell in a hundred."""
+    both = (first >= 0) & (second >= 0)
+    if both.sum() < 0.5 * max((first >= 0).sum(), 1):
+        return False
+    table = pd.crosstab(first[both], second[both]).to_numpy()
+    return bool(min(table.max(axis=0).sum(), table.max(axis=1).sum()) >= 0.99 * table.sum())
+
+
+def _same_number(first: pd.Series, second: pd.Series) -> bool:
+    """Whether two numbers measure the same (|Spearman's r| above 0.9), such as counts of all and of some genes."""
+    if not all(pd.api.types.is_numeric_dtype(values) and values.nunique() > 20 for values in (first, second)):
+        return False
+    return bool(abs(first.corr(second, method="spearman")) > 0.9)
+
+
+def _between(values: np.ndarray, codes: np.ndarray) -> float:
+    """Share of the variance between groups of the cells whose group is known, minus what chance gives (adjusted R²)."""
+    known = codes >= 0
+    own, groups = values[known] - values[known].mean(), np.unique(codes[known], return_inverse=True)[1]
+    sizes = np.bincount(groups)
+    n_obs, total = len(own), float(np.square(own).sum())
+    if total == 0 or n_obs <= len(sizes):
+        return 0.0
+    between = float((np.square(np.bincount(groups, own)) / sizes).sum()) / total
+    return max(1 - (1 - between) * (n_obs - 1) / (n_obs - len(sizes)), 0.0)
+
+
+def _artefact_side(scores: pd.Series, values: pd.Series) -> bool:
+    """Whether the cells that a yes-or-no column marks score high; any other column counts in both directions."""
+    known = values.notna().to_numpy()
+    if not pd.api.types.is_bool_dtype(values[known].infer_objects()):
+        return True
+    marked = values[known].astype(bool).to_numpy()
+    own = scores.to_numpy()[known]
+    return bool(own[marked].mean() > own[~marked].mean())
+
+
+def _relation(scores: pd.Series, values: pd.Series) -> str:
+    """How a score follows a column, in words: the closest level, or the correlation."""
+    known = values.notna().to_numpy()
+    table = scores[known].to_frame()
+    ranks = scipy.stats.rankdata(table, axis=0)
+    kind = _kind(values[known])
+    test = _test_number if kind == "continuous" else _test_levels
+    rows = pd.concat(list(test(table, ranks, values[known]))).assign(variable=values.name, kind=kind)
+    enough = rows["n_cells"] >= _least_cells(int(known.sum()))
+    rows = rows[enough] if enough.any() else rows
+    high = ~(rows["auc"] < 0.5)
+    rows = rows[high] if high.any() else rows
+    return _phrase(rows.iloc[int(np.argmax(strength(rows).to_numpy()))])
 
 
 def enrichment(programs: Programs, library: Mapping[str, Sequence[str]], name: str) -> pd.DataFrame:
@@ -158,7 +307,12 @@ def enrichment(programs: Programs, library: Mapping[str, Sequence[str]], name: s
 
 
 def describe(
-    programs: Programs, found: pd.DataFrame, enriched: pd.DataFrame | None = None, *, limit: float = 0.5
+    programs: Programs,
+    found: pd.DataFrame,
+    enriched: pd.DataFrame | None = None,
+    *,
+    obs: pd.DataFrame | None = None,
+    technical: pd.Series | None = None,
 ) -> pd.DataFrame:
     """Put in one table what is known of each program.
 
@@ -170,47 +324,90 @@ def describe(
         From `associations`.
     enriched
         From `enrichment`, if there were gene sets.
-    limit
-        As for `technical_flags`.
+    obs
+        What was tested for association; given, a level names a program only if the program's genes are high in its
+        cells too.
+    technical
+        From `technical_flags`; not given: no flags.
 
     Returns
     -------
     DataFrame
-        `programs.table` with label, technical, top_positive, top_negative and best_association. The label is the best
-        enriched term (padj below 0.05) or the best separated level (AUC above 0.9), if any, and the first three genes.
+        `programs.table` with label, technical, top_positive, top_negative, best_association (the level or number that
+        the scores follow most closely, their high side) and opposite_association (the level in which they are lowest).
+
+    Notes
+    -----
+    The label is a headline and the first three genes, or the genes alone. The headline is a level of a category of at
+    least 20 cells and 1 % of the cells, in which score and genes are both high (the smaller AUC above 0.8), never the
+    number of a cluster; where there is none, the best enriched term (padj below 0.05). A headline belongs to the one
+    program that it fits best; another program takes its next, or none.
     """
     listed = top_genes(programs, 10)
     table = programs.table.copy()
-    names, best = {}, {}
     biological = found[~found["technical"].astype(bool) & (found["padj"] < 0.05)]
+    enough = (biological["kind"] == "continuous") | (biological["n_cells"] >= _least_cells(len(programs.scores)))
+    biological = biological[enough]
     biological = biological.assign(strength=strength(biological))
+    if obs is not None:
+        biological = biological.assign(auc_genes=_gene_auc(programs, biological, obs))
+    else:
+        biological = biological.assign(auc_genes=biological["auc"])
+    candidates = biological[~biological["level"].astype(str).str.isnumeric()]  # the number of a cluster names nothing
+    candidates = candidates.assign(fit=candidates[["auc", "auc_genes"]].min(axis=1))
+    candidates = candidates[candidates["fit"] > HEADLINE]
+    headlines: dict[str, str] = {}
+    for _, row in candidates.sort_values("fit", ascending=False, kind="stable").iterrows():
+        if row["program"] not in headlines and row["level"] not in headlines.values():
+            headlines[row["program"]] = row["level"]
+    if enriched is not None and len(enriched):
+        terms = enriched[(enriched["side"] == "positive") & (enriched["padj"] < 0.05)]
+        for _, row in terms.sort_values("p", kind="stable").iterrows():
+            if row["program"] not in headlines and row["term"] not in headlines.values():
+                headlines[row["program"]] = row["term"]
+    labels, best, opposite = {}, {}, {}
     for program in table.index:
-        own = biological[biological["program"] == program]
         genes = listed.loc[(listed["program"] == program) & (listed["side"] == "positive"), "gene"]
-        label = ", ".join(genes[:3])
+        shown = ", ".join(genes[:3])
+        labels[program] = f"{headlines[program]}: {shown}" if program in headlines else shown
+        own = biological[biological["program"] == program]
+        # Of two levels the one that is high says the same as the one that is low, and reads better.
+        high, low = own[~(own["auc"] < 0.5)], own[own["auc"] < 0.5]
         if len(own):
-            # Of two levels the one that is high says the same as the one that is low, and reads better.
-            raised = own[~(own["auc"] < 0.5)]
-            strongest = (raised if len(raised) else own)["strength"].idxmax()
-            best[program] = _phrase(own.loc[strongest])
-            numbered = own["level"].astype(str).str.isnumeric()  # the number of a cluster names nothing
-            upper = own[(own["auc"] > 0.9) & ~numbered]
-            if len(upper):
-                label = f"{upper.loc[upper['auc'].idxmax(), 'level']}: {label}"
-        if enriched is not None and len(enriched):
-            terms = enriched[
-                (enriched["program"] == program) & (enriched["side"] == "positive") & (enriched["padj"] < 0.05)
-            ]
-            if len(terms):
-                label = f"{terms.loc[terms['p'].idxmin(), 'term']}: {', '.join(genes[:3])}"
-        names[program] = label
-    table.insert(0, "label", pd.Series(names))
-    table["technical"] = technical_flags(found, table["share"], limit=limit)
+            best[program] = _phrase(own.loc[(high if len(high) else own)["strength"].idxmax()])
+        if len(low):
+            opposite[program] = _phrase(low.loc[low["strength"].idxmax()])
+    table.insert(0, "label", pd.Series(labels))
+    flags = technical if technical is not None else pd.Series(dtype=object)
+    table["technical"] = flags.reindex(table.index).fillna("")
     for side in SIDES:
         joined = listed[listed["side"] == side].groupby("program")["gene"].agg(", ".join)
         table[f"top_{side}"] = joined.reindex(table.index).fillna("")
     table["best_association"] = pd.Series(best, dtype=object).reindex(table.index).fillna("")
+    table["opposite_association"] = pd.Series(opposite, dtype=object).reindex(table.index).fillna("")
     return table
+
+
+def _gene_auc(programs: Programs, rows: pd.DataFrame, obs: pd.DataFrame) -> pd.Series:
+    """AUC of the decoded expression of the program's 30 heaviest positive genes, for each level; nan for numbers."""
+    components = (programs.scores.to_numpy() - programs.transform[0]) @ np.linalg.pinv(programs.transform[1:])
+    weight = programs.weighted.to_numpy().clip(min=0)
+    if len(weight) > 30:
+        weight = np.where(weight >= np.sort(weight, axis=0)[-30], weight, 0)
+    basis = programs.weighted.to_numpy() @ programs.joint[1:].T
+    decoded = pd.DataFrame(components @ (basis.T @ weight), programs.scores.index, programs.scores.columns)
+    obs = obs.reindex(decoded.index)
+    found = pd.Series(np.nan, index=rows.index)
+    for (program, variable), own in rows[rows["kind"] == "categorical"].groupby(["program", "variable"]):
+        values = obs[variable]
+        known = values.notna().to_numpy()
+        ranks, levels = scipy.stats.rankdata(decoded[program].to_numpy()[known]), values[known].astype(str).to_numpy()
+        for index, level in own["level"].items():
+            inside = levels == level
+            n_in = int(inside.sum())
+            wins = ranks[inside].sum() - n_in * (n_in + 1) / 2
+            found[index] = wins / max(n_in * (len(ranks) - n_in), 1)
+    return found
 
 
 def _kind(values: pd.Series) -> str | None:
@@ -241,6 +438,7 @@ def _test_levels(scores: pd.DataFrame, ranks: np.ndarray, values: pd.Series) -> 
                 "effect": sums / n_in - (total - sums) / n_out,
                 "auc": wins / pairs,
                 "p": 2 * scipy.stats.norm.sf(np.abs(z)),
+                "n_cells": n_in,
             }
         )
 
@@ -267,7 +465,9 @@ def _test_number(scores: pd.DataFrame, ranks: np.ndarray, values: pd.Series) -> 
     degrees = max(len(wanted) - 2, 1)
     t = r * np.sqrt(degrees / np.maximum(1 - r**2, TINY))
     p = 2 * scipy.stats.t.sf(np.abs(t), degrees)
-    yield pd.DataFrame({"program": scores.columns, "level": "", "effect": r, "auc": np.nan, "p": p})
+    yield pd.DataFrame(
+        {"program": scores.columns, "level": "", "effect": r, "auc": np.nan, "p": p, "n_cells": len(wanted)}
+    )
 
 
 def _phrase(row: pd.Series) -> str:

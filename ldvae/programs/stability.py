@@ -11,6 +11,9 @@ import scipy  # imports scipy.stats when it is first used: a second and 45 MB th
 from .consensus import Contribution, Table, blocks, checked_fits
 from .rotation import Rotation
 
+# Effect of a member, relative to the mean of the ten heaviest genes; and the most members of a program.
+MEMBER_EFFECT, MOST_MEMBERS = 0.25, 300
+
 
 class Stability(NamedTuple):
     """Each fit's own version of the programs."""
@@ -62,9 +65,12 @@ def stability(
 def members_of(weighted: np.ndarray, half_width: np.ndarray) -> np.ndarray:
     """1 for genes that a program raises, -1 for those it lowers, else 0; shape (n_vars, n_programs).
 
-    Most genes take no part in a program, so the median absolute deviation measures the noise; a member stands
-    four robust standard deviations out, and its interval (where fits allow one) leaves zero out.
+    The sign of a member is sure (the 95 % interval over fits, where there is one, leaves zero out), its effect is at
+    least a quarter of that of the program's ten heaviest genes, and it is among the 300 heaviest. A rule by the spread over
+    all genes would leave a dense program, which moves most genes, with next to none.
     """
-    noise = 1.4826 * np.median(np.abs(weighted), axis=0)
-    sure = np.nan_to_num(half_width, nan=0.0) < np.abs(weighted)
-    return (np.sign(weighted) * (sure & (np.abs(weighted) > 4 * noise))).astype(int)
+    size = np.abs(weighted)
+    effect = MEMBER_EFFECT * np.sort(size, axis=0)[-10:].mean(axis=0)
+    rank = np.argsort(np.argsort(-size, axis=0, kind="stable"), axis=0, kind="stable")
+    sure = np.nan_to_num(half_width, nan=0.0) < size
+    return (np.sign(weighted) * (sure & (size >= effect) & (rank < MOST_MEMBERS))).astype(int)

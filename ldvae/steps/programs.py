@@ -24,6 +24,7 @@ from ldvae.programs import (
     frame,
     gene_sets,
     split_sides,
+    technical_flags,
     top_genes,
 )
 from ldvae.steps.select import read_factors
@@ -58,12 +59,8 @@ def programs(*, results: Path, config: ProgramsConfig = ProgramsConfig()) -> Non
     for warning in found.warnings:
         logger.warning(warning)
     obs, batch_key = read_obs(layout.COUNTS.existing(results))
-    related = associations(
-        found.scores,
-        obs,
-        variables=config.variables,
-        technical=[*technical_columns(config.technical, obs), batch_key or "batch"],
-    )
+    technical = [*technical_columns(config.technical, obs), batch_key or "batch"]
+    related = associations(found.scores, obs, variables=config.variables, technical=technical)
     libraries = [enrichment(found, read_gmt(Path(file)), Path(file).stem) for file in config.gene_sets]
     columns = ["program", "side", "term", "library", "overlap", "n_term", "odds_ratio", "p", "padj", "genes"]
     enriched = pd.concat(libraries, ignore_index=True) if libraries else pd.DataFrame(columns=columns)
@@ -73,7 +70,15 @@ def programs(*, results: Path, config: ProgramsConfig = ProgramsConfig()) -> Non
     write_table(found.scores, layout.SCORES.at(results), index="cell")
     write_table(long_table(found), layout.CONSENSUS.at(results))
     write_table(top_genes(found, config.n_top), layout.TOP_GENES.at(results))
-    table = describe(found, related, enriched, limit=config.technical_r)
+    flags = technical_flags(
+        found.scores,
+        obs,
+        found.table["share"],
+        technical=technical,
+        variables=config.variables,
+        limit=config.technical_r,
+    )
+    table = describe(found, related, enriched, obs=obs, technical=flags)
     write_table(table, layout.PROGRAMS.at(results), index="program")
     stability = found.cosines.rename_axis("run", axis=1).stack().rename("cosine").reset_index()
     write_table(stability, layout.STABILITY.at(results))

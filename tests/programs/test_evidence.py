@@ -36,26 +36,85 @@ def test_associations_are_those_of_scipy(found):
     np.testing.assert_allclose(table["padj"], stats.false_discovery_control(table["p"]))
 
 
-def test_programs_that_follow_the_experiment_are_flagged_unless_biology_explains_them_better():
-    table = pd.DataFrame(
-        [
-            ("P1", "total_counts", "continuous", "", 0.7, np.nan, True, 0.49),
-            ("P1", "cell_type", "categorical", "B", 1.0, 0.7, False, 0.2),
-            ("P2", "total_counts", "continuous", "", 0.7, np.nan, True, 0.49),
-            ("P2", "cell_type", "categorical", "B", 1.0, 0.7, False, 0.8),
-            ("P3", "batch", "categorical", "lane 1", 1.0, 0.65, True, 0.1),
-            ("P4", "batch", "categorical", "lane 1", 1.0, 0.65, True, 0.1),
-        ],
-        columns=["program", "variable", "kind", "level", "effect", "auc", "technical", "explained"],
-    )
-    flags = gp.technical_flags(table, pd.Series({"P1": 0.5, "P2": 0.3, "P3": 0.1, "P4": 0.01, "P5": 0.003}))
-    assert flags.tolist() == [
-        "follows total_counts (r = 0.70)",
-        "",
-        "",
-        "weak, and follows batch = lane 1 (AUC 0.65)",
-        "very weak (0.3% of the contribution)",
-    ]
+def draw_experiment(rng, n_obs=2000):
+    """Types of cells, T cells with more ribosomal RNA; lanes that copy the condition; depth; one doublet."""
+    obs = pd.DataFrame(index=[f"c{i}" for i in range(n_obs)])
+    kind = rng.integers(4, size=n_obs)
+    obs["cell_type"] = np.array(["B", "T", "NK", "mono"])[kind]
+    stim = rng.random(n_obs) < 0.5
+    obs["condition"] = np.where(stim, "stim", "ctrl")
+    obs["lane"] = np.where(stim, "lane2", "lane1")
+    obs["total_counts"] = rng.lognormal(8, 0.4, n_obs)
+    obs["n_counts"] = obs["total_counts"] * rng.lognormal(0, 0.05, n_obs)
+    obs["pct_counts_ribo"] = 20 + 10 * (kind == 1) + rng.normal(0, 3, n_obs)
+    obs["predicted_doublet"] = np.arange(n_obs) < 1
+    return obs, kind, stim
+
+
+TECHNICAL = ["lane", "total_counts", "pct_counts_ribo", "predicted_doublet"]
+
+
+def flags_of(scores, obs):
+    table = pd.DataFrame({"P1": scores}, obs.index)
+    return gp.technical_flags(table, obs, pd.Series({"P1": 0.1}), technical=TECHNICAL)["P1"]
+
+
+def test_technical_programs_are_flagged_and_innocent_ones_are_not():
+    rng = np.random.default_rng(400)
+    found = {"depth": 0, "ribosomal": 0, "T cells": 0, "one doublet": 0, "activity": 0}
+    n_draws = 30
+    for _ in range(n_draws):
+        obs, kind, _ = draw_experiment(rng)
+        noise = rng.normal(size=len(obs))
+        depth = stats.zscore(np.log(obs["total_counts"]))
+        programs = {
+            "depth": depth + 0.8 * noise,
+            "ribosomal": stats.zscore(obs["pct_counts_ribo"] - 10 * (kind == 1)) + 0.8 * noise,
+            "T cells": 3.0 * (kind == 1) + noise,  # follows the ribosomal share, because T cells do
+            "one doublet": noise + 8 * obs["predicted_doublet"],
+            "activity": noise + 2 * (rng.random(len(obs)) < 0.3) + 0.2 * depth,
+        }
+        for name, scores in programs.items():
+            found[name] += flags_of(scores, obs) != ""
+    assert found["depth"] > 0.9 * n_draws
+    assert found["ribosomal"] > 0.9 * n_draws
+    assert found["T cells"] + found["one doublet"] + found["activity"] < 0.05 * 3 * n_draws
+
+
+def test_a_technical_column_that_copies_biology_cannot_be_told_from_it():
+    rng = np.random.default_rng(0)
+    obs, _, stim = draw_experiment(rng)
+    flag = flags_of(3.0 * stim + rng.normal(size=len(obs)), obs)
+    assert flag.startswith("follows lane = lane2 (AUC 0.9")
+    assert flag.endswith("which cannot be told from condition")
+
+
+def test_a_copy_of_a_technical_column_under_another_name_excuses_nothing():
+    rng = np.random.default_rng(0)
+    obs, _, _ = draw_experiment(rng)
+    flag = flags_of(np.log(obs["total_counts"]), obs)
+    assert flag == "follows total_counts (r = 1.00), which cannot be told from n_counts"
+
+
+def test_a_program_that_is_low_in_doublets_is_not_technical():
+    rng = np.random.default_rng(0)
+    obs = pd.DataFrame({"predicted_doublet": rng.random(1000) < 0.3})
+    scores = rng.normal(size=1000)
+    assert flags_of(scores + 3.0 * obs["predicted_doublet"], obs).startswith("follows predicted_doublet = True")
+    assert flags_of(scores - 3.0 * obs["predicted_doublet"], obs) == ""
+
+
+def test_weak_programs_are_flagged_sooner_and_very_weak_ones_in_any_case():
+    rng = np.random.default_rng(0)
+    obs = pd.DataFrame({"total_counts": rng.lognormal(8, 0.4, 2000)}, [f"c{i}" for i in range(2000)])
+    depth = stats.zscore(np.log(obs["total_counts"].to_numpy()))
+    table = pd.DataFrame({name: 0.45 * depth + rng.normal(size=2000) for name in ("P1", "P2")}, obs.index)
+    table["P3"] = rng.normal(size=2000)
+    share = pd.Series({"P1": 0.3, "P2": 0.01, "P3": 0.003})
+    flags = gp.technical_flags(table, obs, share, technical=["total_counts"])
+    assert flags["P1"] == ""
+    assert flags["P2"].startswith("weak, and follows total_counts (r = 0.")
+    assert flags["P3"] == "very weak (0.3% of the contribution)"
 
 
 def test_enrichment_is_fishers_exact_test(found):
@@ -88,3 +147,31 @@ def test_a_program_is_named_after_its_level_and_genes(mixed, found):
     genes = found.weighted.iloc[:, column[2]].nlargest(3).index
     assert row["label"] == "identity_2: " + ", ".join(genes)
     assert row["best_association"].startswith("identity = identity_2 (AUC")
+
+
+def test_a_headline_is_given_once_needs_twenty_cells_and_high_genes_and_is_no_cluster_number(mixed, found):
+    identity = mixed.true_scores.iloc[:, :5].idxmax(axis=1)
+    obs = pd.DataFrame({"identity": identity}, found.scores.index)
+    obs["cluster"] = pd.Categorical(pd.factorize(identity)[0].astype(str))
+    top = found.scores["P1"].nlargest(4).index
+    obs["rare"] = np.where(obs.index.isin(top), "four cells", "others")
+    obs["program"] = np.where(found.scores["P1"] > found.scores["P1"].quantile(0.7), "high in P1", "low in P1")
+    copied = found.scores.assign(P2=found.scores["P1"])
+    related = gp.associations(copied, obs)
+    table = gp.describe(found, related, obs=obs)
+    headlines = table["label"].str.extract("^(.*): ")[0].dropna()
+    assert headlines.is_unique
+    assert not headlines.isin(["four cells", "0", "1", "2", "3", "4"]).any()
+    # The scores of P2 are those of P1 here, but its genes are not high where P1 is.
+    assert table.loc["P1", "label"].startswith("high in P1: ")
+    assert ": " not in table.loc["P2", "label"]
+
+
+def test_a_better_group_is_not_replaced_by_a_gene_set(mixed, found):
+    obs = pd.DataFrame({"identity": mixed.true_scores.iloc[:, :5].idxmax(axis=1)}, found.scores.index)
+    related = gp.associations(found.scores, obs)
+    named = gp.describe(found, related, obs=obs)["label"]
+    program = named.index[named.str.startswith("identity_")][0]
+    enriched = gp.enrichment(found, {"NAMED": list(gp.gene_sets(found)[f"{program}_positive"])}, "mine")
+    assert gp.describe(found, related, enriched, obs=obs).loc[program, "label"] == named[program]
+    assert gp.describe(found, related.iloc[:0], enriched).loc[program, "label"].startswith("NAMED: ")

@@ -1,7 +1,7 @@
 """Each fit in the frame of the consensus."""
 
 import numpy as np
-from made_fits import cosines, make_fits, weighted_truth
+from made_fits import N_VARS, cosines, make_fits, weighted_truth
 from scipy import stats
 
 from ldvae import programs as gp
@@ -36,3 +36,19 @@ def test_member_genes_are_those_the_simulation_changed(mixed, found):
     truth = np.sign(mixed.true_loadings.to_numpy())
     assert ((members == truth) & (members != 0)).sum() > 0.9 * (members != 0).sum()
     assert ((members == truth) & (members != 0)).sum() > 0.6 * (truth != 0).sum()
+
+
+def test_a_dense_program_has_members_too_and_two_sets_of_fits_have_the_same():
+    rng = np.random.default_rng(0)
+    scores = np.c_[rng.random(1000) < 0.5, rng.random(1000) < 0.2].astype(float)
+    loadings = np.c_[rng.normal(size=N_VARS), np.where(np.arange(N_VARS) < 40, 1.0, 0.0)]
+    sets = []
+    for _ in range(2):
+        fits = [scores + 0.02 * rng.normal(size=scores.shape) for _ in range(4)]
+        tables = [loadings + 0.05 * rng.normal(size=loadings.shape) for _ in range(4)]
+        sets.append(gp.find_programs(fits, tables, mean=np.ones(N_VARS)).members)
+    for program in ("P1", "P2"):
+        first, second = (members[program] for members in sets)
+        assert 15 <= (first != 0).sum() <= 300
+        shared = ((first == second) & (first != 0)).sum() / ((first != 0) | (second != 0)).sum()
+        assert shared > 0.7
