@@ -66,8 +66,8 @@ def members_of(weighted: np.ndarray, half_width: np.ndarray) -> np.ndarray:
     """1 for genes that a program raises, -1 for those it lowers, else 0; shape (n_vars, n_programs).
 
     The sign of a member is sure (the 95 % interval over fits, where there is one, leaves zero out), its effect is at
-    least a quarter of that of the program's ten heaviest genes, and it is among the 300 heaviest. A rule by the spread over
-    all genes would leave a dense program, which moves most genes, with next to none.
+    least a quarter of that of the program's ten heaviest genes, and it is among the 300 heaviest. A rule by the spread
+    over all genes would leave a dense program, which moves most genes, with next to none.
     """
     size = np.abs(weighted)
     effect = MEMBER_EFFECT * np.sort(size, axis=0)[-10:].mean(axis=0)
