@@ -283,6 +283,19 @@ ASSOCIATIONS = File(
     readers=("report",),
     text=("variable", "level"),
 )
+DONORS = File(
+    path="programs/donors.tsv",
+    holds="By program, cell type and pair of conditions, with donors as units: effect (standard deviations) with its "
+    "95 % interval, p, padj; the same for the share of cells among the highest tenth (high_effect, high_p, high_padj).",
+    writer="programs",
+    text=("cell_type", "condition", "reference"),
+)
+DONOR_MEANS = File(
+    path="programs/donor_means.tsv",
+    holds="By cell type, condition, donor and program: n_cells, mean of the scores, share of high cells.",
+    writer="programs",
+    text=("cell_type", "condition", "donor"),
+)
 ENRICHMENT = File(
     path="programs/enrichment.tsv",
     holds="By program, side and gene set: overlap (genes), odds_ratio, p, padj.",

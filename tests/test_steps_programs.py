@@ -72,6 +72,8 @@ def dataset(tmp_path_factory):
     made = draw("mixed", n_obs=500, n_vars=400, n_up=40, n_down=10, seed=0)
     adata = made.to_anndata()
     adata.obs["total_counts"] = np.asarray(made.counts.sum(axis=1)).ravel()
+    adata.obs["donor"] = [f"D{i % 4}" for i in range(500)]
+    adata.obs["condition"] = np.where(np.arange(500) % 8 < 4, "ctrl", "stim")
     adata.uns["ldvae_setup"] = {"batch_key": "batch"}
     (root / "setup").mkdir()
     adata.write_h5ad(root / "setup" / "counts.h5ad")
@@ -96,7 +98,9 @@ def dataset(tmp_path_factory):
     (root / "sets.gmt").write_text("\t".join(["TERM_0", "", *members]) + "\n")
     programs(
         results=root,
-        config=ProgramsConfig(gene_sets=[str(root / "sets.gmt")]),
+        config=ProgramsConfig(
+            gene_sets=[str(root / "sets.gmt")], replicate_key="donor", condition_key="condition"
+        ),
     )
     return root, runs, made
 
@@ -223,6 +227,18 @@ def test_programs_are_tested_against_gene_sets_and_named_after_their_cells(datas
     assert row["best_association"].startswith("identity = identity_0")
     associations = read_table(folder / "associations.tsv")
     assert set(associations.loc[associations["technical"], "variable"]) == {"batch", "total_counts"}
+
+
+def test_conditions_are_compared_by_the_means_of_donors(dataset):
+    folder = dataset[0] / "programs"
+    means, compared = read_table(folder / "donor_means.tsv"), read_table(folder / "donors.tsv")
+    assert (means.groupby("program").size() == 8).all()
+    assert (means.groupby("program")["n_cells"].sum() == 500).all()
+    assert (compared["n_donors"] == 4).all()
+    assert compared["paired"].all()
+    row = compared.iloc[0]
+    own = means[means["program"] == row["program"]].pivot(index="donor", columns="condition", values="mean")
+    np.testing.assert_allclose(row["effect"], (own["stim"] - own["ctrl"]).mean(), rtol=1e-4)
 
 
 def test_projected_scores_are_those_of_the_programs(dataset):

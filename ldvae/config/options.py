@@ -514,9 +514,17 @@ class ProgramsConfig(Options):
         0.5,
         gt=0,
         le=1,
-        description="A program is flagged as technical if its scores correlate at least this much with a technical "
-        "number, or separate a technical group with an AUC of (1 + this) / 2; half of it for a program with less than "
-        "2 % of the variation.",
+        description="A program is flagged as technical if a technical column explains the square of this, as a share "
+        "of the variance of the scores, beyond what the biological columns explain; half of it for a program with "
+        "less than 2 % of the variation.",
+    )
+    replicate_key: ObsColumn | None = Field(
+        None,
+        description="Obs column of the biological replicate (donor, sample), with which programs are compared between "
+        "conditions; null: no such comparison.",
+    )
+    condition_key: ObsColumn | None = Field(
+        None, description="Obs column of the condition that the replicates are compared by; null: no such comparison."
     )
     gene_sets: list[File] = Field([], description="GMT files of gene sets to test the programs for enrichment.")
 

@@ -10,6 +10,7 @@ from .consensus import (
     outliers,
     reproducible_rank,
 )
+from .donors import compare_conditions, donor_means
 from .effects import effects_on_all_genes
 from .evidence import associations, describe, enrichment, strength, technical_flags
 from .find import Programs, find_programs, gene_sets, split_sides, top_genes
@@ -29,8 +30,10 @@ __all__ = [
     "Stability",
     "align_scores",
     "associations",
+    "compare_conditions",
     "consensus",
     "describe",
+    "donor_means",
     "drop_baseline",
     "effects_on_all_genes",
     "enrichment",

@@ -17,7 +17,9 @@ from ldvae.programs import (
     Frame,
     Programs,
     associations,
+    compare_conditions,
     describe,
+    donor_means,
     effects_on_all_genes,
     enrichment,
     find_programs,
@@ -58,7 +60,7 @@ def programs(*, results: Path, config: ProgramsConfig = ProgramsConfig()) -> Non
     )
     for warning in found.warnings:
         logger.warning(warning)
-    obs, batch_key = read_obs(layout.COUNTS.existing(results))
+    obs, batch_key, labels_key = read_obs(layout.COUNTS.existing(results))
     technical = [*technical_columns(config.technical, obs), batch_key or "batch"]
     related = associations(found.scores, obs, variables=config.variables, technical=technical)
     libraries = [enrichment(found, read_gmt(Path(file)), Path(file).stem) for file in config.gene_sets]
@@ -84,6 +86,9 @@ def programs(*, results: Path, config: ProgramsConfig = ProgramsConfig()) -> Non
     write_table(stability, layout.STABILITY.at(results))
     write_table(related, layout.ASSOCIATIONS.at(results))
     write_table(enriched, layout.ENRICHMENT.at(results))
+    means = by_donor(found, obs, config, labels_key)
+    write_table(means, layout.DONOR_MEANS.at(results))
+    write_table(compare_conditions(means), layout.DONORS.at(results))
     write_gmt(gene_sets(found), layout.GMT.at(results))
     write_table(split_sides(found), layout.STARCAT.at(results), index="program")
     write_table(on_all_genes(found.scores, layout.FILTERED.existing(results)), layout.ALL_GENES.at(results))
@@ -109,13 +114,24 @@ def technical_columns(names: list[str], obs: pd.DataFrame) -> list[str]:
     return list(dict.fromkeys([*own, *(name for name in names if name != "split")]))
 
 
-def read_obs(counts: Path) -> tuple[pd.DataFrame, str]:
-    """What is known of the cells, and the key of their batch ("" where there is one batch)."""
+def by_donor(found: Programs, obs: pd.DataFrame, config: ProgramsConfig, labels_key: str) -> pd.DataFrame:
+    """Mean scores of each donor; no rows where the config names no donors or no conditions."""
+    if (config.replicate_key is None) != (config.condition_key is None):
+        logger.warning("programs: replicate_key and condition_key go together; no comparison with one of them.")
+    if config.replicate_key is None or config.condition_key is None:
+        return donor_means(found.scores.iloc[:0], obs.assign(none=""), donor="none", condition="none")
+    return donor_means(
+        found.scores, obs, donor=config.replicate_key, condition=config.condition_key, cell_type=labels_key or None
+    )
+
+
+def read_obs(counts: Path) -> tuple[pd.DataFrame, str, str]:
+    """What is known of the cells, and the keys of their batch and their labels ("" where there are none)."""
     data = read_h5ad(counts, backed="r")
-    batch_key = data.uns.get("ldvae_setup", {}).get("batch_key", "")
+    keys = data.uns.get("ldvae_setup", {})
     obs = data.obs.copy()
     data.file.close()
-    return obs, str(batch_key)
+    return obs, str(keys.get("batch_key", "")), str(keys.get("labels_key", ""))
 
 
 def on_all_genes(scores: pd.DataFrame, filtered: Path) -> pd.DataFrame:

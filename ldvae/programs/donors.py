@@ -1,0 +1,114 @@
+"""Programs between conditions with donors as replicates: one mean per donor, never one per cell."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+import scipy  # imports scipy.stats when it is first used: a second and 45 MB that a training need not have
+
+# Fewest cells from which a donor has a mean in a cell type, and fewest donors in a comparison.
+LEAST_CELLS, LEAST_DONORS = 10, 3
+# Share of all cells that counts as high in a program.
+HIGH = 0.1
+
+
+def donor_means(
+    scores: pd.DataFrame, obs: pd.DataFrame, *, donor: str, condition: str, cell_type: str | None = None
+) -> pd.DataFrame:
+    """Average the scores of the cells of each donor, condition and cell type.
+
+    Parameters
+    ----------
+    scores
+        Cells by programs.
+    obs
+        What is known, indexed by cell; cells are matched by name, those without donor or condition are left out.
+    donor, condition, cell_type
+        Columns of `obs`; without cell types all cells are of the type "all cells".
+
+    Returns
+    -------
+    DataFrame
+        Columns cell_type, condition, donor, n_cells, program, mean, high: the share of these cells among the highest
+        tenth of all cells. Groups of fewer than 10 cells are left out.
+    """
+    obs = obs.reindex(scores.index)
+    kinds = obs[cell_type] if cell_type is not None else pd.Series("all cells", scores.index)
+    keys = pd.DataFrame({"cell_type": kinds, "condition": obs[condition], "donor": obs[donor]}, scores.index)
+    known = keys.notna().all(axis=1).to_numpy()
+    keys = keys[known].astype(str)
+    columns = list(keys)
+    groups = scores[known].groupby([keys[name] for name in columns], observed=True)
+    mean = groups.mean()
+    above = (scores > scores.quantile(1 - HIGH)).astype(float)[known]
+    high = above.groupby([keys[name] for name in columns], observed=True).mean()
+    sizes = groups.size()
+    enough = sizes.index[sizes >= LEAST_CELLS]
+    parts = []
+    for program in scores.columns:
+        table = pd.DataFrame({"n_cells": sizes, "mean": mean[program], "high": high[program]}).loc[enough].reset_index()
+        parts.append(table.assign(program=program))
+    return pd.concat(parts, ignore_index=True)[[*columns, "n_cells", "program", "mean", "high"]]
+
+
+def compare_conditions(means: pd.DataFrame) -> pd.DataFrame:
+    """Compare the conditions of each program and cell type, with donors as units.
+
+    Parameters
+    ----------
+    means
+        From `donor_means`.
+
+    Returns
+    -------
+    DataFrame
+        Columns program, cell_type, condition, reference, paired, n_donors, effect, lower, upper, p, padj, high_effect,
+        high_p, high_padj. The effect is the mean over donors of the condition minus that of the reference (the first
+        by name), in standard deviations of the score, with its 95 % interval; high_effect the same for the share of
+        high cells. padj is Benjamini and Hochberg's over all programs, cell types and pairs of conditions. Comparisons
+        with fewer than three donors (pairs, or in either condition) are left out.
+
+    Notes
+    -----
+    Donors that were seen in both conditions are compared with themselves (paired t) where there are three of them;
+    otherwise Welch's t between donors. The test takes the donors as a sample; the number of cells only makes
+    the mean of each more precise.
+    """
+    columns = ["program", "cell_type", "condition", "reference", "paired", "n_donors", "effect", "lower", "upper", "p"]
+    rows = []
+    for (program, kind), own in means.groupby(["program", "cell_type"], sort=False):
+        wide = {value: own.pivot(index="donor", columns="condition", values=value) for value in ("mean", "high")}
+        for reference, condition in combinations(sorted(own["condition"].unique()), 2):
+            both = wide["mean"][[reference, condition]].dropna().index
+            paired = len(both) >= LEAST_DONORS
+            found = {}
+            for value, table in wide.items():
+                first, second = (table.loc[both] if paired else table)[[reference, condition]].T.to_numpy()
+                first, second = first[~np.isnan(first)], second[~np.isnan(second)]
+                if min(len(first), len(second)) < LEAST_DONORS:
+                    break
+                found[value] = _test(first, second, paired)
+            if len(found) < 2:
+                continue
+            compared = own[own["condition"].isin([reference, condition])]
+            n_donors = len(both) if paired else compared["donor"].nunique()
+            head = (program, kind, condition, reference, paired, n_donors, *found["mean"])
+            high = {"high_effect": found["high"][0], "high_p": found["high"][3]}
+            rows.append(dict(zip(columns, head, strict=True)) | high)
+    result = pd.DataFrame(rows, columns=[*columns, "high_effect", "high_p"])
+    for p, adjusted in (("p", "padj"), ("high_p", "high_padj")):
+        result[adjusted] = scipy.stats.false_discovery_control(result[p]) if len(result) else pd.Series(dtype=float)
+    return result[[*columns, "padj", "high_effect", "high_p", "high_padj"]].sort_values("p", ignore_index=True)
+
+
+def _test(first: np.ndarray, second: np.ndarray, paired: bool) -> tuple[float, float, float, float]:
+    """Difference second minus first, its 95 % interval, and p."""
+    difference = float(second.mean() - first.mean())
+    spread = (second - first).std() if paired else first.std() + second.std()
+    if spread < 1e-12:  # no donor differs from another: nothing can be tested
+        return difference, np.nan, np.nan, 1.0
+    test = scipy.stats.ttest_rel(second, first) if paired else scipy.stats.ttest_ind(second, first, equal_var=False)
+    interval = test.confidence_interval()
+    return difference, float(interval.low), float(interval.high), float(test.pvalue)

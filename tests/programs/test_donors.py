@@ -1,0 +1,76 @@
+"""Conditions are compared with donors as units: what donors share is found, what one donor has is not."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from ldvae import programs as gp
+
+
+def draw(rng, n_donors=8, n_cells=60, effect=0.0, paired=True):
+    """Cells of donors that differ from each other more than chance; P1 changes with the condition."""
+    rows, scores = [], []
+    for donor in range(n_donors):
+        own = rng.normal(0, 1.0)
+        for condition in ("ctrl", "stim") if paired else (("ctrl", "stim")[donor % 2],):
+            shift = own + rng.normal(0, 0.3) + effect * (condition == "stim")
+            rows += [(f"D{donor}", condition, "B" if i % 2 else "T") for i in range(n_cells)]
+            scores.append(shift + rng.normal(size=n_cells))
+    index = [f"c{i}" for i in range(len(rows))]
+    obs = pd.DataFrame(rows, index, ["donor", "condition", "cell_type"])
+    return pd.DataFrame({"P1": np.concatenate(scores)}, index), obs
+
+
+def compare(scores, obs, cell_type="cell_type"):
+    return gp.compare_conditions(gp.donor_means(scores, obs, donor="donor", condition="condition", cell_type=cell_type))
+
+
+def test_the_test_is_the_paired_t_of_the_means_of_the_donors():
+    scores, obs = draw(np.random.default_rng(0), effect=1.0)
+    row = compare(scores, obs, None).iloc[0]
+    means = scores["P1"].groupby([obs["donor"], obs["condition"]]).mean().unstack()
+    test = stats.ttest_rel(means["stim"], means["ctrl"])
+    np.testing.assert_allclose([row["p"], row["effect"]], [test.pvalue, (means["stim"] - means["ctrl"]).mean()])
+    np.testing.assert_allclose([row["lower"], row["upper"]], test.confidence_interval())
+    assert row["paired"]
+    assert row["n_donors"] == 8
+    assert (row["condition"], row["reference"], row["cell_type"]) == ("stim", "ctrl", "all cells")
+
+
+def test_donors_of_one_condition_each_are_compared_without_pairs():
+    scores, obs = draw(np.random.default_rng(0), n_donors=10, effect=5.0, paired=False)
+    row = compare(scores, obs, None).iloc[0]
+    means = scores["P1"].groupby(obs["donor"]).mean()
+    stim = obs.groupby("donor")["condition"].first() == "stim"
+    np.testing.assert_allclose(row["p"], stats.ttest_ind(means[stim], means[~stim], equal_var=False).pvalue)
+    assert not row["paired"]
+    assert row["padj"] < 0.05
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_without_an_effect_one_p_value_in_twenty_is_below_five_percent(paired):
+    rng = np.random.default_rng(400)
+    p = [compare(*draw(rng, paired=paired, n_cells=40), None)["p"].iloc[0] for _ in range(400)]
+    assert 0.02 < np.mean(np.array(p) < 0.05) < 0.08
+
+
+def test_small_groups_and_too_few_donors_are_left_out():
+    scores, obs = draw(np.random.default_rng(0), n_donors=2)
+    assert compare(scores, obs).empty
+    scores, obs = draw(np.random.default_rng(0), n_donors=4)
+    obs.loc[(obs["donor"] == "D0") & (obs["cell_type"] == "B"), "cell_type"] = "T"
+    kept = obs["donor"].ne("D1") | (np.arange(len(obs)) % 12 == 0)  # 5 cells of D1 in each condition
+    table = compare(scores[kept], obs[kept]).set_index("cell_type")
+    assert list(table.index) == ["T"]
+    assert table.loc["T", "n_donors"] == 3
+
+
+def test_the_order_of_the_cells_and_unknown_donors_do_not_matter():
+    scores, obs = draw(np.random.default_rng(0), effect=0.5)
+    extra = pd.DataFrame({"P1": [50.0]}, ["unknown"])
+    first = compare(scores, obs)
+    means = gp.donor_means(scores, obs.sample(frac=1, random_state=0), donor="donor", condition="condition")
+    again = gp.donor_means(pd.concat([scores, extra]), obs, donor="donor", condition="condition")
+    pd.testing.assert_series_equal(means["mean"], again["mean"])
+    assert set(first["cell_type"]) == {"B", "T"}
