@@ -98,9 +98,7 @@ def dataset(tmp_path_factory):
     (root / "sets.gmt").write_text("\t".join(["TERM_0", "", *members]) + "\n")
     programs(
         results=root,
-        config=ProgramsConfig(
-            gene_sets=[str(root / "sets.gmt")], replicate_key="donor", condition_key="condition"
-        ),
+        config=ProgramsConfig(gene_sets=[str(root / "sets.gmt")], replicate_key="donor", condition_key="condition"),
     )
     return root, runs, made
 
