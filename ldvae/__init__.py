@@ -8,16 +8,16 @@ from ldvae._settings import settings
 from ldvae.errors import InputError
 
 if TYPE_CHECKING:
-    from ldvae import model, programs, simulate
+    from ldvae import model, pl, programs, simulate
     from ldvae.model import LinearSCVI
     from ldvae.sweep import fit_sweep
 
 __version__ = version("ldvae")
 
-__all__ = ["InputError", "LinearSCVI", "__version__", "fit_sweep", "model", "programs", "settings", "simulate"]
+__all__ = ["InputError", "LinearSCVI", "__version__", "fit_sweep", "model", "pl", "programs", "settings", "simulate"]
 
 OBJECTS = {"LinearSCVI": "ldvae.model", "fit_sweep": "ldvae.sweep"}
-MODULES = {"model", "programs", "simulate"}
+MODULES = {"model", "pl", "programs", "simulate"}
 
 
 def __getattr__(name: str) -> Any:

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 from results_folder import NASTY, World, write_results
 
+from ldvae import pl
 from ldvae.config import ReportConfig
 from ldvae.errors import InputError
 from ldvae.report import figures, prose
@@ -547,7 +548,7 @@ def test_colours_of_few_levels_differ_for_colour_blind_readers() -> None:
     deuteranopia = np.array([[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]])
     from matplotlib.colors import to_rgb
 
-    rgb = np.array([to_rgb(colour) for colour in figures.palette(6)])
+    rgb = np.array([to_rgb(colour) for colour in pl.palette(6)])
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     seen = (linear @ deuteranopia.T).clip(0, 1) ** (1 / 2.2)
     distances = np.linalg.norm(seen[:, None] - seen[None], axis=-1)[np.triu_indices(6, 1)]
@@ -555,9 +556,9 @@ def test_colours_of_few_levels_differ_for_colour_blind_readers() -> None:
 
 
 def test_colours_given_by_the_annotated_file_are_kept() -> None:
-    assert figures.palette(2, ["red", "#00ff00", "blue"]) == ["#ff0000", "#00ff00"]
-    assert figures.palette(2, ["red", "not a colour"]) == figures.palette(2)
-    assert len(set(figures.palette(40))) == 40
+    assert pl.palette(2, ["red", "#00ff00", "blue"]) == ["#ff0000", "#00ff00"]
+    assert pl.palette(2, ["red", "not a colour"]) == pl.palette(2)
+    assert len(set(pl.palette(40))) == 40
 
 
 def test_figures_on_one_page_do_not_share_ids() -> None:

@@ -20,7 +20,7 @@ SELECTION = {
 }
 
 
-def placed(settings: pd.DataFrame, column: str) -> pd.DataFrame:
+def placed_settings(settings: pd.DataFrame, column: str) -> pd.DataFrame:
     """Settings in the order of their factors, with a column `position`: the factors, or 0, 1… where those repeat."""
     settings = settings[settings[column].notna()].sort_values("n_latent", kind="stable")
     unique = settings["n_latent"].is_unique
@@ -66,7 +66,7 @@ def selection(
     column, ylabel = SELECTION[quantity]
     need(settings, ["setting", "n_latent", "chosen", column], "selection", "select/settings.tsv")
     by_factors = settings.loc[settings[column].notna(), "n_latent"].is_unique
-    settings = placed(settings, column)
+    settings = placed_settings(settings, column)
     x = settings["position"]
     ax = new_axes(ax, show, save)
     if quantity in ("elbo_test", "elbo_validation"):
@@ -163,7 +163,7 @@ def rank(
         ax.axhline(threshold, color=INK, linewidth=0.8, linestyle=":")
     if kept is not None and np.isfinite(kept):
         ax.axvline(kept + 0.5, color=RED, linewidth=1)
-    ax.set(xlabel="Number of directions", ylabel="Canonical correlation", ylim=(0, 1.03))
+    ax.set(xlabel="Number of directions", ylabel="Smallest correlation", ylim=(0, 1.03))
     ax.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
     finish(ax.figure, show, save)
     return ax

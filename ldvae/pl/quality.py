@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator
 
 from ldvae.errors import InputError
 from ldvae.pl.style import BLUE, MUTED, RED, Save, Show, finish, need, new_axes, new_figure, short, styled
@@ -210,5 +211,8 @@ def plain_numbers(ax: Axes) -> None:
     """Label logarithmic axes by plain numbers; matplotlib's own labels are formulas."""
     for axis, scale in ((ax.xaxis, ax.get_xscale()), (ax.yaxis, ax.get_yscale())):
         if scale == "log":
+            low, high = axis.get_view_interval()
+            if high < 30 * low:  # hardly a power of ten lies between them
+                axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
             axis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}")
             axis.set_minor_formatter(lambda *_: "")

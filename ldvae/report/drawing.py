@@ -16,50 +16,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
+from ldvae.pl.style import INK, MUTED, PAPER, RULE, STYLE
+
 SVG = "http://www.w3.org/2000/svg"
 XLINK = "http://www.w3.org/1999/xlink"
 
-# Colours of the Okabe-Ito palette, which colour-blind readers can tell apart; no yellow, which is lost on white.
-BLUE, ORANGE, GREEN, PURPLE, RED, SKY = "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9"
-
 # Drawn in these colours, a part of a figure follows the page's light or dark theme.
-INK, MUTED, RULE, PAPER = "#1c1e21", "#686d76", "#d5d8dd", "#fefefe"
 THEME = {INK: "var(--ink)", MUTED: "var(--muted)", RULE: "var(--rule)", PAPER: "var(--paper)"}
-
-STYLE: Any = {
-    "font.family": "sans-serif",
-    "font.sans-serif": ["Helvetica Neue", "Arial", "Liberation Sans", "DejaVu Sans"],
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.labelsize": 9,
-    "xtick.labelsize": 8.5,
-    "ytick.labelsize": 8.5,
-    "legend.fontsize": 8.5,
-    "legend.frameon": False,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.7,
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": INK,
-    "axes.facecolor": "none",
-    "axes.axisbelow": True,
-    "figure.facecolor": "none",
-    "savefig.facecolor": "none",
-    "text.color": INK,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "xtick.major.size": 3,
-    "ytick.major.size": 3,
-    "grid.color": RULE,
-    "grid.linewidth": 0.6,
-    # A gene or a label may hold a dollar sign: it is text, never a formula.
-    "text.parse_math": False,
-    "axes.unicode_minus": True,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "ldvae",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,10 +71,15 @@ class Drawing:
         """Draw the figure, once, for the page and for a file."""
         buffer = io.StringIO()
         with mpl.rc_context(STYLE):
+            # The page is the background.
+            for part in (self.figure, *self.figure.axes):
+                part.set_facecolor("none")
             # Laid out once: savefig would do it twice.
             self.figure.draw_without_rendering()
             self.figure.set_layout_engine("none")
-            self.figure.savefig(buffer, format="svg", dpi=180, metadata={"Date": None, "Creator": None})
+            self.figure.savefig(
+                buffer, format="svg", dpi=180, metadata={"Date": None, "Creator": None}, facecolor="none"
+            )
         document = buffer.getvalue()
         start = document.index(">", document.index("<svg")) + 1
         white = document[:start] + '<rect width="100%" height="100%" fill="white"/>' + document[start:]

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from ldvae import pl
 from ldvae.config import ReportConfig
 from ldvae.names import find_own
 from ldvae.report import figures, prose
@@ -259,9 +260,7 @@ def _column(column: pd.Series) -> list[Any]:
 def _qc(page: Page, results: Results) -> dict[str, Any]:
     cells, qc = results.qc_cells, results.qc
     metrics = [name for name in figures.METRIC_TITLES if name in cells and cells[name].nunique() > 1]
-    drawn = [
-        page.draw(figures.qc_distribution(name, cells, qc.get("thresholds", {}).get(name, {}))) for name in metrics
-    ]
+    drawn = [page.draw(figures.qc_distribution(name, cells, qc.get("thresholds", {}))) for name in metrics]
     removed = pd.DataFrame(qc["removed"].items(), columns=["reason", "cells"]).sort_values("cells", ascending=False)
     removed["share"] = removed["cells"] / max(qc["n_obs_before"], 1)
     reasons = Table(
@@ -304,12 +303,8 @@ def _training(page: Page, results: Results) -> dict[str, Any]:
     }
     drawn = []
     if best in histories:
-        for quantity, title in (
-            ("elbo", "Negative ELBO"),
-            ("reconstruction_loss", "Reconstruction error"),
-            ("kl_local", "KL divergence"),
-        ):
-            drawn.append(page.draw(figures.training_curve(quantity, title, histories, best)))
+        for quantity in figures.QUANTITIES:
+            drawn.append(page.draw(figures.training_curve(quantity, histories, best)))
     metrics = results.best_metrics
     if metrics.get("kl_per_factor"):
         drawn.append(page.draw(figures.kl_per_factor(metrics["kl_per_factor"], int(metrics.get("collapsed", 0)), best)))
@@ -430,9 +425,7 @@ def _cells_map(page: Page, results: Results, groups: dict[str, pd.Series], cells
     note = _sampled_note(len(cells), len(results.obs))
     first = next(iter(groups), None)
     column = groups[first].iloc[cells] if first else pd.Series(["cells"] * len(cells), dtype="category", name="nothing")
-    colours = {
-        name: figures.palette(len(group.cat.categories), results.colors.get(name)) for name, group in groups.items()
-    }
+    colours = {name: pl.palette(len(group.cat.categories), results.colors.get(name)) for name, group in groups.items()}
     drawing = page.draw(figures.cells_map(umap, column, colours[first] if first else ["#0072b2"], note))
     low, high = umap.min(axis=0), umap.max(axis=0)
     span = max(float((high - low).max()), 1e-9)
@@ -539,7 +532,7 @@ def _overview(
         yield page.draw(
             figures.heatmap(
                 means,
-                name=f"programs_by_{figures._slug(variable)}",
+                name=f"programs_by_{figures.slug(variable)}",
                 title=f"Programs by {variable}",
                 caption=f"Mean score of the cells of each level of {variable}, in standard deviations.",
                 value="Mean score",
@@ -595,11 +588,8 @@ def _panel(
     config: ReportConfig,
 ) -> dict[str, Any]:
     """Everything about one program."""
-    of_program = results.top_genes[results.top_genes["program"] == name].sort_values("rank")
-    sides = [of_program[of_program["side"] == side].head(config.n_genes) for side in ("positive", "negative")]
-    genes = pd.concat([sides[0], sides[1].iloc[::-1]])
     scores = results.scores[name].to_numpy()
-    drawn = [figures.program_genes(name, genes)]
+    drawn = [figures.program_genes(name, results.top_genes, config.n_genes)]
     if results.umap is not None:
         note = _sampled_note(len(cells), len(results.obs))
         drawn.append(figures.program_map(name, results.umap[cells], scores[cells], note))
@@ -658,7 +648,7 @@ def _fit(page: Page, results: Results, config: ReportConfig) -> dict[str, Any] |
     whole = whole.sort_values("zeros_difference", key=np.abs, ascending=False)
     page.blocks["fit"] = whole.drop(columns=["batch", "n_cells"])
     batches = [name for name in dict.fromkeys(fit["batch"].astype(str)) if name != "all"]
-    drawn = [page.draw(figures.fit_scatter(fit, quantity)) for quantity in figures.FIT_TITLES]
+    drawn = [page.draw(figures.fit_scatter(fit, quantity)) for quantity in figures.PREDICTED]
     shown = batches[:12] if len(batches) > 1 else []
     by_batch = [page.draw(figures.fit_batches(fit, name, shown)) for name in ("mean", "zeros")] if shown else []
     genes = Table(

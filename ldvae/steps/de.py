@@ -13,13 +13,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from matplotlib.figure import Figure
 from scipy import sparse
 
+from ldvae import pl
 from ldvae import results as layout
 from ldvae.config import DeConfig
 from ldvae.errors import InputError, suggestion
 from ldvae.io import atomic, collected_warnings, group_names, obs_column, read_h5ad, write_json, write_table
 from ldvae.names import find_own
+from ldvae.pl.de import called as called_genes
+from ldvae.pl.style import styled
 
 if TYPE_CHECKING:
     from ldvae.model import LinearSCVI
@@ -34,7 +38,6 @@ COLUMNS = (
 )
 MIN_AUC = 0.6  # of a gene that the rank-sum test calls, or 1 - MIN_AUC: with many cells, smaller shifts are certain too
 MAX_CELLS = 20_000  # of a side in the rank-sum test; beyond them an AUC changes in the third digit
-LABELLED = 12  # genes named in a figure, on each side
 
 
 class Contrast(NamedTuple):
@@ -110,7 +113,7 @@ def de(*, results: Path, config: DeConfig = DeConfig()) -> None:
             n_de = int(called.sum())
             write_table(table, folder / f"{stem}.tsv.gz", index="gene")
             write_table(ranked, folder / f"{stem}.all_genes.tsv.gz", index="gene")
-            draw_volcano(table, name, config, folder / f"{stem}.png")
+            draw_volcano(table, name, folder / f"{stem}.png")
             values = (name, f"{stem}.tsv.gz", contrast.group1, contrast.group2, contrast.within, contrast.column)
             sizes = (len(contrast.rows1), len(contrast.rows2), bulk is not None, n_de)
             found = (f"{stem}.all_genes.tsv.gz", int(ranked["called"].sum()), int(both.sum()))
@@ -378,35 +381,15 @@ def deseq2(counts: pd.DataFrame, samples: pd.DataFrame, design: str) -> pd.DataF
     return statistics.results_df[list(names)].rename(columns=names)
 
 
-# Figures
-
-
-def draw_volcano(table: pd.DataFrame, title: str, config: DeConfig, path: Path) -> None:
-    """Draw certainty against size of the change; beside it, where there is one, the pseudobulk's change."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
+@styled
+def draw_volcano(table: pd.DataFrame, title: str, path: Path) -> None:
+    """Effect against evidence; beside it, where there is one, the pseudobulk's change against the model's."""
     has_bulk = "pseudobulk_lfc" in table
-    figure = Figure(figsize=(10 if has_bulk else 5.2, 4.6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = Figure(figsize=(9 if has_bulk else 5.2, 4.2), layout="constrained")
     axes = figure.subplots(1, 2 if has_bulk else 1, squeeze=False)[0]
-    called = table[f"is_de_fdr_{config.fdr}"].to_numpy(bool)
-    ordered = table[called].sort_values("lfc_median")
-    shown = pd.concat([ordered.head(LABELLED), ordered.tail(LABELLED)]).loc[lambda t: ~t.index.duplicated()]
-    panels = [("bayes_factor", "log odds that the change exceeds delta")]
-    panels += [("pseudobulk_lfc", "log2 fold change of pseudobulks")] if has_bulk else []
-    for ax, (column, label) in zip(axes, panels, strict=True):
-        for mask, color in ((~called, "0.7"), (called, "C3")):
-            ax.scatter(table["lfc_median"][mask], table[column][mask], s=6, c=color, linewidths=0, rasterized=True)
-        for gene, row in shown.iterrows():
-            if np.isfinite(row[column]):
-                ax.annotate(
-                    str(gene).replace("$", r"\$"), (row["lfc_median"], row[column]), fontsize=6,
-                    xytext=(2, 2), textcoords="offset points",
-                )  # fmt: skip
-        ax.set(xlabel="log2 fold change of the model (median)", ylabel=label)
-    for value in (-config.delta, config.delta):
-        axes[0].axvline(value, color="0.5", linestyle="dashed", linewidth=0.8)
-    axes[0].set_title(f"{title}: {called.sum()} of {len(table)} genes".replace("$", r"\$"), fontsize=9)
+    axes[0].set_title(f"{title}: {called_genes(table).sum()} of {len(table)} genes called", loc="left")
+    if has_bulk:
+        pl.agreement(table, ax=axes[1])
+    pl.volcano(table, ax=axes[0])
     with atomic(path) as temporary:
-        figure.savefig(temporary, dpi=130)
+        figure.savefig(temporary, dpi=130, metadata={"Software": None})

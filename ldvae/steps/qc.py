@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import warnings
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from ldvae import pl
 from ldvae import results as layout
 from ldvae.config import QcConfig
 from ldvae.errors import InputError
@@ -121,8 +122,10 @@ def qc(
     table = metrics.assign(kept=kept, reason=reasons)
     table.insert(0, "batch", batch)
     thresholds = effective_thresholds(limits)
-    draw_violins(table, thresholds, layout.VIOLINS.at(results))
-    draw_scatter(table, thresholds, layout.SCATTER.at(results))
+    with atomic(layout.VIOLINS.at(results)) as temporary:
+        pl.qc_violins(table, thresholds=thresholds, save=temporary)
+    with atomic(layout.SCATTER.at(results)) as temporary:
+        pl.qc_scatter(table, thresholds=thresholds, save=temporary)
     with atomic(layout.FILTERED.at(results)) as temporary:
         result.write_h5ad(temporary, compression="lzf")
     write_table(table, layout.CELLS.at(results), index="cell")
@@ -319,79 +322,3 @@ def effective_thresholds(limits: list[Limit]) -> dict[str, dict[str, dict[str, f
                 known = entry[side]
                 entry[side] = float(value) if known is None else tighter(known, float(value))
     return thresholds
-
-
-# Figures
-
-
-def draw_violins(table: pd.DataFrame, thresholds: dict[str, Any], path: Path) -> None:
-    """Draw every metric by batch, all cells above and kept cells below, with the thresholds."""
-    from matplotlib.ticker import MaxNLocator
-
-    metrics = [metric for metric in (*METRICS, "doublet_score") if metric in table and table[metric].nunique() > 1]
-    names = sorted(table["batch"].unique())
-    figure, axes = _subplots(2, max(1, len(metrics)), max(2.6, 0.3 * len(names) + 1), 2.8)
-    for column, metric in enumerate(metrics):
-        logged = metric in ("total_counts", "n_genes_by_counts")
-        for row, (title, shown) in enumerate((("before", table), ("after", table[table["kept"]]))):
-            ax = axes[row, column]
-            for position, name in enumerate(names):
-                values = shown.loc[shown["batch"] == name, metric].dropna().to_numpy(float)
-                values = np.log10(np.maximum(values, 1)) if logged else values
-                if len(values) > 1 and values.std() > 0:
-                    drawn = ax.violinplot(values, [position], widths=0.85, showextrema=False, showmedians=True)
-                    drawn["bodies"][0].set(facecolor="C0", alpha=0.4)
-                    drawn["cmedians"].set(color="C0")
-                else:
-                    ax.plot(np.full(len(values), position), values, "C0.")
-                for value in thresholds.get(metric, {}).get(name, {}).values():
-                    if value is not None:
-                        height = np.log10(max(value, 1)) if logged else value
-                        ax.hlines(height, position - 0.45, position + 0.45, "C3", linestyles="dashed", linewidth=1)
-            ax.set_xticks(range(len(names)), names, rotation=90 if len(names) > 3 else 0, fontsize=7)
-            ax.set_title(f"{metric}, {title}", fontsize=8)
-            if logged:
-                ax.yaxis.set_major_locator(MaxNLocator(integer=True))
-                ax.yaxis.set_major_formatter(lambda value, _: f"{10**value:,.0f}")
-            ax.tick_params(axis="y", labelsize=7)
-        low, high = axes[0, column].get_ylim()
-        for row in (0, 1):
-            axes[row, column].set_ylim(low, high)
-    _save(figure, path)
-
-
-def draw_scatter(table: pd.DataFrame, thresholds: dict[str, Any], path: Path) -> None:
-    """Draw genes against counts of all cells and of the kept ones, coloured by mitochondrial share."""
-    figure, axes = _subplots(1, 2, 4.2, 3.6)
-    top = max(1e-9, float(table["pct_counts_mt"].quantile(0.99)))
-    for ax, (title, shown) in zip(axes[0], (("before", table), ("after", table[table["kept"]])), strict=True):
-        shown = shown[shown["total_counts"] > 0].sort_values("pct_counts_mt", kind="stable")
-        dots = ax.scatter(
-            shown["total_counts"], shown["n_genes_by_counts"], c=shown["pct_counts_mt"], s=3, cmap="viridis", vmin=0,
-            vmax=top, rasterized=True,
-        )  # fmt: skip
-        ax.set(xscale="log", yscale="log", xlabel="counts of the cell", ylabel="genes seen in the cell")
-        ax.set_title(f"{title}: {len(shown):,} cells", fontsize=9)
-        for metric, line in (("total_counts", ax.axvline), ("n_genes_by_counts", ax.axhline)):
-            for bounds in thresholds.get(metric, {}).values():
-                for value in bounds.values():
-                    if value is not None and value > 0:
-                        line(value, color="C3", linestyle="dashed", linewidth=0.8)
-    axes[0, 1].set(xlim=axes[0, 0].get_xlim(), ylim=axes[0, 0].get_ylim())
-    figure.colorbar(dots, ax=list(axes[0]), label="mitochondrial counts, %")
-    _save(figure, path)
-
-
-def _subplots(rows: int, columns: int, width: float, height: float) -> tuple[Any, np.ndarray]:
-    """A figure with panels of the given size in inches, drawn without a display."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(columns * width, rows * height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns, squeeze=False)
-
-
-def _save(figure: Any, path: Path) -> None:
-    with atomic(path) as temporary:
-        figure.savefig(temporary, dpi=130)

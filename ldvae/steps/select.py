@@ -10,11 +10,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
+from ldvae import pl
 from ldvae import results as layout
 from ldvae.config import ProgramsConfig, SelectConfig
 from ldvae.errors import InputError
 from ldvae.io import atomic, write_json, write_table
+from ldvae.pl.style import styled
 from ldvae.programs import find_programs, gauge, information, outliers, reproducible_rank
 
 logger = logging.getLogger(__name__)
@@ -107,7 +110,10 @@ def select(*, results: Path, runs: list[str] | None = None, config: SelectConfig
     write_table(settings, layout.SETTINGS.at(results))
     write_table(across, layout.CORRELATIONS.at(results))
     draw_error(table, settings, criterion, layout.ERROR_FIGURE.at(results))
-    draw_correlations(across, settings, config.threshold, layout.CORRELATIONS_FIGURE.at(results))
+    chosen = settings[settings["chosen"]].iloc[0]
+    kept = {"setting": chosen["setting"], "kept": chosen["reproducible_rank"], "threshold": config.threshold}
+    with atomic(layout.CORRELATIONS_FIGURE.at(results)) as temporary:
+        pl.rank(across, **kept, save=temporary)
     write_json(best, layout.BEST.at(results))
     logger.info("%s", reason)
 
@@ -236,62 +242,16 @@ def choose(settings: pd.DataFrame, criterion: str, config: SelectConfig) -> tupl
     return chosen, f"{chosen} ({name} {elbo[best]:.2f} nats, {reproduced}): {why}."
 
 
+@styled
 def draw_error(runs: pd.DataFrame, settings: pd.DataFrame, criterion: str, path: Path) -> None:
     """Held-out error and stability of each setting, with every run, as users of cNMF know it."""
-    from matplotlib.figure import Figure
-
-    place = {setting: x for x, setting in enumerate(settings["setting"])}
-    x = np.arange(len(settings))
-    unique = settings["n_latent"].is_unique
-    figure = Figure(figsize=(max(4.5, 0.6 * len(x) + 2), 5), layout="constrained")
+    figure = Figure(figsize=(max(4.5, 0.6 * len(settings) + 2), 5), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True)
-    kept = runs[~runs["outlier"]]
-    upper.plot(kept["setting"].map(place), kept[criterion], "o", color="0.6", markersize=4, label="run")
-    left_out = runs[runs["outlier"]]
-    if len(left_out):
-        upper.plot(left_out["setting"].map(place), left_out[criterion], "x", color="C3", label="left out")
-    upper.plot(x, settings[f"{criterion}_mean"], "-_", color="C0", markersize=12, label="mean")
-    upper.set_ylabel(f"{criterion.replace('_', ' ')}\n(nats per cell, lower is better)")
-    lower.plot(x, settings["stability_mean"], "o-", color="C0", label="programs, mean")
-    lower.plot(x, settings["stability_min"], "o--", color="C1", label="least stable program")
-    for position, rank in zip(x, settings["reproducible_rank"], strict=True):
-        lower.annotate(f"rank {rank:.0f}" if pd.notna(rank) else "", (position, 0.02), ha="center", fontsize=7)
-    lower.set_ylim(0, 1.02)
-    lower.set_ylabel("stability\n(cosine to the consensus)")
-    lower.set_xticks(x, settings["n_latent"] if unique else settings["setting"], rotation=0 if unique else 90)
-    lower.set_xlabel("number of factors" if unique else "setting")
-    for axes in (upper, lower):
-        axes.axvspan(*(np.flatnonzero(settings["chosen"])[0] + np.array([-0.3, 0.3])), color="C2", alpha=0.15)
-        axes.legend(loc="center right", fontsize=7, frameon=False)
-    save(figure, path)
-
-
-def draw_correlations(correlations: pd.DataFrame, settings: pd.DataFrame, threshold: float, path: Path) -> None:
-    """What halves of the fits share, rank by rank, and where it ends."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    figure = Figure(figsize=(5.5, 3.5), layout="constrained")
-    axes = figure.subplots()
-    for setting, own in correlations.groupby("setting", sort=False):
-        chosen = setting == settings.loc[settings["chosen"], "setting"].iloc[0]
-        (line,) = axes.plot(own["rank"], own["correlation"], "o-", lw=2 if chosen else 0.8, markersize=3, label=setting)
-        axes.fill_between(own["rank"], own["lower"], own["upper"], color=line.get_color(), alpha=0.15, lw=0)
-    if correlations.empty:
-        axes.text(0.5, 0.5, "one fit per setting: nothing to compare", ha="center", transform=axes.transAxes)
+    pl.selection(settings, runs, quantity=criterion, ax=upper)
+    upper.set_xlabel("")
+    if settings["stability_mean"].notna().any():
+        pl.selection(settings, quantity="stability", ax=lower)
     else:
-        axes.legend(loc="lower left", fontsize=7, frameon=False)
-    axes.axhline(threshold, color="0.4", ls=":")
-    axes.set_ylim(0, 1.02)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlabel("rank")
-    axes.set_ylabel("smallest correlation between\nhalves of four fits each")
-    save(figure, path)
-
-
-def save(figure: Any, path: Path) -> None:
-    """Write a figure; the same figure gives the same bytes."""
-    from matplotlib import rc_context
-
-    with rc_context({"svg.hashsalt": "ldvae", "svg.fonttype": "none"}), atomic(path) as temporary:
-        figure.savefig(temporary, format="svg", metadata={"Date": None})
+        lower.set_visible(False)
+    with atomic(path) as temporary:
+        figure.savefig(temporary, metadata={"Date": None})

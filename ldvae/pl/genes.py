@@ -71,14 +71,16 @@ def loadings(
 
 def strongest(table: pd.DataFrame, program: str, n_genes: int) -> pd.DataFrame:
     """The genes that `loadings` draws, from top to bottom, with `side` and `position` on the axis."""
-    if "gene" in table:
+    long = "gene" in table
+    if long:
         need(table, ["program", "loading"], "loadings", "programs/top_genes.tsv")
-        known, rows = sorted(table["program"].unique()), table[table["program"] == program]
-    else:
-        known = [str(name) for name in table]
-        rows = pd.DataFrame({"gene": table.index.astype(str), "loading": table.get(program, pd.Series(dtype=float))})
+    known = sorted(table["program"].unique()) if long else list(table)
     if program not in known:
         raise InputError(f"pl.loadings: there is no program {program!r}; the table has {', '.join(map(str, known))}.")
+    if long:
+        rows = table[table["program"] == program]
+    else:
+        rows = pd.DataFrame({"gene": table.index.astype(str), "loading": table[program].to_numpy()})
     weight = rows["weighted"] if "weighted" in rows else rows["loading"]
     rows = rows.assign(weight=weight, side=np.where(weight >= 0, "positive", "negative"))
     up = rows[rows["side"] == "positive"].nlargest(n_genes, "weight")
