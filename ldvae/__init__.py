@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ldvae.model import LinearSCVI
     from ldvae.sweep import fit_sweep
 
-__version__ = version("ldvae")
+    __version__: str
 
 __all__ = ["InputError", "LinearSCVI", "__version__", "fit_sweep", "model", "pl", "programs", "settings", "simulate"]
 
@@ -22,6 +22,8 @@ MODULES = {"model", "pl", "programs", "simulate"}
 
 def __getattr__(name: str) -> Any:
     # Only whoever asks for the model waits for torch: not the workflow, which reads ldvae.config for every job.
+    if name == "__version__":  # in a clone, the workflow is planned where ldvae is not installed
+        return version("ldvae")
     if name in OBJECTS:
         return getattr(import_module(OBJECTS[name]), name)
     if name in MODULES:

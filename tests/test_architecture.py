@@ -119,3 +119,19 @@ def test_importing_the_model_does_not_import_scanpy():
     code = "import sys; from ldvae import LinearSCVI; print(*{name.split('.')[0] for name in sys.modules})"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not set(loaded) & {"scanpy", "matplotlib", "snakemake", "plotly"}
+
+
+def test_a_config_is_planned_with_what_snakemake_brings_alone(tmp_path):
+    (tmp_path / "counts.h5ad").write_text("")
+    code = f"""
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {{"numpy", "pandas", "anndata", "h5py", "scanpy", "torch", "scipy"}}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
+from ldvae.config import expand_checked
+print(len(expand_checked({{"datasets": {{"a": {str(tmp_path / "counts.h5ad")!r}}}}}).datasets["a"].runs))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "5", done.stderr

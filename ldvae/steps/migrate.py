@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 from ldvae.config import renamed_runs
@@ -32,9 +31,10 @@ def migrate(outdir: Path = Path(".")) -> str:
                 lines.append(f"{folder / old} is left as it is: there is a {run.id} as well.")
                 continue
             metrics = folder / old / "metrics.json"
-            times = metrics.stat()
+            # It is new from now on, so that the steps that name runs in their results are repeated.
             write_json(json.loads(metrics.read_text()) | {"run": run.id, "setting": run.setting}, metrics)
-            os.utime(metrics, ns=(times.st_atime_ns, times.st_mtime_ns))  # the results are as old as they were
+            if (table := folder / old / "fit.tsv").exists():  # as ppc.tsv was called
+                table.rename(table.with_name("ppc.tsv"))
             (folder / old).rename(folder / run.id)
             for place in ("logs/train", "benchmarks/train", "checkpoints"):
                 for path in (outdir / place / dataset).glob(f"{old}*"):
