@@ -809,6 +809,8 @@ def totals_vary(counts: Counts | BackedCounts) -> bool:
 def matrix(adata: AnnData, registry: Registry) -> Any:
     """The matrix that holds the counts, as it is stored."""
     if registry.layer is None:
+        if adata.X is None:
+            raise InputError("adata.X is None: there are no counts. Name the layer that holds them, or set adata.X.")
         return adata.X
     layers = layer_names(adata)
     if registry.layer not in layers:

@@ -306,6 +306,10 @@ def new_lane(adata):
     adata.obs["lane"] = np.where(np.arange(150) < 5, "c", "a")
 
 
+def no_matrix(adata):
+    adata.X = None
+
+
 def drop_lane(adata):
     del adata.obs["lane"]
 
@@ -318,6 +322,7 @@ def drop_lane(adata):
         (reorder_genes, r"have changed .*the genes.*not in the model's order"),
         (drop_a_gene, r"have changed .*the genes.*1 of the model's 20 genes are missing"),
         (new_lane, r"have changed .*lane of adata\.obs.*Category c"),
+        (no_matrix, r"adata\.X is None"),
         (drop_lane, r"have changed .*lane not found in adata\.obs"),
     ],
 )
