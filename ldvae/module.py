@@ -257,7 +257,7 @@ class Encoder(nn.Module):
         self.norms = nn.ModuleList(nn.BatchNorm1d(n_hidden, BN_EPS, BN_MOMENTUM) for _ in self.layers)
         self.mean = nn.Linear(n_hidden, n_latent)
         self.log_var = nn.Linear(n_hidden, n_latent)
-        # Stored gene by gene: a cell's counts then pick contiguous rows of the weight (kernels/cpu.py).
+        # Stored gene by gene: a cell's counts then pick contiguous rows of the weight (backends/cpu).
         first = self.layers[0]
         first.weight = nn.Parameter(first.weight.detach().T.contiguous().T)
 

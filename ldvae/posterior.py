@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal, StudentT
 
+from ldvae.backends import PlainBackend, pick_backend
 from ldvae.data import BackedCounts, Counts, Covariates
 from ldvae.errors import InputError
-from ldvae.kernels import fused_step
 from ldvae.likelihoods import Generative
 from ldvae.module import LDVAE, ElboTerms, Noise, Posterior
 
@@ -76,13 +76,8 @@ def device_of(module: LDVAE) -> torch.device:
 @torch.inference_mode()
 def encode(module: LDVAE, source: Source, rows: np.ndarray, batch_size: int = BATCH_SIZE) -> Cells:
     """Posterior of z and of the library size of cells, on the CPU, in the order of `rows`."""
-    fused, parts = fused_step(module), []
-    for counts, chosen in source.minibatches(rows, batch_size):
-        if fused is not None:
-            parts.append(Posterior(*fused.encode(counts, chosen)))
-        else:
-            x, _ = counts.minibatch(chosen, device_of(module))
-            parts.append(module.encode(x))
+    backend = pick_backend(module)
+    parts = [backend.encode(counts, chosen) for counts, chosen in source.minibatches(rows, batch_size)]
     q = Posterior(*(None if values[0] is None else torch.cat(values).cpu() for values in zip(*parts, strict=True)))
     return Cells(q, source.covariates.rows(rows))
 
@@ -136,14 +131,11 @@ def elbo_terms(
     module: LDVAE, source: Source, rows: np.ndarray, generator: torch.Generator, batch_size: int = BATCH_SIZE
 ) -> ElboTerms:
     """Terms of the negative ELBO of each cell with one draw of z and of the library size; nats, shape (n_obs,)."""
-    fused, parts = fused_step(module), []
-    for counts, chosen in source.minibatches(rows, batch_size):
-        noise = module.draw_noise(len(chosen), generator)
-        if fused is not None:
-            parts.append(ElboTerms(*fused.elbo_terms(counts, chosen, noise)))
-        else:
-            x, covariates = counts.minibatch(chosen, device_of(module))
-            parts.append(module.elbo_terms(x, covariates, noise.to(x.device)))
+    backend = pick_backend(module)
+    parts = [
+        backend.elbo_terms(counts, chosen, module.draw_noise(len(chosen), generator))
+        for counts, chosen in source.minibatches(rows, batch_size)
+    ]
     return ElboTerms(*(torch.cat(values).cpu() for values in zip(*parts, strict=True)))
 
 
@@ -176,23 +168,20 @@ def marginal_ll(
     -----
     log p(x) ~ logsumexp_s [log p(x | z_s, l_s) + log p(z_s) + log p(l_s) - log q(z_s) - log q(l_s)] - log S.
     """
-    fused, estimates = fused_step(module), []
+    backend, estimates = pick_backend(module), []
     for counts, chosen in source.minibatches(rows, batch_size):
-        if fused is not None:
-            x, cells = None, Cells(Posterior(*fused.encode(counts, chosen)), counts.covariates.rows(chosen))
-        else:
-            x, covariates = counts.minibatch(chosen, device_of(module))
-            cells = Cells(module.encode(x), covariates)
+        cells = Cells(backend.encode(counts, chosen), counts.covariates.rows(chosen)).to(device_of(module))
         passes = []
         for start in range(0, n_mc_samples, n_mc_samples_per_pass):
             n_draws = min(n_mc_samples_per_pass, n_mc_samples - start)
             z_noise = torch.randn(n_draws, *cells.q.z_mean.shape, generator=generator).to(cells.q.z_mean.device)
             l_noise = torch.randn(n_draws, len(chosen), 1, generator=generator).to(cells.q.z_mean.device)
-            if fused is not None:
-                noise = [Noise(*of_draw, (), ()) for of_draw in zip(z_noise, l_noise, strict=True)]
-                log_px = -torch.stack([fused.elbo_terms(counts, chosen, of_draw)[0] for of_draw in noise])
-            else:
+            if isinstance(backend, PlainBackend):  # decodes several draws at once
+                x, _ = counts.minibatch(chosen, device_of(module))
                 log_px = log_likelihood(module, x, cells, z_noise, l_noise)
+            else:
+                noise = [Noise(*of_draw, (), ()) for of_draw in zip(z_noise, l_noise, strict=True)]
+                log_px = -torch.stack([backend.elbo_terms(counts, chosen, of_draw).reconstruction for of_draw in noise])
             passes.append(log_px + log_ratio(module, cells, z_noise, l_noise))
         estimates.append(torch.cat(passes).logsumexp(dim=0) - math.log(n_mc_samples))
     return torch.cat(estimates).cpu()

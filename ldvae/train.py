@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -23,11 +23,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from ldvae.backends import Backend, pick_backend
 from ldvae.config import FitConfig
 from ldvae.data import BackedCounts, Counts, Split
 from ldvae.errors import InputError
-from ldvae.kernels import fused_step
-from ldvae.module import LDVAE, Noise
+from ldvae.module import LDVAE
 
 logger = logging.getLogger(__name__)
 
@@ -53,48 +53,6 @@ def generators(seed: int, *stream: int) -> tuple[np.random.Generator, torch.Gene
     order, noise = np.random.SeedSequence([seed, *stream]).spawn(2)
     torch_seed = int(noise.generate_state(1, np.uint64)[0] >> 1)
     return np.random.default_rng(order), torch.Generator().manual_seed(torch_seed)
-
-
-class Step(Protocol):
-    """One way to train and evaluate on a minibatch; all give the same numbers up to rounding."""
-
-    def train(self, counts: Counts, rows: np.ndarray, noise: Noise, kl_weight: float) -> Tensor:
-        """Update the module; sums over cells of reconstruction, KL(z) and KL(library), in nats, shape (3,)."""
-        ...
-
-    def evaluate(self, counts: Counts, rows: np.ndarray, noise: Noise) -> Tensor:
-        """The same sums without an update."""
-        ...
-
-
-class PlainStep:
-    """Training step in plain torch."""
-
-    def __init__(self, module: LDVAE, optimizer: torch.optim.Optimizer, gradient_clip_val: float | None = None) -> None:
-        self.module, self.optimizer, self.clip = module, optimizer, gradient_clip_val
-
-    def train(self, counts: Counts, rows: np.ndarray, noise: Noise, kl_weight: float) -> Tensor:
-        """See `Step`."""
-        device = self.device
-        x, covariates = counts.minibatch(rows, device)
-        terms = self.module.elbo_terms(x, covariates, noise.to(device))
-        self.optimizer.zero_grad(set_to_none=True)
-        terms.loss(kl_weight).mean().backward()
-        if self.clip is not None:
-            torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.clip)
-        self.optimizer.step()
-        return torch.stack([term.detach().sum() for term in terms])
-
-    @torch.no_grad()
-    def evaluate(self, counts: Counts, rows: np.ndarray, noise: Noise) -> Tensor:
-        """See `Step`."""
-        x, covariates = counts.minibatch(rows, self.device)
-        return torch.stack([term.sum() for term in self.module.elbo_terms(x, covariates, noise.to(self.device))])
-
-    @property
-    def device(self) -> torch.device:
-        """Where the module is."""
-        return next(self.module.parameters()).device
 
 
 class LightOptimizer(torch.optim.Optimizer):
@@ -205,7 +163,7 @@ def fit(
     checkpoint: Checkpoint | None = None,
     on_epoch: Callable[[EpochReport], None] | None = None,
     stop: Callable[[], bool] | None = None,
-    make_step: Callable[[LDVAE, torch.optim.Optimizer, FitConfig], Step] | None = None,
+    make_backend: Callable[[LDVAE, torch.optim.Optimizer, float | None], Backend] = pick_backend,
 ) -> Fit:
     """Train a module in place.
 
@@ -228,8 +186,8 @@ def fit(
         Called after every epoch.
     stop
         Asked before every step; when it says so, the checkpoint is written and `Interrupted` raised.
-    make_step
-        Implementation of a step; the fastest that fits if not given.
+    make_backend
+        How minibatches are computed; by the fastest backend that fits if not given.
 
     Raises
     ------
@@ -243,7 +201,7 @@ def fit(
     if config.early_stopping and len(split.validation) == 0:
         raise InputError("Can't run early stopping with no validation set; lower train_size, or do not stop early.")
     optimizer = make_optimizer(module, config)
-    step = (make_step or pick_step)(module, optimizer, config)
+    backend = make_backend(module, optimizer, config.gradient_clip_val)
     state = State(lr=config.lr)
     mark = fingerprint(module, source, split, config, seed) if checkpoint else ""
     if checkpoint:
@@ -273,13 +231,13 @@ def fit(
                     save_checkpoint(noise_generator)
                     raise Interrupted
                 noise = module.draw_noise(len(rows), noise_generator)
-                state.sums.append(step.train(counts, rows, noise, kl_weight(config, state.epoch, state.global_step)))
+                state.sums.append(backend.train(counts, rows, noise, kl_weight(config, state.epoch, state.global_step)))
                 state.global_step += 1
                 if checkpoint and time.monotonic() - saved_at > checkpoint.every_s:
                     save_checkpoint(noise_generator)
                     saved_at = time.monotonic()
             module.eval()
-            finish_epoch(state, module, step, source, split, config, seed)
+            finish_epoch(state, module, backend, source, split, config, seed)
             if on_epoch is not None:
                 on_epoch(report(state, config, split, state.global_step - done_before, time.monotonic() - started))
         if state.global_step > done_before:  # who is killed after the training need not train again
@@ -317,14 +275,6 @@ def report(state: State, config: FitConfig, split: Split, steps: int, seconds: f
     return EpochReport(state.epoch, config.max_epochs, last.get("elbo_validation", last["elbo_train"]), rate, left)
 
 
-def pick_step(module: LDVAE, optimizer: torch.optim.Optimizer, config: FitConfig) -> Step:
-    """The fastest step that can train this module where it is."""
-    plain = PlainStep(module, optimizer, config.gradient_clip_val)
-    if config.gradient_clip_val is not None:
-        return plain
-    return fused_step(module, optimizer, plain) or plain
-
-
 def training_minibatches(
     source: Source, rows: np.ndarray, config: FitConfig, order: np.random.Generator
 ) -> Iterator[tuple[Counts, np.ndarray]]:
@@ -342,7 +292,7 @@ def learning_rate(config: FitConfig, state: State) -> float:
 
 
 def finish_epoch(
-    state: State, module: LDVAE, step: Step, source: Source, split: Split, config: FitConfig, seed: int
+    state: State, module: LDVAE, backend: Backend, source: Source, split: Split, config: FitConfig, seed: int
 ) -> None:
     """Validate, write the history, decide whether to go on; `state` then stands at the next epoch."""
     weight = kl_weight(config, state.epoch, state.global_step - 1)
@@ -354,7 +304,9 @@ def finish_epoch(
     row |= metrics(sums.sum(dim=0) / len(split.train), weight, "train")
     validate = len(split.validation) > 0 and (state.epoch + 1) % config.check_val_every_n_epoch == 0
     if validate:
-        row |= metrics(evaluate(module, step, source, split.validation, config.batch_size, seed), weight, "validation")
+        row |= metrics(
+            evaluate(module, backend, source, split.validation, config.batch_size, seed), weight, "validation"
+        )
     state.history.append(row)
     state.epoch += 1
     state.sums, state.noise = [], None
@@ -381,7 +333,7 @@ def metrics(terms: Tensor, kl_weight: float, part: str) -> dict[str, float]:
     }
 
 
-def evaluate(module: LDVAE, step: Step, source: Source, rows: np.ndarray, batch_size: int, seed: int) -> Tensor:
+def evaluate(module: LDVAE, backend: Backend, source: Source, rows: np.ndarray, batch_size: int, seed: int) -> Tensor:
     """Mean reconstruction, KL(z) and KL(library) per cell, in nats, shape (3,).
 
     The noise depends on the seed alone: epochs are compared on the same draws.
@@ -390,7 +342,7 @@ def evaluate(module: LDVAE, step: Step, source: Source, rows: np.ndarray, batch_
     total = torch.zeros(3, dtype=torch.float64)
     for counts, chosen in source.minibatches(rows, batch_size):
         noise = module.draw_noise(len(chosen), noise_generator)
-        total += step.evaluate(counts, chosen, noise).double().cpu()
+        total += backend.evaluate(counts, chosen, noise).double().cpu()
     return total / len(rows)
 
 

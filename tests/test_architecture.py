@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "ldvae"
 BASICS = {"config", "errors"}
-ENGINE = {"module", "kernels", "backends", "likelihoods", "data"}
+ENGINE = {"module", "backends", "likelihoods", "data"}
 ALLOWED = {
     "__init__": {"_settings", "model", "errors", "programs", "pl", "simulate", "results", "sweep", "config"},
     "__main__": {"cli"},
@@ -27,7 +27,6 @@ ALLOWED = {
     "posterior": BASICS | ENGINE,
     "differential": BASICS | ENGINE | {"posterior", "rows"},
     "storage": BASICS | ENGINE,
-    "kernels": {"errors"},
     "backends": BASICS | {"module", "likelihoods", "data"},
     "module": BASICS | {"likelihoods", "data"},
     "likelihoods": {"errors"},

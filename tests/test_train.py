@@ -11,9 +11,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from scipy import sparse
 
+from ldvae.backends import unsupported
 from ldvae.config import FitConfig, ModelConfig, TrainConfig, default_max_epochs
 from ldvae.data import Counts, DataShape, Split, library_prior, read_counts, register, registered, split_cells
 from ldvae.errors import InputError
+from ldvae.likelihoods import LIKELIHOODS, Likelihood, Moments
 from ldvae.module import LDVAE
 from ldvae.train import Checkpoint, Fit, Interrupted, fit, kl_weight, mean_profile, seeded
 
@@ -268,3 +270,30 @@ def test_only_an_untrained_decoder_starts_at_the_mean_profile(counts):
         module.decoder.norm.bias.zero_()
     fit(module, counts, SPLIT, config)  # goes on from where it was
     assert module.decoder.norm.bias.abs().max() < 1e-6
+
+
+class Geometric(Likelihood):
+    """Variance mu + mu²: a likelihood that no kernel knows."""
+
+    name = "geometric"
+    sentence = "a geometric likelihood"
+
+    def log_prob(self, x, px):
+        return x * (px.px_rate + 1e-8).log() - (x + 1) * (1 + px.px_rate).log()
+
+    def moments(self, px):
+        return Moments(px.px_rate, px.px_rate + 2 * px.px_rate**2, 1 / (1 + px.px_rate))
+
+    def sample(self, px, rng):
+        return (rng.geometric(1 / (1 + px.px_rate.numpy())) - 1).astype(np.float32)
+
+
+def test_a_new_likelihood_is_one_class_and_trains_in_plain_torch(counts, monkeypatch, caplog):
+    monkeypatch.setitem(LIKELIHOODS, "geometric", Geometric())
+    config = ModelConfig(n_hidden=8, n_latent=3).model_copy(update={"gene_likelihood": "geometric"})
+    module = LDVAE(config, DataShape(30), *library_prior(counts, 1))
+    assert "not 'geometric'" in unsupported(module)
+    with caplog.at_level("INFO"):
+        history = fit(module, counts, SPLIT, FitConfig(max_epochs=30, batch_size=32, lr=1e-2), seed=0).history
+    assert "Plain torch: the compiled step has the likelihoods poisson, nb, zinb, not 'geometric'." in caplog.text
+    assert history["elbo_train"].iloc[-1] < history["elbo_train"].iloc[0] - 1

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from speed import cpu_name, read
 
+from ldvae.backends.cpu import threads
+from ldvae.backends.cpu.backend import CpuBackend
 from ldvae.config import ModelConfig
 from ldvae.data import Counts, Covariates, DataShape, as_csr
-from ldvae.kernels import fused_step, loops
 from ldvae.module import LDVAE
 
 BATCH_SIZE = 128
@@ -42,21 +43,21 @@ def main() -> None:
     prior = (value.expand(arguments.batches).clone() for value in (library.mean(), library.var()))
     shape = DataShape(n_vars, arguments.batches)
     module = LDVAE(ModelConfig(gene_likelihood=arguments.likelihood), shape, *prior).train()
-    step = fused_step(module, torch.optim.Adam(module.parameters(), eps=0.01, weight_decay=1e-6))
+    step = CpuBackend(module, torch.optim.Adam(module.parameters(), eps=0.01, weight_decay=1e-6))
     generator, rng = torch.Generator().manual_seed(0), np.random.default_rng(0)
-    names = ("noise", "before the phases", *loops.PHASES, "after the phases")
+    names = ("noise", "before the phases", *threads.PHASES, "after the phases")
     seconds = []
     for _ in range(arguments.steps + 1):  # the first one compiles
         rows = rng.permutation(n_obs)[:BATCH_SIZE]
         started = time.perf_counter()
         noise = module.draw_noise(BATCH_SIZE, generator)
         drawn = time.perf_counter()
-        begin = loops.clock()
+        begin = threads.clock()
         step.train(counts, rows, noise, 1.0)
-        end = loops.clock()
+        end = threads.clock()
         done = time.perf_counter()
         team = step.team
-        cycles = np.diff([begin, loops.phase_begin(team), *loops.phase_ends(team), end])
+        cycles = np.diff([begin, threads.phase_begin(team), *threads.phase_ends(team), end])
         seconds.append([drawn - started, *(cycles * ((done - drawn) / (end - begin)))])
     medians = 1e3 * np.median(seconds[1:], axis=0)
     print(f"{cpu_name()}, {arguments.threads} threads, load {os.getloadavg()[0]:.1f}")

@@ -10,12 +10,12 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 if DEVICE.type == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported
 
-from test_kernels import KL_WEIGHT, MODELS, make_counts, make_module  # noqa: E402
+from test_backends_cpu import KL_WEIGHT, MODELS, make_counts, make_module  # noqa: E402
 
+from ldvae.backends import PlainBackend  # noqa: E402
 from ldvae.likelihoods import nb_log_prob, poisson_log_prob, zinb_log_prob  # noqa: E402
-from ldvae.train import PlainStep  # noqa: E402
 
-cuda = pytest.importorskip("ldvae.kernels.cuda")
+cuda = pytest.importorskip("ldvae.backends.cuda")
 
 
 @pytest.mark.parametrize(("kind", "n_thetas"), [("nb", 1), ("nb", 4), ("zinb", 4), ("poisson", 1)])
@@ -70,8 +70,8 @@ def test_gathered_minibatches_are_the_rows_asked_for():
 def test_a_step_matches_the_plain_step(config, data):
     counts, shape = make_counts(**data, largest=60)
     modules = [make_module(config, shape).to(DEVICE) for _ in range(2)]
-    plain, other = (PlainStep(m, torch.optim.Adam(m.parameters(), lr=0.01, eps=0.01)) for m in modules)
-    device = cuda.DeviceStep(modules[1], other.optimizer, other)
+    plain, other = (PlainBackend(m, torch.optim.Adam(m.parameters(), lr=0.01, eps=0.01)) for m in modules)
+    device = cuda.CudaBackend(modules[1], other.optimizer)
     generator = torch.Generator().manual_seed(0)
     for n_obs in [20, 7, 20] + ([20, 20, 7, 20] if DEVICE.type == "cuda" else []):  # captured at the fourth
         rows = np.random.default_rng(n_obs).permutation(len(counts))[:n_obs]

@@ -2,6 +2,7 @@ import copy
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,51 +11,62 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import sparse, special
 
+from ldvae.backends import PlainBackend, pick_backend, unsupported
 from ldvae.config import ModelConfig
 from ldvae.data import Counts, Covariates, DataShape
-from ldvae.kernels import fused_step, unsupported
 from ldvae.likelihoods import nb_log_prob, poisson_log_prob, zinb_log_prob
 from ldvae.module import LDVAE, Noise
-from ldvae.train import PlainStep
 
-cpu = pytest.importorskip("ldvae.kernels.cpu")
-loops = pytest.importorskip("ldvae.kernels.loops")
+pytest.importorskip("numba")
+from ldvae.backends.cpu import arrays, likelihood, math
+from ldvae.backends.cpu.backend import KINDS
+
+ROOT = Path(__file__).parents[1]
 KL_WEIGHT = 0.3
 few_examples = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 
 
-@loops.compiled()
+@math.compiled()
 def apply(function, x, out):
     for i in range(x.size):
         out[i] = function(x[i])
 
 
-@pytest.mark.thorough
-def test_a_process_compiles_what_uses_parts_after_another_has_filled_the_cache(tmp_path):
-    """As jobs do that start together: a generator of a cache is nothing that numba can compile with."""
-    script = (
-        "import numba\n"
-        "from ldvae.kernels import loops\n"
-        "@numba.njit\n"
-        "def total(team):\n"
-        "    found = 0\n"
-        "    for part in loops.parts(team, 0, 5):\n"
-        "        found += part\n"
-        "    return found\n"
-        "print(total(loops.new_team()))\n"
+def test_a_changed_source_of_the_kernels_is_not_answered_from_the_cache(tmp_path):
+    """Numba looks at the file of the function that Python calls; here another one of the package changes."""
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels" / "__init__.py").touch()
+    (tmp_path / "kernels" / "step.py").write_text(
+        "from pathlib import Path\n"
+        "from ldvae.backends.cpu.step import cached, source_digest\n"
+        "from kernels.part import part\n"
+        "def entry_point(sources):\n"
+        "    @cached\n"
+        "    def step(x):\n"
+        "        _ = sources\n"
+        "        return part(x)\n"
+        "    return step\n"
+        "step = entry_point(source_digest(Path(__file__).parent))\n"
+        "print(step(2.0), sum(step.stats.cache_hits.values()))\n"
     )
-    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
-    for _ in range(2):
-        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
-        assert done.stdout == "10\n", done.stderr
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    command = [sys.executable, "-B", "-c", "import kernels.step"]
+    said = []
+    for factor in ("3", "3", "5"):
+        (tmp_path / "kernels" / "part.py").write_text(
+            f"from ldvae.backends.cpu.math import compiled\n@compiled()\ndef part(x):\n    return {factor} * x\n"
+        )
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        said.append(done.stdout.strip() or done.stderr)
+    assert said == ["6.0 0", "6.0 1", "10.0 0"]
 
 
 @pytest.mark.parametrize(
     ("function", "truth", "x", "error"),
     [
-        (loops.exp, np.exp, np.linspace(-86, 87, 100_001), 2e-7),
-        (loops.log, np.log, np.geomspace(1e-37, 1e37, 100_001), 2e-7),
-        (loops.log1p, np.log1p, np.r_[0, np.geomspace(1e-30, 1e30, 100_001)], 3e-7),
+        (math.exp, np.exp, np.linspace(-86, 87, 100_001), 2e-7),
+        (math.log, np.log, np.geomspace(1e-37, 1e37, 100_001), 2e-7),
+        (math.log1p, np.log1p, np.r_[0, np.geomspace(1e-30, 1e30, 100_001)], 3e-7),
     ],
 )
 def test_elementary_functions_are_exact_to_single_precision(function, truth, x, error):
@@ -67,17 +79,17 @@ def test_elementary_functions_are_exact_to_single_precision(function, truth, x, 
 @pytest.mark.parametrize("z", [16.0, 100.3, 1e8])
 @pytest.mark.parametrize("n", [1.0, 1e2, 1e6])
 def test_log_gamma_ratio_matches_scipy(z, n):
-    value, slope = loops.log_gamma_ratio(z, n)
+    value, grad = math.log_gamma_ratio(z, n)
     np.testing.assert_allclose(value, special.gammaln(z + n) - special.gammaln(z), rtol=1e-7)
-    np.testing.assert_allclose(slope, special.digamma(z + n) - special.digamma(z), rtol=1e-6)
+    np.testing.assert_allclose(grad, special.digamma(z + n) - special.digamma(z), rtol=1e-6)
 
 
 def to_tiles(x):
     """(n_obs, n_vars) as the kernels hold it: (n_blocks, n_obs, BLOCK)."""
-    n_blocks = -(-x.shape[1] // loops.BLOCK)
-    padded = np.zeros((len(x), n_blocks * loops.BLOCK), np.float32)
+    n_blocks = -(-x.shape[1] // arrays.BLOCK)
+    padded = np.zeros((len(x), n_blocks * arrays.BLOCK), np.float32)
     padded[:, : x.shape[1]] = x
-    return np.ascontiguousarray(padded.reshape(len(x), n_blocks, loops.BLOCK).transpose(1, 0, 2))
+    return np.ascontiguousarray(padded.reshape(len(x), n_blocks, arrays.BLOCK).transpose(1, 0, 2))
 
 
 def from_tiles(tiles, n_vars):
@@ -121,20 +133,20 @@ def test_likelihood_and_its_gradients_match_the_plain_formula_in_double_precisio
     }[kind](torch.tensor(x, dtype=torch.float64), log_mu.exp())
     truth.sum().backward()
 
-    batch = loops.Minibatch(
+    batch = arrays.Minibatch(
         csr.indptr[:-1].astype(np.int64), csr.indptr[1:].astype(np.int64), csr.indices, csr.data, csr.data
     )
     tiles, zi_tiles = to_tiles(mu), to_tiles(zi)
-    slopes, zi_slopes, theta_slopes = np.empty_like(tiles), np.empty_like(tiles), np.zeros_like(theta)
-    log_prob, mean_slope = (np.empty((len(tiles), n_obs), np.float32) for _ in range(2))
+    grads, zi_grads, theta_grads = np.empty_like(tiles), np.empty_like(tiles), np.zeros_like(theta)
+    log_prob, mean_grad = (np.empty((len(tiles), n_obs), np.float32) for _ in range(2))
     scale = np.ones((len(tiles), n_obs), np.float32)
     room = np.empty(csr.nnz, np.uint8), np.empty(csr.nnz, np.float32)
-    blocks = loops.ByBlock(np.empty((len(tiles), n_obs + 1), np.int64), *room)
-    loops.group_by_block(batch, blocks)
+    blocks = likelihood.ByBlock(np.empty((len(tiles), n_obs + 1), np.int64), *room)
+    likelihood.group_by_block(batch, blocks)
     for block in range(len(tiles)):
-        loops.likelihood(
-            block, cpu.KINDS[kind], blocks, row, theta, tiles, scale, zi_tiles,
-            slopes, zi_slopes, theta_slopes, log_prob, mean_slope,
+        likelihood.likelihood(
+            block, KINDS[kind], blocks, row, theta, tiles, scale, zi_tiles,
+            grads, zi_grads, theta_grads, log_prob, mean_grad,
         )  # fmt: skip
 
     def close(found, expected, size):
@@ -144,17 +156,17 @@ def test_likelihood_and_its_gradients_match_the_plain_formula_in_double_precisio
 
     term = x * (1 + np.log1p(x)) + np.exp(np.minimum(log_mu.detach().numpy(), 30))
     close(log_prob.sum(0), truth.sum(1), (term + np.abs(truth.detach().numpy())).sum(1))
-    close(from_tiles(slopes, n_vars), log_mu.grad, x + mu)
-    close(mean_slope.sum(0), log_mu.grad.sum(1), (x + mu).sum(1))
+    close(from_tiles(grads, n_vars), log_mu.grad, x + mu)
+    close(mean_grad.sum(0), log_mu.grad.sum(1), (x + mu).sum(1))
     if kind != "poisson":
         thetas = np.exp(theta.astype(float)).T[row]
         size = np.zeros((n_rows, n_vars))
         np.add.at(
             size, row, np.minimum(mu, thetas * np.log1p(mu / thetas)) + np.minimum(x, thetas * np.log1p(x / thetas))
         )
-        close(theta_slopes, log_theta_t.grad, size.T)
+        close(theta_grads, log_theta_t.grad, size.T)
     if kind == "zinb":
-        close(from_tiles(zi_slopes, n_vars), zi_t.grad, 1)
+        close(from_tiles(zi_grads, n_vars), zi_t.grad, 1)
 
 
 def make_counts(n_obs=70, n_vars=300, n_batch=1, n_cats=(), n_continuous=0, largest=100_000, seed=0):
@@ -207,7 +219,7 @@ def test_a_step_matches_autograd_in_double_precision(config, data):
     covariates = covariates._replace(continuous=covariates.continuous.double(), library=covariates.library.double())
     terms = truth.elbo_terms(x.double(), covariates, double(noise))
     terms.loss(KL_WEIGHT).mean().backward()
-    found = fused_step(module, optimizer, None).train(counts, rows, noise, KL_WEIGHT)
+    found = pick_backend(module, optimizer).train(counts, rows, noise, KL_WEIGHT)
 
     np.testing.assert_allclose(found, [term.detach().sum() for term in terms], rtol=1e-5, atol=1e-5)
     for part, own in module.named_children():
@@ -230,8 +242,8 @@ def test_steps_end_where_plain_steps_end(config, data):
     counts, shape = make_counts(**data, largest=60)  # larger ones make rounding errors grow from step to step
     modules = [make_module(config, shape) for _ in range(2)]
     optimizers = [torch.optim.Adam(m.parameters(), lr=0.01, eps=0.01, weight_decay=1e-3) for m in modules]
-    plain = PlainStep(modules[0], optimizers[0])
-    steps = [plain, fused_step(modules[1], optimizers[1], PlainStep(modules[1], optimizers[1]))]
+    plain = PlainBackend(modules[0], optimizers[0])
+    steps = [plain, pick_backend(modules[1], optimizers[1])]
     generator = torch.Generator().manual_seed(0)
     order = np.random.default_rng(0)
     for n_obs in (32, 32, 1, 17, 2):  # the last ones as at the end of an epoch
@@ -257,14 +269,14 @@ def test_inference_matches_the_module(config, data):
     rows = np.random.default_rng(0).permutation(len(counts))[:40]
     x, covariates = counts.minibatch(rows)
     noise = module.draw_noise(len(rows), torch.Generator().manual_seed(0))
-    fused = fused_step(module)
+    compiled_backend = pick_backend(module)
     with torch.no_grad():
-        for found, expected in zip(fused.encode(counts, rows), module.encode(x), strict=True):
+        for found, expected in zip(compiled_backend.encode(counts, rows), module.encode(x), strict=True):
             assert (found is None) == (expected is None)
             if found is not None:
                 torch.testing.assert_close(found, expected, rtol=2e-4, atol=1e-4)
         for found, expected in zip(
-            fused.elbo_terms(counts, rows, noise), module.elbo_terms(x, covariates, noise), strict=True
+            compiled_backend.elbo_terms(counts, rows, noise), module.elbo_terms(x, covariates, noise), strict=True
         ):
             torch.testing.assert_close(found, expected, rtol=2e-3, atol=1e-3)
 
@@ -274,11 +286,11 @@ def test_many_genes_train_as_in_plain_torch():
     counts, shape = make_counts(n_obs=40, n_vars=4_500, largest=60)
     modules = [make_module(ModelConfig(), shape) for _ in range(2)]
     optimizers = [torch.optim.Adam(m.parameters(), eps=0.01) for m in modules]
-    plain, fused = PlainStep(modules[0], optimizers[0]), fused_step(modules[1], optimizers[1])
+    plain, compiled_backend = PlainBackend(modules[0], optimizers[0]), pick_backend(modules[1], optimizers[1])
     generator = torch.Generator().manual_seed(0)
     for _ in range(2):
         noise = modules[0].draw_noise(len(counts), generator)
-        sums = [step.train(counts, np.arange(len(counts)), noise, KL_WEIGHT) for step in (plain, fused)]
+        sums = [step.train(counts, np.arange(len(counts)), noise, KL_WEIGHT) for step in (plain, compiled_backend)]
         np.testing.assert_allclose(sums[1], sums[0], rtol=1e-4)
     for expected, value in zip(modules[0].parameters(), modules[1].parameters(), strict=True):
         np.testing.assert_allclose(value.detach(), expected.detach(), atol=2e-4)
@@ -290,7 +302,7 @@ def test_64_bit_indices_give_the_same():
     wide.indices, wide.indptr = wide.indices.astype(np.int64), wide.indptr.astype(np.int64)
     module = make_module(ModelConfig(), shape).eval()
     noise = module.draw_noise(10, torch.Generator().manual_seed(0))
-    sums = [fused_step(module).evaluate(Counts(x, counts.covariates), np.arange(10), noise) for x in (counts.x, wide)]
+    sums = [pick_backend(module).evaluate(Counts(x, counts.covariates), np.arange(10), noise) for x in (counts.x, wide)]
     assert torch.equal(*sums)
 
 
@@ -302,7 +314,7 @@ def test_a_stored_zero_is_a_zero():
     clean.eliminate_zeros()
     module = make_module(ModelConfig(gene_likelihood="zinb"), shape).eval()
     noise = module.draw_noise(10, torch.Generator().manual_seed(0))
-    sums = [fused_step(module).evaluate(Counts(x, counts.covariates), np.arange(10), noise) for x in (stored, clean)]
+    sums = [pick_backend(module).evaluate(Counts(x, counts.covariates), np.arange(10), noise) for x in (stored, clean)]
     torch.testing.assert_close(*sums)
 
 
@@ -313,7 +325,7 @@ def test_results_do_not_depend_on_the_number_of_threads():
     for n_threads in (1, 2):
         module = make_module(ModelConfig(), shape)
         optimizer = torch.optim.Adam(module.parameters())
-        step = fused_step(module, optimizer, None)
+        step = pick_backend(module, optimizer)
         generator = torch.Generator().manual_seed(0)
         torch.set_num_threads(n_threads)
         try:
@@ -334,11 +346,11 @@ def test_results_do_not_depend_on_the_number_of_threads():
         (ModelConfig(dispersion="gene-cell"), "gene-cell"),
     ],
 )
-def test_what_the_kernels_cannot_do_is_left_to_plain_torch_with_a_reason(config, reason, caplog):
+def test_what_the_compiled_step_cannot_do_is_left_to_plain_torch_with_a_reason(config, reason, caplog):
     module = make_module(config, DataShape(10))
     optimizer = torch.optim.Adam(module.parameters())
     with caplog.at_level("INFO"):
-        assert fused_step(module, optimizer, None) is None
+        assert isinstance(pick_backend(module, optimizer), PlainBackend)
     assert reason in caplog.text
 
 

@@ -13,7 +13,12 @@ import numpy as np
 import torch
 import triton
 import triton.language as tl
+from scipy import sparse
 from torch import Tensor
+
+from ldvae.backends.plain import PlainBackend
+from ldvae.data import Counts, Covariates
+from ldvae.module import LDVAE, ElboTerms, Noise, Posterior
 
 KINDS = {"poisson": 0, "nb": 1, "zinb": 2}
 BLOCK = 1024  # genes that a program handles at once
@@ -41,17 +46,17 @@ def _log_gamma_ratio(theta, x):
 
     The ratio is taken as a whole: a difference of two log Gammas has no digits left for large theta.
     """
-    value, slope = x * 0.0, x * 0.0
+    value, grad = x * 0.0, x * 0.0
     for k in tl.static_range(8):
         value += tl.log((theta + k) / (theta + x + k))
-        slope += 1.0 / (theta + k) - 1.0 / (theta + x + k)
+        grad += 1.0 / (theta + k) - 1.0 / (theta + x + k)
     z, end = theta + 8.0, theta + 8.0 + x
     log_ratio = _log1p(x / z)
     value += (z - 0.5) * log_ratio + x * (tl.log(end) - 1.0)
     value += (1.0 / 12 - 1.0 / (360 * end * end)) / end - (1.0 / 12 - 1.0 / (360 * z * z)) / z
-    slope += log_ratio
-    slope += (0.5 + (1.0 / 12 - 1.0 / (120 * z * z)) / z) / z - (0.5 + (1.0 / 12 - 1.0 / (120 * end * end)) / end) / end
-    return value, slope
+    grad += log_ratio
+    grad += (0.5 + (1.0 / 12 - 1.0 / (120 * z * z)) / z) / z - (0.5 + (1.0 / 12 - 1.0 / (120 * end * end)) / end) / end
+    return value, grad
 
 
 @triton.jit
@@ -70,7 +75,7 @@ def _likelihood(
         mass = mass * tl.exp(top - higher) + tl.sum(tl.exp(s - higher), axis=0)
         top = higher
     log_factor = tl.load(library + cell) - tl.log(mass) - top
-    total, slope_sum = 0.0, 0.0
+    total, grad_sum = 0.0, 0.0
     for start in range(0, n_vars, BLOCK):
         g = start + tl.arange(0, BLOCK)
         there = g < n_vars
@@ -79,7 +84,7 @@ def _likelihood(
         factorial, _ = _log_gamma_ratio(count * 0.0 + 1.0, count)
         if KIND == 0:
             value = tl.where(count > 0, count * tl.log(tl.maximum(mu, 1e-38)), 0.0) - mu - factorial
-            slope = count - mu
+            grad = count - mu
         else:
             theta = tl.exp(tl.load(log_theta + cell * theta_stride + g, mask=there, other=0.0))
             ratio = mu / (theta + 1e-8)
@@ -87,29 +92,29 @@ def _likelihood(
             log_zero = -theta * _log1p(ratio)
             gamma, by_gamma = _log_gamma_ratio(theta, count)
             value = log_zero + count * (tl.log(mu + 1e-8) - tl.log(both)) + gamma - factorial
-            slope = -theta * mu / both + count * (mu / (mu + 1e-8) - mu / both)
-            theta_slope = log_zero + theta * (theta / (theta + 1e-8) * mu / both + by_gamma - count / both)
+            grad = -theta * mu / both + count * (mu / (mu + 1e-8) - mu / both)
+            theta_grad = log_zero + theta * (theta / (theta + 1e-8) * mu / both + by_gamma - count / both)
             if KIND == 2:
                 logit = tl.load(zi + row + g, mask=there, other=0.0)
                 inflated = 1.0 / (1.0 + tl.exp(tl.minimum(-logit, 80.0)))
                 counted = tl.where(count > 0, 1.0, 1.0 / (1.0 + tl.exp(tl.minimum(logit - log_zero, 80.0))))
                 at_zero = _softplus(log_zero - logit) - _softplus(-logit)
                 value = tl.where(count > 0, value - _softplus(logit), at_zero)
-                zi_slope = tl.where(count > 0, -inflated, 1.0 - inflated - counted)
-                slope, theta_slope = slope * counted, theta_slope * counted
-                tl.store(by_zi + row + g, zi_slope, mask=there)
-            tl.store(by_log_theta + row + g, theta_slope, mask=there)
+                zi_grad = tl.where(count > 0, -inflated, 1.0 - inflated - counted)
+                grad, theta_grad = grad * counted, theta_grad * counted
+                tl.store(by_zi + row + g, zi_grad, mask=there)
+            tl.store(by_log_theta + row + g, theta_grad, mask=there)
         total += tl.sum(tl.where(there, value, 0.0), axis=0)
-        slope_sum += tl.sum(tl.where(there, slope, 0.0), axis=0)
-        tl.store(by_score + row + g, slope, mask=there)
+        grad_sum += tl.sum(tl.where(there, grad, 0.0), axis=0)
+        tl.store(by_score + row + g, grad, mask=there)
     for start in range(0, n_vars, BLOCK):
         g = start + tl.arange(0, BLOCK)
         there = g < n_vars
         share = tl.exp(tl.load(score + row + g, mask=there, other=-float("inf")) - top) / mass
-        slope = tl.load(by_score + row + g, mask=there, other=0.0)
-        tl.store(by_score + row + g, slope - share * slope_sum, mask=there)
+        grad = tl.load(by_score + row + g, mask=there, other=0.0)
+        tl.store(by_score + row + g, grad - share * grad_sum, mask=there)
     tl.store(log_prob + cell, total)
-    tl.store(by_library + cell, slope_sum)
+    tl.store(by_library + cell, grad_sum)
 
 
 class FusedLikelihood(torch.autograd.Function):
@@ -135,15 +140,15 @@ class FusedLikelihood(torch.autograd.Function):
         return log_prob
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Scale each cell's gradients."""
         by_score, by_library, by_log_theta, by_zi = ctx.saved_tensors
-        slope = slope[:, None]
+        grad = grad[:, None]
         theta = None
         if ctx.kind != "poisson":
-            theta = slope.T @ by_log_theta if ctx.one_theta else slope * by_log_theta
-        zi = slope * by_zi if ctx.kind == "zinb" else None
-        return None, None, slope * by_score, slope * by_library, theta, zi
+            theta = grad.T @ by_log_theta if ctx.one_theta else grad * by_log_theta
+        zi = grad * by_zi if ctx.kind == "zinb" else None
+        return None, None, grad * by_score, grad * by_library, theta, zi
 
 
 def log_prob(
@@ -195,7 +200,7 @@ class DeviceCounts(NamedTuple):
     n_vars: int
 
     @classmethod
-    def of(cls, x: Any, device: torch.device) -> DeviceCounts:
+    def of(cls, x: sparse.csr_matrix, device: torch.device) -> DeviceCounts:
         """A scipy CSR matrix, copied to the device."""
         indptr, indices, values = (
             torch.from_numpy(v).to(device) for v in (x.indptr.astype(np.int64), x.indices, x.data)
@@ -213,28 +218,42 @@ class DeviceCounts(NamedTuple):
 # -- the step ----------------------------------------------------------------------------------------------------------
 
 
-class DeviceStep:
+class CudaBackend:
     """Training step on a GPU, captured as a CUDA graph; minibatches of another size run step by step.
+
+    Plain torch serves counts that are not in memory, and inference.
 
     Parameters
     ----------
     module, optimizer
         On the device.
-    plain
-        The same step in plain torch: it serves counts that are not in memory, and inference.
     """
 
-    def __init__(self, module: Any, optimizer: torch.optim.Optimizer, plain: Any) -> None:
-        self.module, self.optimizer, self.plain = module, optimizer, plain
+    def __init__(self, module: LDVAE, optimizer: torch.optim.Optimizer) -> None:
+        self.module, self.optimizer = module, optimizer
+        self.plain = PlainBackend(module, optimizer)
         self.device = next(module.parameters()).device
-        self.counts: tuple[Any, DeviceCounts, Any] | None = None  # as given, and on the device with the covariates
-        self.graph: Any = None
-        self.graph_key: tuple[Any, ...] = ()
+        self.counts: tuple[Counts, DeviceCounts, Covariates] | None = None  # as given, and on the device
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.graph_key: tuple[int | float, ...] = ()
         self.inputs: list[Tensor] = []
         self.sums: Tensor | None = None
         self.n_steps = 0
 
-    def train(self, counts: Any, rows: np.ndarray, noise: Any, kl_weight: float) -> Tensor:
+    @staticmethod
+    def unsupported(
+        module: LDVAE, optimizer: torch.optim.Optimizer | None = None, gradient_clip_val: float | None = None
+    ) -> str | None:
+        """See `Backend.unsupported`."""
+        if module.likelihood.name not in KINDS:
+            return f"the GPU kernels have the likelihoods {', '.join(KINDS)}, not {module.likelihood.name!r}"
+        if gradient_clip_val is not None:
+            return "the GPU step does not clip gradients"
+        if not isinstance(optimizer, torch.optim.Adam | None):
+            return f"the GPU step has Adam, not {type(optimizer).__name__}"
+        return None
+
+    def train(self, counts: Counts, rows: np.ndarray, noise: Noise, kl_weight: float) -> Tensor:
         """Update the module; sums over cells of reconstruction, KL(z) and KL(library), in nats, shape (3,)."""
         if self.counts is None:
             self.counts = (counts, DeviceCounts.of(counts.x, self.device), counts.covariates.to(self.device))
@@ -254,15 +273,24 @@ class DeviceStep:
             self.graph_key = key
         for static, values in zip(self.inputs, fresh, strict=True):
             static.copy_(values, non_blocking=True)
-        self.graph.replay()
+        assert self.graph is not None
         assert self.sums is not None
+        self.graph.replay()
         return self.sums.clone()
 
-    def evaluate(self, counts: Any, rows: np.ndarray, noise: Any) -> Tensor:
+    def evaluate(self, counts: Counts, rows: np.ndarray, noise: Noise) -> Tensor:
         """The same sums without an update."""
         return self.plain.evaluate(counts, rows, noise)
 
-    def update(self, inputs: list[Tensor], noise: Any) -> Tensor:
+    def elbo_terms(self, counts: Counts, rows: np.ndarray, noise: Noise) -> ElboTerms:
+        """See `Backend.elbo_terms`."""
+        return self.plain.elbo_terms(counts, rows, noise)
+
+    def encode(self, counts: Counts, rows: np.ndarray) -> Posterior:
+        """See `Backend.encode`."""
+        return self.plain.encode(counts, rows)
+
+    def update(self, inputs: list[Tensor], noise: Noise) -> Tensor:
         """One step from tensors on the device; `noise` gives the form of the masks."""
         module = self.module
         assert self.counts is not None
@@ -283,7 +311,7 @@ class DeviceStep:
         theta = module.dispersion(u, covariates)
         log_theta = None if theta is None else torch.atleast_2d(theta.log())
         zi = None if module.zi_decoder is None else module.zi_decoder(u)
-        reconstruction = -log_prob(module.config.gene_likelihood, x, module.decoder(u), library, log_theta, zi)
+        reconstruction = -log_prob(module.likelihood.name, x, module.decoder(u), library, log_theta, zi)
         self.optimizer.zero_grad(set_to_none=True)
         (reconstruction + weight * kl_z + kl_library).mean().backward()
         self.optimizer.step()
@@ -296,7 +324,7 @@ class DeviceStep:
         for state in self.optimizer.state.values():  # of a training that was resumed
             state["step"] = state["step"].to(self.device)
 
-    def capture(self, inputs: list[Tensor], noise: Any) -> None:
+    def capture(self, inputs: list[Tensor], noise: Noise) -> None:
         """Record one step, which is not run, on memory of its own for the inputs."""
         self.inputs = [values.to(self.device) for values in inputs]
         self.graph = torch.cuda.CUDAGraph()
