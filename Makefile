@@ -6,7 +6,7 @@ BIN    := $(CURDIR)/$(VENV)/bin
 STAMP  := $(VENV)/installed.txt
 export PATH := $(BIN):$(PATH)
 
-.PHONY: demo test test-quick test-slow lint bench test-cluster test-nextflow install schema clean
+.PHONY: demo test test-quick test-slow docs lint bench test-cluster test-nextflow install schema clean
 
 demo: install  ## install, then the whole workflow on the embedded demo data
 	snakemake --cores $(CORES) --rerun-incomplete
@@ -30,6 +30,9 @@ lint: install  ## what must pass before a change is merged, besides the tests
 	snakefmt --check --line-length 120 Snakefile workflow
 	mypy
 	snakemake --lint
+
+docs: install  ## the site, in docs/_build/html; tutorials run, warnings are errors
+	sphinx-build -W --keep-going -q -b html docs docs/_build/html
 
 bench: install  ## the measurements behind the README (tables on stdout)
 	for script in tests/benchmarks/*.py; do echo "== $$script"; python $$script || exit 1; done

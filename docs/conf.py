@@ -1,0 +1,100 @@
+"""The documentation site: `make docs` builds it into docs/_build/html, with warnings as errors."""
+
+import inspect
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import get_args
+
+from pydantic_core import PydanticUndefined
+
+from ldvae import results
+from ldvae.config.document import summary
+from ldvae.config.options import SECTIONS
+
+HERE = Path(__file__).parent
+
+project = "ldvae"
+author = "The ldvae authors"
+copyright = author
+version = release = installed_version("ldvae")
+
+extensions = [
+    "myst_nb",
+    "numpydoc",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.mathjax",
+    "sphinx_copybutton",
+    "sphinx_design",
+]
+exclude_patterns = ["_build", "reference/*.inc.md"]
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+
+# Tutorials run at every build; one that fails, or takes longer than this many seconds per cell, fails the build.
+nb_execution_mode = "force"
+nb_execution_in_temp = True
+nb_execution_raise_on_error = True
+nb_execution_timeout = 600
+nb_merge_streams = True
+
+autosummary_generate = True
+autodoc_typehints = "none"
+numpydoc_show_class_members = False
+numpydoc_validation_checks = {"GL01", "GL02", "GL03", "GL06", "GL07", "GL08", "GL10", "SS01", "SS02", "SS03", "PR01"}
+numpydoc_validation_checks -= {"GL01", "GL02", "GL03", "SS03", "PR01"}  # our docstrings start on the first line
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+
+html_theme = "sphinx_book_theme"
+html_title = "ldvae"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_theme_options = {"show_navbar_depth": 1, "show_toc_level": 2, "home_page_in_toc": True}
+
+
+def cell(text: object) -> str:
+    """Text for a cell of a Markdown table."""
+    return " ".join(str(text).split()).replace("|", "\\|")
+
+
+def kind(annotation: object) -> str:
+    """How the values of an option are called: its choices, or its type."""
+    choices = get_args(annotation)
+    if choices and all(isinstance(choice, str) for choice in choices):
+        return ", ".join(f"`{choice}`" for choice in choices)
+    text = inspect.formatannotation(annotation, base_module="ldvae.config.options")
+    for long, short in {"Annotated[": "", "typing.": "", "NoneType": "None"}.items():
+        text = text.replace(long, short)
+    text = text.split(", FieldInfo(")[0].split(", Field(")[0]
+    return f"`{text.strip()}`"
+
+
+def default(value: object) -> str:
+    """A default as it stands in config.yaml."""
+    if value is PydanticUndefined:
+        return "required"
+    return "`null`" if value is None else f"`{str(value).lower() if isinstance(value, bool) else value}`"
+
+
+def write_reference() -> None:
+    """Write the tables of options and of result files from the code that defines them."""
+    lines = []
+    for section, options in SECTIONS.items():
+        lines += [f"## {section}", "", summary(options), "", "| option | default | values | meaning |", "|---|---|---|---|"]
+        lines += [
+            f"| `{name}` | {cell(default(field.default))} | {cell(kind(field.annotation))} | {cell(field.description)} |"
+            for name, field in options.model_fields.items()
+        ]
+        lines.append("")
+    (HERE / "reference" / "options.inc.md").write_text("\n".join(lines), encoding="utf-8")
+
+    lines = ["| file | what it holds | written by | read by |", "|---|---|---|---|"]
+    lines += [
+        f"| `{file.path}` | {cell(file.holds)} | `{file.writer}` | {', '.join(f'`{verb}`' for verb in file.readers)} |"
+        for file in results.FILES
+    ]
+    (HERE / "reference" / "results.inc.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+write_reference()
