@@ -6,7 +6,7 @@ BIN    := $(CURDIR)/$(VENV)/bin
 STAMP  := $(VENV)/installed.txt
 export PATH := $(BIN):$(PATH)
 
-.PHONY: demo test test-quick test-slow docs lint bench test-cluster test-nextflow install schema clean
+.PHONY: demo test test-quick test-slow test-ranges docs dist lint bench test-cluster test-nextflow install schema clean
 
 demo: install  ## install, then the whole workflow on the embedded demo data
 	snakemake --cores $(CORES) --rerun-incomplete
@@ -33,6 +33,13 @@ lint: install  ## what must pass before a change is merged, besides the tests
 
 docs: install  ## the site, in docs/_build/html; tutorials run, warnings are errors
 	sphinx-build -W --keep-going -q -b html docs docs/_build/html
+
+test-ranges:  ## quick tests with the newest (or RESOLUTION=lowest-direct: oldest) versions that pyproject.toml allows; needs uv
+	uv venv -q --clear .venv-ranges && uv pip install -q --python .venv-ranges/bin/python --resolution $(or $(RESOLUTION),highest) -e '.[workflow,dev]'
+	.venv-ranges/bin/python -m $(PYTEST) -m "not cluster and not nextflow and not slow and not thorough"
+
+dist: install  ## wheel and sdist in dist/
+	uv build -q || { python -m pip install -q build && python -m build; }
 
 bench: install  ## the measurements behind the README (tables on stdout)
 	for script in tests/benchmarks/*.py; do echo "== $$script"; python $$script || exit 1; done

@@ -41,8 +41,8 @@ nb_merge_streams = True
 autosummary_generate = True
 autodoc_typehints = "none"
 numpydoc_show_class_members = False
-numpydoc_validation_checks = {"GL01", "GL02", "GL03", "GL06", "GL07", "GL08", "GL10", "SS01", "SS02", "SS03", "PR01"}
-numpydoc_validation_checks -= {"GL01", "GL02", "GL03", "SS03", "PR01"}  # our docstrings start on the first line
+numpydoc_validation_checks = {"GL06", "GL07", "GL10", "SS01", "PR02", "RT03"}
+numpydoc_validation_exclude = {r"\.__init__$"}
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
@@ -81,9 +81,16 @@ def write_reference() -> None:
     """Write the tables of options and of result files from the code that defines them."""
     lines = []
     for section, options in SECTIONS.items():
-        lines += [f"## {section}", "", summary(options), "", "| option | default | values | meaning |", "|---|---|---|---|"]
         lines += [
-            f"| `{name}` | {cell(default(field.default))} | {cell(kind(field.annotation))} | {cell(field.description)} |"
+            f"## {section}",
+            "",
+            summary(options),
+            "",
+            "| option | default | values | meaning |",
+            "|---|---|---|---|",
+        ]
+        lines += [
+            f"| `{name}` | {' | '.join(map(cell, (default(field.default), kind(field.annotation), field.description)))} |"
             for name, field in options.model_fields.items()
         ]
         lines.append("")

@@ -46,6 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _run(verb, arguments)
     except InputError as error:
         return _fail(verb, str(error), 2)
+    except ModuleNotFoundError as error:
+        if (error.name or "ldvae").startswith("ldvae"):
+            raise
+        return _fail(verb, f"needs {error.name}, which is not installed: python -m pip install 'ldvae[workflow]'.", 2)
     except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
         return _fail(verb, f"{error.filename}: {error.strerror}.", 2)
     except OSError as error:

@@ -16,6 +16,7 @@ VERBS = {
     "check": "Check configs and the data they name, or files of counts, and say what is in them.",
     "plan": "Print the datasets, runs and flags that a config expands to, as JSON.",
     "schema": "Print the JSON schema of config.yaml (for editors and other tools), as YAML.",
+    "init": "Write a folder to work in: config, Snakefile and cluster profiles.",
     "profile": "Copy a Snakemake profile to where `snakemake --profile` finds it from any folder.",
     "migrate": "Rename the finished runs of an older version to the ids of this version: they are not trained again.",
 }
