@@ -89,10 +89,9 @@ def write_reference() -> None:
             "| option | default | values | meaning |",
             "|---|---|---|---|",
         ]
-        lines += [
-            f"| `{name}` | {' | '.join(map(cell, (default(field.default), kind(field.annotation), field.description)))} |"
-            for name, field in options.model_fields.items()
-        ]
+        for name, field in options.model_fields.items():
+            columns = (f"`{name}`", default(field.default), kind(field.annotation), field.description)
+            lines.append(f"| {' | '.join(map(cell, columns))} |")
         lines.append("")
     (HERE / "reference" / "options.inc.md").write_text("\n".join(lines), encoding="utf-8")
 
