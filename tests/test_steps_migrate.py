@@ -68,6 +68,15 @@ def test_a_run_that_would_now_end_otherwise_is_left(tmp_path, changed):
     assert folder.exists()
 
 
+def test_a_renaming_that_was_interrupted_is_finished(tmp_path):
+    run = Run(ModelConfig(), TrainConfig(), 0)
+    folder = write_run(tmp_path, run)
+    metrics = json.loads((folder / "metrics.json").read_text()) | {"run": run.id, "setting": run.setting}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    migrate(tmp_path)
+    assert folder.with_name(run.id).exists()
+
+
 def test_a_run_that_is_there_under_both_ids_is_left_and_told(tmp_path):
     run = Run(ModelConfig(), TrainConfig(), 0)
     folder = write_run(tmp_path, run)

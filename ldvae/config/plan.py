@@ -82,8 +82,9 @@ def renamed_runs(folder: Path) -> dict[str, Run]:
         except (OSError, ValueError, KeyError, TypeError):
             continue  # not the metrics of a run, or of a run that this version cannot make
         same_training = params.keys() <= run.params.keys() and metrics.get("training_version", 1) == TRAINING_VERSION
-        if same_training and name == path.parent.name != run.id:
-            found[name] = run
+        # The second name: of a renaming that was interrupted.
+        if same_training and path.parent.name != run.id and name in (path.parent.name, run.id):
+            found[path.parent.name] = run
     return found
 
 
