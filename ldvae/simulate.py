@@ -1,4 +1,4 @@
-"""Counts with known gene programs: three worlds in which a method can be compared with the truth."""
+"""Counts with known gene programs: five scenarios in which a method can be compared with the truth."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .errors import InputError
 if TYPE_CHECKING:
     from anndata import AnnData
 
-World = Literal["mixed", "gauss", "additive"]
+Scenario = Literal["mixed", "gauss", "additive", "dominant", "trajectory"]
 
 
 class Simulation(NamedTuple):
@@ -40,7 +40,7 @@ class Simulation(NamedTuple):
 
 
 def simulate(
-    world: World = "mixed",
+    scenario: Scenario = "mixed",
     *,
     n_obs: int = 4000,
     n_vars: int = 1000,
@@ -56,11 +56,15 @@ def simulate(
 
     Parameters
     ----------
-    world
+    scenario
         ``mixed``: log-additive as the model assumes; a cell has one identity program or none, and each activity
         program in 30 % of the cells. ``gauss``: log-additive, independent Gaussian scores (identity and activity
         programs alike). ``additive``: profiles add up on the scale of counts, as NMF assumes; every cell has
         exactly one identity, and in a quarter of the cells one activity profile takes 10 to 60 % of the counts.
+        ``dominant``: as ``mixed``, but the first identity is that of half of the cells and changes all genes, so it
+        makes most of the variation. ``trajectory``: the first identity program is the position along a tree of two
+        branches and changes all genes; the others are states, each in a stretch of one branch; activities as in
+        ``mixed``.
     n_obs, n_vars
         Cells and genes.
     n_identity, n_activity
@@ -83,7 +87,7 @@ def simulate(
         pure profile, which no cell of an activity has, would be a larger effect, above all for the lowered genes.
     """
     n_programs = n_identity + n_activity
-    _check(world, n_obs, n_vars, n_identity, n_activity, n_up + n_down, n_batch)
+    _check(scenario, n_obs, n_vars, n_identity, n_activity, n_up + n_down, n_batch)
     rng = np.random.default_rng(seed)
     names = [f"identity_{k}" for k in range(n_identity)] + [f"activity_{k}" for k in range(n_activity)]
     genes = pd.Index([f"gene_{g}" for g in range(n_vars)], name="gene")
@@ -91,21 +95,35 @@ def simulate(
 
     base = _log_base_rates(rng, n_vars)
     # Per standard deviation of a Gaussian score, of "on" over "off", and of a pure profile, which is always diluted.
-    effect = {"gauss": 0.5, "mixed": 1.2, "additive": 1.5}[world]
+    effect = {"gauss": 0.5, "additive": 1.5}.get(scenario, 1.2)
     loadings = np.zeros((n_vars, n_programs))
     for k in range(n_programs):
         chosen = rng.choice(n_vars, n_up + n_down, replace=False)
         size = np.maximum(rng.normal(effect, effect / 3, len(chosen)), effect / 4)
         loadings[chosen, k] = np.where(np.arange(len(chosen)) < n_up, size, -size)
 
+    if scenario in ("dominant", "trajectory"):
+        loadings[:, 0] = rng.normal(0, {"dominant": 1.5, "trajectory": 2.0}[scenario], n_vars)
+
     identity = rng.integers(n_identity, size=n_obs) if n_identity else np.full(n_obs, -1)
-    if world == "mixed":
+    if scenario == "dominant":
+        identity = np.where(rng.random(n_obs) < 0.5, 0, identity)
+    if scenario in ("mixed", "dominant"):
         identity = np.where(rng.random(n_obs) < 0.8, identity, -1)
     one_hot = (identity[:, None] == np.arange(n_identity)).astype(float)
-    if world == "gauss":
+    if scenario == "gauss":
         identity = np.full(n_obs, -1)
         scores = rng.normal(size=(n_obs, n_programs))
-    elif world == "mixed":
+    elif scenario == "trajectory":
+        along, branch = rng.random(n_obs), rng.integers(2, size=n_obs)
+        states = np.arange(1, n_identity)
+        # The states alternate between the branches, from early to late.
+        distance = (along[:, None] - states / n_identity) / 0.1
+        on = np.exp(-np.square(distance)) * (branch[:, None] == states % 2)
+        identity = np.where((on > 0.5).any(axis=1), 1 + on.argmax(axis=1), -1) if len(states) else np.full(n_obs, -1)
+        active = rng.random((n_obs, n_activity)) < 0.3
+        scores = np.hstack([along[:, None], on, active * rng.uniform(0.5, 1.5, (n_obs, n_activity))])
+    elif scenario in ("mixed", "dominant"):
         active = rng.random((n_obs, n_activity)) < 0.3
         scores = np.hstack([one_hot, active * rng.uniform(0.5, 1.5, (n_obs, n_activity))])
     else:
@@ -116,7 +134,7 @@ def simulate(
         scores = np.hstack([one_hot * (1 - share)[:, None], activity])
 
     batch = rng.integers(n_batch, size=n_obs)
-    batch_effect = rng.normal(0, 0.2 if world != "additive" and n_batch > 1 else 0, (n_batch, n_vars))
+    batch_effect = rng.normal(0, 0.2 if scenario != "additive" and n_batch > 1 else 0, (n_batch, n_vars))
     total = rng.lognormal(np.log(mean_total) - 0.08, 0.4, n_obs)
     theta = rng.lognormal(np.log(5), 0.5, n_vars)
 
@@ -125,17 +143,17 @@ def simulate(
     with_program, in_all = np.zeros((n_vars, n_programs)), np.zeros(n_vars)
     for start in range(0, n_obs, 1000):  # so that a dense block, never the whole matrix, is in memory
         rows = slice(start, start + 1000)
-        if world == "additive":
+        if scenario == "additive":
             share_of_counts = scores[rows] @ profiles
         else:
             share_of_counts = _softmax(base + scores[rows] @ loadings.T + batch_effect[batch[rows]])
         mean += share_of_counts.sum(axis=0) / n_obs
-        if world == "additive":
+        if scenario == "additive":
             with_program += np.log(share_of_counts).T @ scores[rows]
             in_all += np.log(share_of_counts).sum(axis=0)
         rate = rng.gamma(theta, share_of_counts * total[rows, None] / theta)
         blocks.append(sparse.csr_matrix(rng.poisson(rate).astype(np.float32)))
-    if world == "additive":
+    if scenario == "additive":
         loadings = with_program / np.maximum(scores.sum(axis=0), 1e-12) - in_all[:, None] / n_obs
 
     labels = np.array([*names[:n_identity], "none"], dtype=object)
@@ -171,16 +189,20 @@ def _softmax(log_rates: np.ndarray) -> np.ndarray:
     return rates / rates.sum(axis=1, keepdims=True)
 
 
-def _check(world: str, n_obs: int, n_vars: int, n_identity: int, n_activity: int, n_genes: int, n_batch: int) -> None:
-    if world not in get_args(World):
-        raise InputError(f"world: found {world!r}, expected one of {', '.join(get_args(World))}.")
+def _check(
+    scenario: str, n_obs: int, n_vars: int, n_identity: int, n_activity: int, n_genes: int, n_batch: int
+) -> None:
+    if scenario not in get_args(Scenario):
+        raise InputError(f"scenario: found {scenario!r}, expected one of {', '.join(get_args(Scenario))}.")
     if n_obs < 1 or n_batch < 1 or n_identity + n_activity < 1:
         raise InputError(
             f"A simulation needs at least one cell, one batch and one program; found n_obs={n_obs}, "
             f"n_batch={n_batch}, n_identity + n_activity={n_identity + n_activity}. Raise them."
         )
-    if world == "additive" and n_identity < 1:
-        raise InputError("In the additive world every cell has an identity; found n_identity=0. Raise n_identity.")
+    if scenario in ("additive", "dominant", "trajectory") and n_identity < 1:
+        raise InputError(
+            f"In the {scenario} scenario every cell has an identity; found n_identity=0. Raise n_identity."
+        )
     if n_genes > n_vars:
         raise InputError(
             f"A program changes n_up + n_down = {n_genes} genes, but there are only n_vars={n_vars}. "

@@ -11,9 +11,9 @@ from ldvae.errors import InputError
 from ldvae.simulate import simulate
 
 
-@pytest.mark.parametrize("world", ["mixed", "gauss", "additive"])
-def test_the_same_seed_gives_the_same_counts_and_another_seed_others(world):
-    first, again, other = (simulate(world, n_obs=50, n_vars=120, seed=seed) for seed in (3, 3, 4))
+@pytest.mark.parametrize("scenario", ["mixed", "gauss", "additive"])
+def test_the_same_seed_gives_the_same_counts_and_another_seed_others(scenario):
+    first, again, other = (simulate(scenario, n_obs=50, n_vars=120, seed=seed) for seed in (3, 3, 4))
     assert (first.counts != again.counts).nnz == 0
     assert (first.counts != other.counts).nnz > 0
     assert first.counts.dtype == np.float32
@@ -81,12 +81,25 @@ def test_the_step_and_the_function_have_the_same_defaults():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"world": "flat"}, "expected one of mixed, gauss, additive"),
+        ({"scenario": "flat"}, "expected one of mixed, gauss, additive, dominant, trajectory"),
         ({"n_obs": 0}, "at least one cell"),
-        ({"world": "additive", "n_identity": 0}, "every cell has an identity"),
+        ({"scenario": "additive", "n_identity": 0}, "every cell has an identity"),
         ({"n_vars": 50}, "n_up \\+ n_down = 90 genes, but there are only n_vars=50"),
     ],
 )
 def test_what_cannot_be_simulated_is_said(arguments, message):
     with pytest.raises(InputError, match=message):
         simulate(**arguments)
+
+
+@pytest.mark.parametrize("scenario", ["dominant", "trajectory"])
+def test_one_program_makes_most_of_the_variation_and_the_others_are_beside_it(scenario):
+    made = simulate(scenario, n_obs=2000, n_vars=600, seed=400)
+    scores, loadings = made.scores - made.scores.mean(), made.loadings - made.loadings.mean()
+    sizes = np.square(scores).mean().to_numpy() * np.square(loadings).sum().to_numpy()
+    assert sizes[0] > 0.6 * sizes.sum()
+    assert (sizes[1:] > 0).all()
+    if scenario == "trajectory":
+        states = made.scores.iloc[:, 1:5] > 0.5
+        assert (states.sum(axis=1) <= 1).all()
+        assert (states.sum() > 50).all()

@@ -295,5 +295,5 @@ def test_the_step_simulate_writes_counts_with_their_truth(tmp_path):
     adata = ad.read_h5ad(tmp_path / "made.h5ad")
     assert adata.shape == (40, 120)
     assert adata.obsm["X_programs"].shape == (40, 8)
-    assert adata.uns["simulation"]["world"] == "mixed"
+    assert adata.uns["simulation"]["scenario"] == "mixed"
     assert (draw(n_obs=40, n_vars=120, seed=3).counts != adata.X).nnz == 0

@@ -558,10 +558,11 @@ class ProjectConfig(Options):
 class SimulateConfig(Options):
     """Counts with known programs."""
 
-    world: Literal["mixed", "gauss", "additive"] = Field(
+    scenario: Literal["mixed", "gauss", "additive", "dominant", "trajectory"] = Field(
         "mixed",
-        description="Scenario. mixed: at most one identity per cell plus activities, on the log scale; gauss: Gaussian "
-        "scores; additive: profiles mixed on the scale of counts.",
+        description="mixed: at most one identity per cell plus activities, on the log scale; gauss: Gaussian "
+        "scores; additive: profiles mixed on the scale of counts; dominant, trajectory: small programs beside one that "
+        "changes all genes.",
     )
     n_obs: int = Field(4000, ge=1, description="Number of cells.")
     n_vars: int = Field(1000, ge=1, description="Number of genes.")

@@ -25,4 +25,4 @@ def simulate(*, output: Path, config: SimulateConfig = SimulateConfig()) -> None
     adata.uns["simulation"] = config.model_dump()
     with atomic(output) as temporary:
         adata.write_h5ad(temporary, compression="gzip")
-    logger.info("%s: %d cells, %d genes, %s", output, adata.n_obs, adata.n_vars, config.world)
+    logger.info("%s: %d cells, %d genes, %s", output, adata.n_obs, adata.n_vars, config.scenario)

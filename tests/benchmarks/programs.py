@@ -1,6 +1,6 @@
 """Tables behind docs/programs.md: against the truth, other fits, other cells, cNMF; time for a million cells.
 
-python tests/benchmarks/programs.py worlds --draws 5 --seeds 6 [--cnmf cnmf]
+python tests/benchmarks/programs.py scenarios --draws 5 --seeds 6 [--cnmf cnmf]
 python tests/benchmarks/programs.py kang ../shared/data/kang2018_stim_ctrl.h5ad --seeds 20
 python tests/benchmarks/programs.py regimes ../shared/data/kang2018_stim_ctrl.h5ad
 python tests/benchmarks/programs.py transfer ../shared/data
@@ -37,7 +37,7 @@ from ldvae.model import LinearSCVI
 from ldvae.posterior import elbo_terms
 from ldvae.simulate import simulate
 
-WORLDS = ("mixed", "gauss", "additive")
+SCENARIOS = ("mixed", "gauss", "additive")
 INTERFERON = ("IFIT1", "TNFSF10", "ISG15", "RSAD2", "IFIT2", "CXCL10", "IFITM3")
 
 
@@ -45,14 +45,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "ldvae-benchmark")
     verbs = parser.add_subparsers(dest="verb", required=True)
-    worlds = verbs.add_parser("worlds")
-    worlds.add_argument("--world", choices=WORLDS, nargs="*", default=WORLDS)
-    worlds.add_argument("--first", type=int, default=0)
-    worlds.add_argument("--draws", type=int, default=5)
-    worlds.add_argument("--seeds", type=int, default=6)
-    worlds.add_argument("--factors", type=int, default=12)
-    worlds.add_argument("--epochs", type=int)
-    worlds.add_argument("--cnmf")
+    scenarios = verbs.add_parser("scenarios")
+    scenarios.add_argument("--scenario", choices=SCENARIOS, nargs="*", default=SCENARIOS)
+    scenarios.add_argument("--first", type=int, default=0)
+    scenarios.add_argument("--draws", type=int, default=5)
+    scenarios.add_argument("--seeds", type=int, default=6)
+    scenarios.add_argument("--factors", type=int, default=12)
+    scenarios.add_argument("--epochs", type=int)
+    scenarios.add_argument("--cnmf")
     kang = verbs.add_parser("kang")
     kang.add_argument("counts", type=Path)
     kang.add_argument("--seeds", type=int, default=20)
@@ -74,7 +74,7 @@ def main() -> None:
     figure.add_argument("--epochs", type=int)
     arguments = vars(parser.parse_args())
     run = {
-        "worlds": run_worlds,
+        "scenarios": run_scenarios,
         "kang": run_kang,
         "regimes": run_regimes,
         "transfer": run_transfer,
@@ -104,7 +104,8 @@ class Fits:
                     scores=model.get_latent_representation(),
                     loadings=model.get_loadings(),
                     theta=np.ravel(theta),
-                    elbo=fits.runs["elbo_validation"].iloc[0],
+                    elbo=fits.runs["elbo_fitted"].iloc[0],
+                    elbo_se=fits.runs["elbo_fitted_se"].iloc[0],
                     elbo_test=fits.runs["elbo_test"].iloc[0],
                     seconds=time.perf_counter() - started,
                 )
@@ -115,7 +116,7 @@ class Fits:
     def find(self, which: np.ndarray | None = None) -> gp.Programs:
         """Programs of all fits, or of some, without the outliers."""
         chosen = [self.arrays[i] for i in (which if which is not None else range(len(self.arrays)))]
-        bad = gp.outliers([fit["elbo"] for fit in chosen])
+        bad = gp.outliers([fit["elbo"] for fit in chosen], [fit["elbo_se"] for fit in chosen])
         kept = [fit for fit, out in zip(chosen, bad, strict=True) if not out]
         return gp.find_programs(
             [fit["scores"] for fit in kept],
@@ -145,9 +146,9 @@ def matched(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return np.abs(products[rows, columns]), columns, np.sign(products[rows, columns])
 
 
-def run_worlds(
+def run_scenarios(
     cache: Path,
-    world: list[str],
+    scenario: list[str],
     first: int,
     draws: int,
     seeds: int,
@@ -155,9 +156,9 @@ def run_worlds(
     epochs: int | None,
     cnmf: str | None,
 ) -> None:
-    """Cosines of the loadings and correlations of the scores with the truth, for each world and draw."""
+    """Cosines of the loadings and correlations of the scores with the truth, for each scenario and draw."""
     rows = []
-    for name in world:
+    for name in scenario:
         for draw in range(first, first + draws):
             made = simulate(name, seed=draw)
             adata = made.to_anndata()
@@ -166,18 +167,16 @@ def run_worlds(
             truth, scores = fits.weighted(made.loadings.to_numpy()), made.scores.to_numpy()
             raw = np.concatenate([matched(truth, fits.weighted(fit["loadings"]))[0] for fit in fits.arrays])
             rows.append(
-                {"world": name, "draw": draw, "method": "raw factors"} | summary(raw) | {"seconds": fits.seconds}
+                {"scenario": name, "draw": draw, "method": "raw factors"} | summary(raw) | {"seconds": fits.seconds}
             )
             started = time.perf_counter()
             found = fits.find()
             cosine, column, sign = matched(truth, found.weighted)
             r = [np.corrcoef(scores[:, k], found.scores.iloc[:, c])[0, 1] for k, c in enumerate(column)] * sign
             depth = pd.DataFrame({"total_counts": np.asarray(made.counts.sum(axis=1)).ravel()}, adata.obs_names)
-            flags = gp.technical_flags(
-                gp.associations(found.scores, depth, technical=["total_counts"]), found.table["share"]
-            )
+            flags = gp.technical_flags(found.scores, depth, found.table["share"], technical=["total_counts"])
             rows.append(
-                {"world": name, "draw": draw, "method": "ldvae programs"}
+                {"scenario": name, "draw": draw, "method": "ldvae programs"}
                 | summary(cosine)
                 | {
                     "r_mean": r.mean(),
@@ -190,10 +189,10 @@ def run_worlds(
                 }
             )
             if cnmf:
-                rows.append({"world": name, "draw": draw} | against_cnmf(cnmf, adata, fits, truth, scores))
+                rows.append({"scenario": name, "draw": draw} | against_cnmf(cnmf, adata, fits, truth, scores))
             print(pd.DataFrame(rows[-3:]).round(3).to_string(index=False), flush=True)
     table = pd.DataFrame(rows)
-    print(table.groupby(["world", "method"]).agg({"mean": "mean", "worst": "min", "seconds": "mean"}).round(3))
+    print(table.groupby(["scenario", "method"]).agg({"mean": "mean", "worst": "min", "seconds": "mean"}).round(3))
 
 
 def summary(cosine: np.ndarray) -> dict[str, float]:
@@ -290,7 +289,7 @@ def run_kang(cache: Path, counts: Path, seeds: int, factors: int, epochs: int | 
         print(f"two sets of {seeds // 2} seeds, ranks {halves[0].rank} and {halves[1].rank}:", describe(cosine))
     found = fits.find()
     related = gp.associations(found.scores, adata.obs)
-    table = gp.describe(found, related)
+    table = gp.describe(found, related, obs=adata.obs)
     for name in table.index:
         genes = set(table.loc[name, "top_positive"].split(", ")) & set(INTERFERON)
         print(f"{name:4} {table.loc[name, 'share']:.3f} {table.loc[name, 'label']:45} ", end="")
@@ -442,7 +441,7 @@ def run_scaling(cache: Path, cells: int) -> None:
 
 
 def draw_figure(cache: Path, path: Path, epochs: int | None) -> None:
-    """Cosines to the truth of the factors of each fit and of the programs of all, in the mixed world."""
+    """Cosines to the truth of the factors of each fit and of the programs of all, in the mixed scenario."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 

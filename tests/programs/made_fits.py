@@ -40,12 +40,12 @@ class Fits(NamedTuple):
         )
 
 
-def make_fits(world="mixed", n_fits=4, n_extra=3, noise=0.1, n_obs=1200, seed=0):
+def make_fits(scenario="mixed", n_fits=4, n_extra=3, noise=0.1, n_obs=1200, seed=0):
     """Each fit: an arbitrary rotation of the true factors and of a few weak ones of its own."""
-    made = simulate(world, n_obs=n_obs, n_vars=N_VARS, n_up=60, n_down=15, seed=seed)
+    made = simulate(scenario, n_obs=n_obs, n_vars=N_VARS, n_up=60, n_down=15, seed=seed)
     rng = np.random.default_rng(seed)
     truth, weights = made.scores.to_numpy(), made.loadings.to_numpy()
-    if world == "additive":  # its shares of identities and activities, with effects on the log scale
+    if scenario == "additive":  # its shares of identities and activities, with effects on the log scale
         weights = 3 * simulate("gauss", n_obs=1, n_vars=N_VARS, n_up=60, n_down=15, seed=seed).loadings.to_numpy()
         weights = weights - weights @ made.scores.mean(axis=0).to_numpy()[:, None]
     scores, loadings = [], []

@@ -9,9 +9,9 @@ from ldvae import programs as gp
 from ldvae.errors import InputError
 
 
-@pytest.mark.parametrize("world", ["mixed", "gauss", "additive"])
-def test_programs_are_found_with_their_sign_and_number_where_raw_factors_are_not(world):
-    fits = make_fits(world, seed=1)
+@pytest.mark.parametrize("scenario", ["mixed", "gauss", "additive"])
+def test_programs_are_found_with_their_sign_and_number_where_raw_factors_are_not(scenario):
+    fits = make_fits(scenario, seed=1)
     programs = fits.find()
     truth = weighted_truth(fits)
     cosine, column = cosines(truth, programs.weighted)
@@ -44,9 +44,9 @@ def changed(fits, rng):
     return fits._replace(scores=[scores[i] for i in order], loadings=[loadings[i] for i in order])
 
 
-@pytest.mark.parametrize("world", ["mixed", "gauss", "additive"])
-def test_programs_do_not_depend_on_the_axes_of_the_fits(world):
-    fits = make_fits(world)
+@pytest.mark.parametrize("scenario", ["mixed", "gauss", "additive"])
+def test_programs_do_not_depend_on_the_axes_of_the_fits(scenario):
+    fits = make_fits(scenario)
     programs, other = fits.find(), changed(fits, np.random.default_rng(5)).find()
     for name in ("loadings", "weighted", "scores", "lower", "upper"):
         first, second = getattr(programs, name), getattr(other, name)
