@@ -448,7 +448,9 @@ def test_the_methods_state_what_this_run_did(
         "and batch as the batch covariate was fitted with Adam",
         "2 settings were compared over 6 runs.",
         "averaged over 3 runs that differ in their seed, cut to rank 2",
-        "beyond 0.25 [6, 14] in 2 contrasts; genes were called at an expected false discovery rate of 5%.",
+        "Differential expression was read off the posterior of run k5-s0-3fa9c5 as the probability of a log2 fold change "
+        "beyond 0.25 [",
+        "in 2 contrasts; genes were called at an expected false discovery rate of 5%.",
         "PyDESeq2",
         "The steps were run by Snakemake",
     ):
@@ -593,3 +595,54 @@ def test_a_figure_is_named_for_screen_readers() -> None:
         root.attrib["aria-label"]
         == "KL per factor. How much each factor of run run <1> says about a cell. None collapsed."
     )
+
+
+@pytest.mark.parametrize("tool", ["scanpy", "anndata", "umap", "leiden", "pydeseq2", "scrublet"])
+def test_a_tool_of_the_methods_is_one_that_the_code_uses(tool: str) -> None:
+    words = {"umap": "tl.umap", "leiden": "tl.leiden", "scrublet": "pp.scrublet"}.get(
+        tool, f"import {tool}|from {tool}"
+    )
+    assert tool in prose.REFERENCES
+    code = "".join(
+        path.read_text() for path in Path(prose.__file__).parents[1].rglob("*.py") if "report" not in path.parts
+    )
+    assert re.search(words, code)
+
+
+def test_the_methods_name_the_options_of_the_rotation_that_ran(small: tuple[Page, dict[str, Any]]) -> None:
+    cite = prose._Citations()
+    oblique = prose._rotation({"settings": {"balance": 0.5, "power": 2.0}}, cite)
+    assert "weight of the loadings 0.5" in oblique
+    assert "promax rotation of power 2" in oblique
+    plain = prose._rotation({"settings": {"balance": 0.0, "power": 1.0}}, cite)
+    assert "loadings" not in plain
+    assert "promax" not in plain
+    assert "GSEApy" not in small[0].text
+
+
+def test_every_table_of_a_contrast_says_which_genes_are_called(small: tuple[Page, dict[str, Any]]) -> None:
+    page, paths = small
+    table = read(paths["de"][0]).set_index("gene")["is_de_fdr_0.05"]
+    block = page.data["blocks"]["de-1"]
+    assert dict(zip(block["gene"], block["is_de_fdr_0.05"], strict=True)) == table.loc[block["gene"]].to_dict()
+
+
+def test_predictions_that_are_not_finite_are_a_warning_and_the_page_is_made(tmp_path: Path) -> None:
+    arguments = write_results(tmp_path, SMALL)
+    for path in arguments["fit"]:
+        table = read(path)
+        table.loc[table["gene"] == table["gene"][3], "predicted_variance"] = np.inf
+        table.to_csv(path, sep="\t", index=False)
+    report(results=arguments["results"], config=ReportConfig())
+    text = Page(arguments["output"]).text
+    assert "The predicted variance is not finite in 1 of 120 genes" in text
+
+
+def test_the_end_of_a_run_says_what_was_found_and_what_to_open(small: tuple[Page, dict[str, Any]]) -> None:
+    summary = json.loads(small[1]["summary"].read_text())
+    text = prose.end_of_run([summary], "results/index.html")
+    assert text.startswith("Finished: 1 dataset.")
+    assert f"{summary['dataset']}: 2 programs in 300 cells" in text
+    assert text.endswith("Next: open results/index.html in a browser.")
+    assert len(text.splitlines()) < 20
+    assert "1 program in" in prose.end_of_run([{**summary, "n_programs": 1}], "x")

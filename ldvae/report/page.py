@@ -63,7 +63,7 @@ DOWNLOADS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """A column of a table in the page: `kind` is text, id, number, p, gene, program or bar (a share from 0 to 1)."""
+    """A column of a table in the page: `kind` is text, id, number, p, gene, program, contrast or bar (a share)."""
 
     key: str
     title: str
@@ -720,14 +720,22 @@ def _de(page: Page, results: Results, config: ReportConfig) -> dict[str, Any] | 
         title="Contrasts",
         frame=results.contrasts,
         columns=[
-            Column(key="contrast", title="Contrast"),
-            Column(key="group1", title="Group 1"),
-            Column(key="group2", title="Group 2"),
-            Column(key="within", title="Within"),
-            Column(key="n1", title="Cells 1", kind="number"),
-            Column(key="n2", title="Cells 2", kind="number"),
-            Column(key="n_de", title="Genes called", kind="number", help="at the expected false discovery rate"),
-            Column(key="pseudobulk", title="Pseudobulk"),
+            column
+            for column in [
+                Column(key="contrast", title="Contrast", kind="contrast"),
+                Column(key="group1", title="Group 1"),
+                Column(key="group2", title="Group 2"),
+                Column(key="within", title="Within"),
+                Column(key="n1", title="Cells 1", kind="number"),
+                Column(key="n2", title="Cells 2", kind="number"),
+                Column(key="n_de", title="Genes called", kind="number", help="at the expected false discovery rate"),
+                Column(key="n_ranked", title="By ranks", kind="number", help="rank-sum test, of all measured genes"),
+                Column(
+                    key="n_both", title="By both", kind="number", help="by the model and by ranks, in one direction"
+                ),
+                Column(key="pseudobulk", title="Pseudobulk"),
+            ]
+            if column.key in results.contrasts
         ],
         page=60,
         search=len(results.contrasts) > 10,
@@ -747,6 +755,8 @@ def _contrast(page: Page, table: pd.DataFrame, row: dict[str, Any], position: in
         drawn.append(figures.model_against_pseudobulk(name, table, block))
     columns = [
         Column(key="gene", title="Gene", kind="gene"),
+        Column(key=str(significant.name), title="Called", help="at the expected false discovery rate"),
+        Column(key="both", title="By both", help="called by the model and by the rank-sum test, in one direction"),
         Column(key="lfc_mean", title="log2 fold change", kind="number", help="posterior mean"),
         Column(key="lfc_std", title="SD", kind="number"),
         Column(key="proba_de", title="P(DE)", kind="number", help="posterior probability"),
@@ -781,6 +791,7 @@ def _contrast(page: Page, table: pd.DataFrame, row: dict[str, Any], position: in
         "row": row,
         "title": title,
         "id": block,
+        "reason": row["reason"] if isinstance(row.get("reason"), str) else "",
         "figures": [page.draw(drawing) for drawing in drawn],
         "table": page.table(shown),
         "file": f"de/{Path(str(row['file'])).name}",

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from ldvae.likelihoods import LIKELIHOODS
@@ -107,6 +108,7 @@ def _about_fit(results: Results) -> Iterator[str]:
     if results.fit.empty:
         return
     fit = results.fit[results.fit["batch"] == "all"]
+    yield from _about_infinite(fit)
     off = int(((fit["observed_zeros"] - fit["predicted_zeros"]).abs() > 0.1).sum())
     if off > 0.05 * len(fit):
         yield f"The model misses the share of zeros by more than 0.1 in {off:,} of {len(fit):,} genes."
@@ -115,10 +117,10 @@ def _about_fit(results: Results) -> Iterator[str]:
     shares = counts / counts.sum()
     missed = shares[((ratio < 0.5) | (ratio > 2)) & (shares > 0.02)].sort_values(ascending=False)
     if len(missed):
-        genes = listed(f"{gene} ({share:.0%} of all counts)" for gene, share in missed.items())
+        genes = listed(f"{gene} ({share:.0%} of the counts of the modelled genes)" for gene, share in missed.items())
         yield (
             f"The model misses the mean of genes with many counts by more than twofold: {genes}. Starting at the mean "
-            "profile (train: start_at_mean) or more epochs would mend it."
+            "profile (train: start_at_mean) or more epochs may help."
         )
 
 
@@ -133,6 +135,50 @@ def _about_contrasts(results: Results) -> Iterator[str]:
             "No contrast has a pseudobulk check (it takes replicates): the model treats cells as independent, so it is "
             "too sure of differences between donors."
         )
+
+
+def counted(n: int, noun: str) -> str:
+    """A number with its noun: "1 program", "2,000 programs"."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
+def _about_infinite(fit: pd.DataFrame) -> Iterator[str]:
+    """Predictions that are not finite: the model must not be trusted there."""
+    for quantity in ("mean", "variance", "zeros"):
+        bad = int((~np.isfinite(fit[f"predicted_{quantity}"].to_numpy(dtype=float))).sum())
+        if bad:
+            where = f"{bad:,} of {len(fit):,} genes"
+            yield f"The predicted {quantity} is not finite in {where}: do not trust this model there."
+
+
+def end_of_run(summaries: list[dict[str, Any]], page: str) -> str:
+    """What a person wants to know when a run ends, from what `render_report` says of each dataset.
+
+    Parameters
+    ----------
+    summaries
+        One for each dataset: the contents of report.json.
+    page
+        Path of the page that leads to all reports.
+
+    Returns
+    -------
+    Lines for a terminal: the findings and warnings of each dataset, and what to open next.
+    """
+    lines = [f"Finished: {counted(len(summaries), 'dataset')}."]
+    for one in summaries:
+        found = counted(one["n_programs"], "program")
+        seconds = sum(float(run.get("wall_s") or 0) for run in one["runs"])
+        runs = f"{counted(len(one['runs']), 'run')}, {seconds / 60:.1f} min of training"
+        lines.append(f"{one['dataset']}: {found} in {one['n_obs_after']:,} cells ({runs}).")
+        lines += [f"  {program['program']}  {program['label'] or 'no label'}" for program in one["programs"]]
+        if one["warnings"]:
+            lines.append("  Read with care:")
+            lines += [f"  - {text}" for text in one["warnings"][:5]]
+            if (more := len(one["warnings"]) - 5) > 0:
+                lines.append(f"  - {more} more in the report.")
+    lines.append(f"Next: open {page} in a browser.")
+    return "\n".join(lines)
 
 
 def listed(items: Iterable[Any], most: int = 8) -> str:
@@ -167,10 +213,10 @@ REFERENCES = {
     "adam": "Kingma DP, Ba J. Adam: a method for stochastic optimization. ICLR (2015). arXiv:1412.6980",
     "varimax": "Rohe K, Zeng M. Vintage factor analysis with varimax performs statistical inference. Journal of the "
     "Royal Statistical Society B 85, 1037–1060 (2023). doi:10.1093/jrsssb/qkad029",
+    "promax": "Hendrickson AE, White PO. Promax: a quick method for rotation to oblique simple structure. British "
+    "Journal of Statistical Psychology 17, 65–70 (1964).",
     "cnmf": "Kotliar D, Veres A, Nagy MA, et al. Identifying gene expression programs of cell-type identity and "
     "cellular activity with single-cell RNA-seq. eLife 8, e43803 (2019). doi:10.7554/eLife.43803",
-    "gseapy": "Fang Z, Liu X, Peltz G. GSEApy: a comprehensive package for performing gene set enrichment analysis "
-    "in Python. Bioinformatics 39, btac757 (2023). doi:10.1093/bioinformatics/btac757",
     "bh": "Benjamini Y, Hochberg Y. Controlling the false discovery rate: a practical and powerful approach to "
     "multiple testing. Journal of the Royal Statistical Society B 57, 289–300 (1995).",
     "umap": "McInnes L, Healy J, Melville J. UMAP: uniform manifold approximation and projection for dimension "
@@ -248,8 +294,11 @@ def _methods_data(results: Results, cite: _Citations) -> Iterator[str]:
             yield f"{n_vars} genes of a given list were used."
         case _:
             yield f"All {n_vars} genes were used."
+    fields = setup.get("fields", {})
+    strata = setup.get("settings", {}).get("stratify_by") or fields.get("labels_key") or fields.get("batch_key")
+    how = f"at random, in equal shares of each level of {strata}" if strata else "at random"
     yield (
-        f"The cells were split once at random: {setup['n_train']:,} for training, {setup['n_validation']:,} for "
+        f"The cells were split once {how}: {setup['n_train']:,} for training, {setup['n_validation']:,} for "
         f"validation, {setup['n_test']:,} for testing."
     )
 
@@ -327,8 +376,8 @@ def _methods_programs(results: Results, cite: _Citations) -> Iterator[str]:
     yield (
         "Loadings were centred under the mean expression and weighted by the root of their Fisher information; their "
         "products with the centred scores, which no rotation of the factors changes, were "
-        f"{averaged}cut to rank {summary.get('rank', n)} and rotated to simple structure by varimax {cite('varimax')}, "
-        f"which gave {n} program{'s' if n != 1 else ''}{', an intercept included' if summary.get('intercept') else ''}."
+        f"{averaged}cut to rank {summary.get('rank', n)} and rotated to simple structure: {_rotation(summary, cite)}. "
+        f"This gave {n} program{'s' if n != 1 else ''}{', an intercept included' if summary.get('intercept') else ''}."
     )
     yield (
         "A score has unit variance; a loading is the log fold change per standard deviation of the score. Genes are "
@@ -336,9 +385,23 @@ def _methods_programs(results: Results, cite: _Citations) -> Iterator[str]:
     )
     if not results.enrichment.empty:
         libraries = listed(sorted(results.enrichment["library"].astype(str).unique()))
-        yield f"Their top genes were tested for enrichment of the sets in {libraries} with GSEApy {cite('gseapy')}."
+        yield f"Their genes were tested for enrichment of the sets in {libraries} by the hypergeometric test of SciPy."
     if not results.associations.empty:
         yield f"p values were adjusted by the method of Benjamini and Hochberg {cite('bh')}."
+
+
+def _rotation(summary: dict[str, Any], cite: _Citations) -> str:
+    """What the rotation of the programs maximised, with the options that ran."""
+    settings = summary.get("settings", {})
+    balance, power = settings.get("balance"), settings.get("power")
+    of = "the scores" if balance == 0 else "the scores and the loadings"
+    text = f"the sum over factors of fourth powers, relative to the squared length of a row, was maximised over {of}"
+    if balance:
+        text += f" (weight of the loadings {balance:g})"
+    text += f", a criterion of the family of varimax {cite('varimax')}"
+    if power is not None and power > 1:
+        return f"{text}, followed by a promax rotation of power {power:g} {cite('promax')}"
+    return text if power is None else f"{text}, without an oblique step"
 
 
 def fdr_of(table: pd.DataFrame) -> float | None:
@@ -360,9 +423,12 @@ def _methods_rest(results: Results, cite: _Citations) -> Iterator[str]:
         effect = f" as the probability of a log2 fold change beyond {deltas.pop():g}" if len(deltas) == 1 else ""
         n, fdr = len(results.contrasts), min((rate for rate in map(fdr_of, results.de.values()) if rate), default=0.05)
         yield (
-            f"Differential expression was read off the model's posterior{effect} {cite('scvi', 'boyeau')} in {n} "
+            f"Differential expression was read off the posterior of run {results.best['run']}{effect} "
+            f"{cite('scvi', 'boyeau')} in {n} "
             f"contrast{'s' if n > 1 else ''}; genes were called at an expected false discovery rate of {fdr:.0%}."
         )
+        if "n_ranked" in results.contrasts:
+            yield "All measured genes were compared by the Wilcoxon rank-sum test beside it."
         if results.contrasts["pseudobulk"].astype(bool).any():
             yield (
                 "As a check, counts were summed per replicate and group and tested with PyDESeq2 "

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from ldvae import results as layout
 from ldvae.io import atomic
 from ldvae.report.page import render_index
+from ldvae.report.prose import end_of_run
+
+logger = logging.getLogger(__name__)
 
 
 def index(*, results: Path, datasets: list[str] | None = None) -> None:
@@ -23,3 +27,4 @@ def index(*, results: Path, datasets: list[str] | None = None) -> None:
     found = [{**layout.REPORT_SUMMARY.read(results / name), "report": f"{name}/{layout.PAGE.path}"} for name in names]
     with atomic(layout.INDEX.at(results)) as temporary:
         temporary.write_text(render_index(found), encoding="utf-8")
+    logger.info("%s", end_of_run(found, str(layout.INDEX.at(results))))

@@ -105,8 +105,9 @@
   }
 
   /* ---- tables: sort, search, page ---- */
-  const cellOf = (column, value) => {
+  const cellOf = (column, value, row) => {
     if (column.kind === "gene") return make("td", {}, make("a", { className: "gene", href: "#genes", "data-gene": value }, value));
+    if (column.kind === "contrast") return make("td", {}, make("a", { href: `#contrast-de-${row + 1}` }, value));
     if (column.kind === "program") return make("td", {}, make("a", { href: `#program-${value}` }, value));
     if (column.kind === "bar" && value !== null) {
       const width = Math.max(0, Math.min(1, value)) * 100;
@@ -126,7 +127,7 @@
     const back = make("button", { type: "button" }, "Previous"), next = make("button", { type: "button" }, "Next");
     const draw = () => {
       const rows = found.slice(page * size, (page + 1) * size);
-      body.replaceChildren(...rows.map((row) => make("tr", {}, ...columns.map((column) => cellOf(column, block[column.key][row])))));
+      body.replaceChildren(...rows.map((row) => make("tr", {}, ...columns.map((column) => cellOf(column, block[column.key][row], row)))));
       const last = Math.min(found.length, (page + 1) * size);
       count.textContent = found.length ? `${(page * size + 1).toLocaleString("en-US")}–${last.toLocaleString("en-US")} of ${found.length.toLocaleString("en-US")}` : "nothing found";
       back.disabled = page === 0;
