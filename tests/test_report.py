@@ -448,8 +448,7 @@ def test_the_methods_state_what_this_run_did(
         "and batch as the batch covariate was fitted with Adam",
         "2 settings were compared over 6 runs.",
         "averaged over 3 runs that differ in their seed, cut to rank 2",
-        "Differential expression was read off the posterior of run k5-s0-3fa9c5 as the probability of a log2 fold change "
-        "beyond 0.25 [",
+        "was read off the posterior of run k5-s0-3fa9c5 as the probability of a log2 fold change beyond 0.25 [",
         "in 2 contrasts; genes were called at an expected false discovery rate of 5%.",
         "PyDESeq2",
         "The steps were run by Snakemake",
