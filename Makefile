@@ -32,6 +32,7 @@ lint: install  ## what must pass before a change is merged, besides the tests
 	snakemake --lint
 
 docs: install  ## the site, in docs/_build/html; tutorials run, warnings are errors
+	rm -rf docs/api/generated
 	sphinx-build -W --keep-going -q -b html docs docs/_build/html
 
 test-ranges:  ## quick tests with the newest (or RESOLUTION=lowest-direct: oldest) versions that pyproject.toml allows; needs uv
