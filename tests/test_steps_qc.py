@@ -202,11 +202,11 @@ def test_the_input_is_only_read(raw: AnnData, tmp_path: Path) -> None:
 REAL_FILES = {
     "anndata_v0.5.0_legacy_format_lognorm.h5ad": "X holds negative values",
     "cellxgene_nan.h5ad": "X holds NaN values",
-    "derived_pbmc3k_200x500_sparse_cells_and_empty_genes.h5ad": (200, 500, 199, 294),
+    "derived_pbmc3k_200x500_sparse_cells_and_empty_genes.h5ad": (200, 500, 200, 294),
     "derived_truncated_mtx": "Truncated file",
     "derived_truncated_mtx/matrix.mtx": "Truncated file",
-    "heart_1k_v2_712x31053_counts_DUPLICATE_varnames.h5ad": (712, 31053, 694, 14737),
-    "heart_1k_v2_filtered_gene_bc_matrices_h5.h5": (712, 31053, 694, 14737),
+    "heart_1k_v2_712x31053_counts_DUPLICATE_varnames.h5ad": (712, 31053, 712, 14737),
+    "heart_1k_v2_filtered_gene_bc_matrices_h5.h5": (712, 31053, 712, 14737),
     "kang_lognormalized_not_counts_legacy.h5ad": "look log-normalised",
     "liger_seqwell_244x6713_FLOAT_values.h5ad": "look normalised to 10000 counts per cell",
     "pbmc3k_scaled_negative_values_legacy.h5ad": "X holds negative values",
@@ -216,9 +216,9 @@ REAL_FILES = {
     "scanpy_10x/1.2.0/filtered_gene_bc_matrices": (12, 343, "min_cells = 3 removes all 343 genes"),
     "scanpy_10x/1.2.0/filtered_gene_bc_matrices_h5.h5": (12, 343, "min_cells = 3 removes all 343 genes"),
     "scanpy_10x/1.2.0/multiple_genomes.h5": "holds 2 genomes",
-    "scanpy_10x/3.0.0": (1107, 507, 1105, 161),
-    "scanpy_10x/3.0.0/filtered_feature_bc_matrix": (1107, 507, 1105, 161),
-    "scanpy_10x/3.0.0/filtered_feature_bc_matrix.h5": (1107, 507, 1105, 161),
+    "scanpy_10x/3.0.0": (1107, 507, 1107, 161),
+    "scanpy_10x/3.0.0/filtered_feature_bc_matrix": (1107, 507, 1107, 161),
+    "scanpy_10x/3.0.0/filtered_feature_bc_matrix.h5": (1107, 507, 1107, 161),
     "seurat_pbmc_small_10x": (80, 240, 80, 240),
 }
 
@@ -287,3 +287,35 @@ def test_nothing_of_the_users_is_overwritten(tmp_path: Path) -> None:
     assert counts.obs["total_counts_ldvae"].tolist() == np.asarray(raw.X.sum(axis=1)).ravel().tolist()
     assert set(counts.obs["split_ldvae"]) == {"train", "validation", "test"}
     assert {"mean_ldvae", "variance_ldvae", "variance_norm", "mt_ldvae"} <= set(counts.var)
+
+
+def test_a_type_that_loses_a_third_of_its_cells_is_told(
+    raw: AnnData, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    raw.obs["Cell.Type"] = np.where(np.arange(60) < 6, "rare", "common")
+    config = QcConfig(min_genes=5, max_pct_mt=20, n_mads=None, doublets="off", min_cells=2)
+    _, _, summary = run(raw, tmp_path, config)
+    assert summary["types"] == "Cell.Type"
+    assert summary["per_type"] == {"common": {"before": 54, "after": 54}, "rare": {"before": 6, "after": 3}}
+    assert "rare loses 3 of its 6 cells" in caplog.text
+    assert "common loses" not in caplog.text
+
+
+def test_the_defaults_keep_the_rare_types_of_pbmc3k(shared_data: Path, tmp_path: Path) -> None:
+    """Limits that fit T cells remove megakaryocytes and dendritic cells at 5 MADs; the quick clustering finds both."""
+    folder = shared_data / "pbmc3k_10x_mtx"
+    types = pd.read_csv(folder / "cell_types_by_barcode.csv", index_col=0).iloc[:, 0]
+    lost, told = {}, {}
+    for n_mads in (QcConfig().n_mads, 5.0):
+        results = tmp_path / str(n_mads)
+        matrix = str(folder / "filtered_gene_bc_matrices" / "hg19")
+        qc(results=results, input=[matrix], config=QcConfig(n_mads=n_mads, doublets="off"))
+        kept = read_table(layout.CELLS.at(results), index="cell")["kept"]
+        lost[n_mads] = (~kept).groupby(types.reindex(kept.index)).sum()
+        warned = json.loads(layout.QC_SUMMARY.at(results).read_text())["warnings"]
+        told[n_mads] = [line for line in warned if "of a quick clustering before quality control) loses" in line]
+    assert lost[5.0]["Megakaryocytes"] == 11
+    assert lost[QcConfig().n_mads]["Megakaryocytes"] <= 1
+    assert lost[QcConfig().n_mads]["Dendritic cells"] == 0
+    assert len(told[5.0]) == 2
+    assert not told[QcConfig().n_mads]

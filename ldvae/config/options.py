@@ -331,7 +331,7 @@ class QcConfig(Options):
         None, ge=0, le=100, description="Maximum percentage of hemoglobin counts in a cell; null disables the limit."
     )
     n_mads: float | None = Field(
-        5.0,
+        8.0,
         gt=0,
         description="Remove outliers: cells more than this many median absolute deviations from the median of their "
         "batch, in log counts and log genes (both sides) and in mitochondrial percentage (above); null disables the "

@@ -289,8 +289,26 @@ def _qc(page: Page, results: Results) -> dict[str, Any]:
             Column(key="kept", title="Kept", kind="bar"),
         ],
     )
+    of_types = [
+        {"type": name, **counts, "kept": counts["after"] / max(counts["before"], 1)}
+        for name, counts in qc.get("per_type", {}).items()
+    ]
+    clustered = qc.get("types") == "clusters"
+    types = Table(
+        name="qc-types",
+        title="Cells per cluster before quality control" if clustered else "Cells per cell type",
+        frame=pd.DataFrame(of_types, columns=["type", "before", "after", "kept"]).sort_values("kept"),
+        columns=[
+            Column(key="type", title="Cluster" if clustered else "Cell type"),
+            Column(key="before", title="Before", kind="number"),
+            Column(key="after", title="After", kind="number"),
+            Column(key="kept", title="Kept", kind="bar"),
+        ],
+        note="Limits that fit the common types can remove most cells of a rare one.",
+    )
     return {
         "figures": drawn,
+        "types": page.table(types) if len(of_types) > 1 else None,
         "removed": page.table(reasons) if len(removed) else None,
         "batches": page.table(batches) if len(rows) > 1 else None,
     }

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from scipy import sparse
 
 from ldvae import pl
 from ldvae import results as layout
@@ -32,6 +33,11 @@ logger = logging.getLogger(__name__)
 
 METRICS = ("total_counts", "n_genes_by_counts", "pct_counts_mt", "pct_counts_ribo", "pct_counts_hb")
 MAX_CELLS_OF_SCRUBLET = 30_000  # more than a capture has; scrublet makes dense matrices, 1.4 GB of them for 9,000 cells
+MIN_CLUSTERED, MAX_CELLS_CLUSTERED = 50, 20_000  # a sample so large has the rare types
+TYPE_COLUMNS = (
+    "cell_type", "celltype", "cell_types", "celltypes", "cell_type_name", "cell_ontology_class", "bulk_labels",
+    "cell_label", "annotation",
+)  # fmt: skip
 RIBOSOMAL = (
     r"RP[SL]\d+(A|X|AL?|L\d?|Y\d)?$|RPLP\d$|RPSA$"  # proteins of the ribosome, not their kinases and pseudogenes
 )
@@ -101,6 +107,8 @@ def qc(
         for name, values in metrics.items():
             adata.obs[own_name(str(name), adata.obs)] = values
         kept = (reasons == "").to_numpy()
+        types, origin = types_of_cells(adata, config.seed)
+        warn_of_lost_types(types, origin, kept)
         n_cells = adata.X[kept].getnnz(axis=0)
         kept_genes = n_cells >= config.min_cells
         if not kept_genes.any():
@@ -147,6 +155,11 @@ def qc(
                 name: {"before": int((batch == name).sum()), "after": int((batch == name)[kept].sum())}
                 for name in sorted(set(batch))
             },
+            "types": origin,
+            "per_type": {
+                name: {"before": int(own.sum()), "after": int(own[kept].sum())}
+                for name, own in ((name, types.to_numpy() == name) for name in sorted(set(types.dropna())))
+            },
             "doublets": {
                 "mode": config.doublets,
                 "n_predicted": int(table["predicted_doublet"].sum()) if config.doublets != "off" else 0,
@@ -163,6 +176,68 @@ def batches(adata: AnnData, batch_key: str | None) -> pd.Series:
     if batch_key is None:
         return pd.Series("all", index=adata.obs_names)
     return obs_column(adata.obs, batch_key).astype(str)
+
+
+def types_of_cells(adata: AnnData, seed: int) -> tuple[pd.Series, str]:
+    """The type of each cell, as far as it is known before quality control, and where that comes from.
+
+    Returns
+    -------
+    tuple
+        Types as text, missing for cells without one; and the obs column that holds them, or "clusters": Leiden clusters
+        of the cells with counts (of at most `MAX_CELLS_CLUSTERED` of them), or "" for too few cells.
+    """
+    columns = {str(name).lower().replace(".", "_"): name for name in adata.obs}
+    for name in TYPE_COLUMNS:
+        if name in columns and 2 <= adata.obs[columns[name]].nunique() <= 200:
+            column = adata.obs[columns[name]]
+            return column.astype(object).where(column.notna(), np.nan).map(str, na_action="ignore"), str(columns[name])
+    types = pd.Series(np.nan, index=adata.obs_names, dtype=object)
+    cells = np.flatnonzero(adata.X.getnnz(axis=1) > 0)
+    if len(cells) > MAX_CELLS_CLUSTERED:
+        cells = np.sort(np.random.default_rng(seed).choice(cells, MAX_CELLS_CLUSTERED, replace=False))
+    genes = np.flatnonzero(adata.X[cells].getnnz(axis=0) >= 3)
+    if min(len(cells), len(genes)) < MIN_CLUSTERED:
+        return types, ""
+    try:
+        types.iloc[cells] = quick_clusters(adata.X[cells][:, genes], seed)
+    except Exception as error:  # data without structure break it in many ways; the types are then not known, no more
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        logger.info("Cells cannot be clustered before quality control: %s", reason)
+        return types, ""
+    return types, "clusters"
+
+
+def quick_clusters(counts: sparse.csr_matrix, seed: int) -> np.ndarray:
+    """Leiden clusters of cells, as text, from 20 principal components of the most variable log-normalised genes."""
+    import scanpy
+
+    cells = AnnData(counts.copy())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scanpy.pp.normalize_total(cells, target_sum=1e4)
+        scanpy.pp.log1p(cells)
+        if cells.n_vars > 1000:
+            scanpy.pp.highly_variable_genes(cells, n_top_genes=1000)
+            cells = cells[:, cells.var["highly_variable"]].copy()
+        scanpy.pp.scale(cells, max_value=10, zero_center=True)
+        scanpy.pp.pca(cells, n_comps=min(20, *(n - 1 for n in cells.shape)), random_state=seed)
+        scanpy.pp.neighbors(cells, n_neighbors=10, random_state=seed)
+        scanpy.tl.leiden(cells, flavor="igraph", n_iterations=2, directed=False, random_state=seed)
+    return cells.obs["leiden"].to_numpy(str)
+
+
+def warn_of_lost_types(types: pd.Series, origin: str, kept: np.ndarray) -> None:
+    """Warn of each type that loses more than a third of its cells, as rare types do to limits that fit common ones."""
+    for name, own in pd.Series(kept, index=types.to_numpy()).groupby(level=0, sort=True):
+        lost = int((~own).sum())
+        if lost >= 3 and lost > len(own) / 3:
+            what = f"Cluster {name} (of a quick clustering before quality control)" if origin == "clusters" else name
+            logger.warning(
+                "%s loses %d of its %d cells. If this is a cell type and not debris, loosen the limits that remove it "
+                "(n_mads; qc/cells.tsv.gz has the reasons).",
+                what, lost, len(own),
+            )  # fmt: skip
 
 
 def measure(adata: AnnData, config: QcConfig) -> pd.DataFrame:
