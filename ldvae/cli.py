@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import itertools
+import json
 import logging
 import os
 import socket
@@ -19,6 +21,7 @@ from pydantic import ValidationError
 
 from ldvae import results as layout
 from ldvae.config import Options
+from ldvae.config.frozen import RUN
 from ldvae.errors import InputError, suggestion
 from ldvae.provenance import versions
 from ldvae.steps import VERBS
@@ -45,28 +48,63 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _prepare_environment(arguments)
         _run(verb, arguments)
     except InputError as error:
-        return _fail(verb, str(error), 2)
+        return _fail(arguments, str(error), 2)
     except ModuleNotFoundError as error:
         if (error.name or "ldvae").startswith("ldvae"):
             raise
-        return _fail(verb, f"needs {error.name}, which is not installed: python -m pip install 'ldvae[workflow]'.", 2)
+        return _fail(arguments, f"needs {error.name}, which is not installed: python -m pip install 'ldvae[workflow]'.", 2)
     except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
-        return _fail(verb, f"{error.filename}: {error.strerror}.", 2)
+        return _fail(arguments, f"{error.filename}: {error.strerror}.", 2)
     except OSError as error:
-        return _fail(verb, f"{error.filename or 'input or output'}: {error.strerror or error}.", 1)
+        return _fail(arguments, f"{error.filename or 'input or output'}: {error.strerror or error}.", 1)
     except MemoryError as error:
-        return _fail(verb, f"out of memory ({error}); give the job more.", 1)
+        return _fail(arguments, f"out of memory ({error}); give the job more.", 1)
     except KeyboardInterrupt:
-        return _fail(verb, "interrupted.", 130)
-    except Exception:
+        return _fail(arguments, "interrupted.", 130)
+    except Exception as error:
         logger.exception("ldvae %s failed; this is a mistake of ldvae, please report it with the lines below.", verb)
+        _write_failure(arguments, f"a mistake of ldvae: {type(error).__name__}: {error}", 1)
         return 1
     return 0 if arguments else 2
 
 
-def _fail(verb: str, message: str, code: int) -> int:
-    print(f"ldvae {verb}: {message}", file=sys.stderr)
+def _fail(arguments: Sequence[str], message: str, code: int) -> int:
+    print(f"ldvae {arguments[0]}: {message}", file=sys.stderr)
+    _write_failure(arguments, message, code)
     return code
+
+
+def _failure_file(arguments: Sequence[str]) -> Path | None:
+    """Where the failure of a command is written down: in the results folder that is there."""
+    given = dict(itertools.pairwise(arguments))
+    results = Path(given.get("--results", ""))
+    if arguments[0] == "index" or "--results" not in given or not results.is_dir():
+        return None
+    return layout.failure_file(results, arguments[0], given.get("--run") or given.get("--name"))
+
+
+def _write_failure(arguments: Sequence[str], message: str, code: int) -> None:
+    """Write down why a command failed, for the index over all datasets and for further attempts."""
+    path = _failure_file(arguments)
+    if path is None or code not in (1, 2):
+        return
+    failure = {"verb": arguments[0], "command": list(arguments), "message": message, "code": code}
+    try:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(failure | {"run": os.environ.get(RUN, "")}, indent=2) + "\n")
+    except OSError as error:  # such as a full disk, which may be the failure itself
+        logger.warning("%s cannot be written: %s", path, error)
+
+
+def _refuse_again(arguments: Sequence[str]) -> None:
+    """Raise the user's mistake at once where this run of the workflow has met it: more memory does not help."""
+    path = _failure_file(arguments)
+    if path is None or not path.exists():
+        return
+    failure = json.loads(path.read_text())
+    same_run = failure["run"] and failure["run"] == os.environ.get(RUN)
+    if same_run and failure["code"] == 2 and failure["command"] == list(arguments):
+        raise InputError(failure["message"])
 
 
 def command_line() -> App:
@@ -103,14 +141,17 @@ def _run(verb: str, arguments: Sequence[str]) -> None:
     bound.apply_defaults()
     values = dict(bound.arguments)
     if stub:
-        _write_stubs(verb, values)
+        _write_stubs(verb, values, " ".join(rest))
     else:
+        _refuse_again(arguments)
         if "results" in values:
             layout.require_inputs(verb, values["results"])
         if inspect.signature(step).return_annotation in (None, "None"):  # else it prints
             _log_head(verb, values)
         if text := step(*bound.args, **bound.kwargs):
             print(text)
+    if (failed := _failure_file(arguments)) is not None:
+        failed.unlink(missing_ok=True)
     if versions_yml:
         Path(versions_yml).write_text(_versions_yml(verb))
 
@@ -176,19 +217,19 @@ def _versions_yml(verb: str) -> str:
     return "\n".join([f'"{os.environ.get("LDVAE_PROCESS", verb)}":', *lines, ""])
 
 
-def _write_stubs(verb: str, values: dict[str, Any]) -> None:
-    """Write small valid outputs of a verb."""
+def _write_stubs(verb: str, values: dict[str, Any], command: str) -> None:
+    """Write small valid outputs of a verb; those in JSON tell the command."""
     if output := values.get("output"):
-        _write_stub(output)
+        _write_stub(output, command)
         return
     names = {"run": values.get("run", "run"), "projection": values.get("name", "projection")}
     for file in layout.outputs(verb):
         path = file.at(values["results"], **names)
         for part in [path / name for name in file.contents] or [path]:
-            _write_stub(part)
+            _write_stub(part, command)
 
 
-def _write_stub(path: Path) -> None:
+def _write_stub(path: Path, command: str) -> None:
     """Write the smallest file of the format that the name tells."""
     path.parent.mkdir(parents=True, exist_ok=True)
     name = path.name.removesuffix(".gz")
@@ -203,7 +244,7 @@ def _write_stub(path: Path) -> None:
         np.savez(path, stub=np.zeros(1))
     else:
         texts = {
-            ".json": "{}\n",
+            ".json": json.dumps({"stub": command}) + "\n",
             ".html": "<!doctype html><title>stub</title>\n",
             ".svg": '<svg xmlns="http://www.w3.org/2000/svg" width="1" height="1"/>\n',
         }

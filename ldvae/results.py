@@ -428,3 +428,18 @@ def runs_of(results: Path) -> list[str]:
     """Names of the finished runs in a results folder, sorted."""
     name = METRICS.path.format(run="*")
     return sorted(path.parent.name for path in Path(results).glob(name))
+
+
+# What failed
+
+
+def failure_file(results: Path, verb: str, name: str | None = None) -> Path:
+    """Where the failure of a verb is written down; `name` is the run or the projection."""
+    return Path(results) / "failures" / f"{verb}{'-' + name if name else ''}.json"
+
+
+def failures(results: Path) -> list[dict[str, Any]]:
+    """What failed of a dataset: verb, command, message, exit code and the id of the workflow's run."""
+    return [
+        json.loads(path.read_text(encoding="utf-8")) for path in sorted((Path(results) / "failures").glob("*.json"))
+    ]

@@ -193,6 +193,27 @@ def test_nothing_given_shows_the_verbs_and_exits_with_2(capsys):
     assert "Usage: ldvae COMMAND" in capsys.readouterr().out
 
 
+def test_a_mistake_of_the_user_is_told_again_at_once_in_the_same_run_of_a_workflow(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("LDVAE_RUN", "first")
+    results = tmp_path / "results"
+    results.mkdir()
+    command = ["qc", "--results", str(results), "--input", str(tmp_path / "counts.h5ad"), "--doublets", "off"]
+    assert cli.main(command) == 2
+    failure = json.loads((results / "failures" / "qc.json").read_text())
+    assert failure["message"] in capsys.readouterr().err
+    anndata.AnnData(np.ones((20, 30), dtype=np.float32)).write_h5ad(tmp_path / "counts.h5ad")
+    assert cli.main(command) == 2  # a further attempt of the same run
+    assert capsys.readouterr().err.strip() == f"ldvae qc: {failure['message']}"
+    monkeypatch.setenv("LDVAE_RUN", "second")
+    assert cli.main(command) == 0
+    assert not (results / "failures" / "qc.json").exists()
+
+
+def test_nothing_is_written_where_no_results_are(tmp_path, capsys):
+    assert cli.main(["setup", "--results", str(tmp_path / "typo")]) == 2
+    assert not (tmp_path / "typo").exists()
+
+
 # ---------------------------------------------------------------- stubs, versions, environment
 
 
@@ -211,7 +232,7 @@ def test_stubs_are_valid_files_of_every_kind_with_versions(tmp_path):
         assert all((out / path).exists() for path in layout.layout([verb], ["one"]))
     assert anndata.read_h5ad(out / "qc" / "filtered.h5ad").n_obs == 2
     assert gzip.decompress((out / "qc" / "cells.tsv.gz").read_bytes())
-    assert json.loads((out / "qc" / "summary.json").read_text()) == {}
+    assert json.loads((out / "qc" / "summary.json").read_text())["stub"].startswith("qc --results ")
     assert (out / "qc" / "violins.png").read_bytes().startswith(b"\x89PNG")
     assert (out / "de" / "contrasts.tsv").exists()
     versions = yaml.safe_load((tmp_path / "versions.yml").read_text())

@@ -16,6 +16,7 @@ import pytest
 from results_folder import NASTY, World, write_results
 
 from ldvae import pl
+from ldvae import results as layout
 from ldvae.config import ReportConfig
 from ldvae.errors import InputError
 from ldvae.report import figures, prose
@@ -505,6 +506,37 @@ def test_contrasts_of_an_older_config_are_not_shown(tmp_path: Path) -> None:
     arguments["resolved"].write_text(json.dumps(resolved))
     report(results=arguments["results"], config=ReportConfig())
     assert "de" not in Page(arguments["output"]).ids
+
+
+def test_the_index_says_first_what_is_not_finished_and_why(tmp_path: Path) -> None:
+    make(tmp_path, replace(BARE, name="kang"))
+    failed = layout.failure_file(tmp_path / "broken", "qc")
+    failed.parent.mkdir(parents=True)
+    failed.write_text(json.dumps({"verb": "qc", "message": "min_genes = 9999 removes <all> cells", "code": 2}))
+    index(results=tmp_path, datasets=["kang", "broken", "waiting"])
+    page = Page(tmp_path / "index.html")
+    assert "min_genes = 9999 removes <all> cells" in page.text
+    assert page.text.index("Not finished") < page.text.index("waiting") < page.text.index("kang")
+    assert [link for link in page.links if link.endswith("report.html")] == ["kang/report.html"]
+
+
+@pytest.mark.parametrize(
+    ("section", "options", "message"),
+    [
+        ("de", {"delta": 0.5, "contrasts": [{"column": "cell_type"}]}, "de.delta: the results were made with 0.25"),
+        ("qc", {"min_genes": 300}, "qc.min_genes: the results were made with 200, the config says 300"),
+        ("sweep", {"seeds": [0]}, "run k10-s0-[0-9a-f]{6} of the config was not compared with the others"),
+    ],
+)
+def test_results_that_were_made_with_other_options_are_an_error(
+    tmp_path: Path, section: str, options: dict[str, Any], message: str
+) -> None:
+    arguments = write_results(tmp_path, SMALL)
+    resolved = json.loads(arguments["resolved"].read_text()) | {section: options}
+    arguments["resolved"].write_text(json.dumps(resolved))
+    with pytest.raises(InputError, match=f"not those of the config.*\n- {message}"):
+        report(results=arguments["results"], config=ReportConfig())
+    assert not arguments["output"].exists()
 
 
 def test_a_file_that_is_missing_is_named_with_the_verb_that_writes_it(tmp_path: Path) -> None:

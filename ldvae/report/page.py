@@ -168,14 +168,24 @@ def render_report(results: Results, config: ReportConfig) -> tuple[str, dict[str
     return html, documents, _summary(results, context["warnings"])
 
 
-def render_index(summaries: list[dict[str, Any]]) -> str:
-    """Render the index over all datasets and runs from the summaries that `render_report` returned."""
+def render_index(summaries: list[dict[str, Any]], unfinished: list[dict[str, Any]]) -> str:
+    """Render the index over all datasets and runs from the summaries that `render_report` returned.
+
+    Parameters
+    ----------
+    summaries
+        Of the finished datasets.
+    unfinished
+        The others, each a mapping of `dataset` and `failures` (verb, message and exit code of each failed job).
+    """
     page = Page()
     runs = pd.DataFrame([{"dataset": summary["dataset"], **run} for summary in summaries for run in summary["runs"]])
     table = page.table(_runs_table(runs, "all-runs", with_dataset=True)) if len(runs) else None
     blocks = {name: _columns(frame) for name, frame in page.blocks.items()}
     return (
-        _environment().get_template("index.html.j2").render(page=page, summaries=summaries, runs=table, blocks=blocks)
+        _environment()
+        .get_template("index.html.j2")
+        .render(page=page, summaries=summaries, unfinished=unfinished, runs=table, blocks=blocks)
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import warnings
 from importlib import metadata
@@ -51,6 +52,7 @@ def annotate(*, results: Path, config: AnnotateConfig = AnnotateConfig()) -> Non
         "n_latent": n_latent,
         "programs": np.array(programs, str),
         "setup": adata.uns.pop("ldvae_setup", {}),
+        "settings": json.dumps(config.model_dump()),
     }
     with atomic(layout.ANNOTATED.at(results)) as temporary:
         adata.write_h5ad(temporary, compression="gzip")

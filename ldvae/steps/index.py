@@ -21,10 +21,16 @@ def index(*, results: Path, datasets: list[str] | None = None) -> None:
     results
         Folder of the results of all datasets, such as results.
     datasets
-        Names of the datasets, in the order of the page; not given: all that have a report.
+        Names of the datasets, in the order of the page; not given: all that have a report. Those that are not finished
+        come first, with what failed.
     """
     names = datasets or sorted(path.parent.name for path in results.glob(f"*/{layout.REPORT_SUMMARY.path}"))
-    found = [{**layout.REPORT_SUMMARY.read(results / name), "report": f"{name}/{layout.PAGE.path}"} for name in names]
+    failures = {name: layout.failures(results / name) for name in names}
+    finished = [name for name in names if layout.REPORT_SUMMARY.at(results / name).exists() and not failures[name]]
+    found = [
+        {**layout.REPORT_SUMMARY.read(results / name), "report": f"{name}/{layout.PAGE.path}"} for name in finished
+    ]
+    unfinished = [{"dataset": name, "failures": failures[name]} for name in names if name not in finished]
     with atomic(layout.INDEX.at(results)) as temporary:
-        temporary.write_text(render_index(found), encoding="utf-8")
+        temporary.write_text(render_index(found, unfinished), encoding="utf-8")
     logger.info("%s", end_of_run(found, str(layout.INDEX.at(results))))

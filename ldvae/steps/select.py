@@ -104,6 +104,7 @@ def select(*, results: Path, runs: list[str] | None = None, config: SelectConfig
         "threshold": config.threshold,
         "rule": "by hand" if config.setting else config.rule,
         "reason": reason,
+        "settings": config.model_dump(),
     }
     across = pd.concat(correlations, ignore_index=True)[["setting", "rank", "correlation", "lower", "upper"]]
     write_table(table, layout.SELECT_RUNS.at(results))

@@ -8,6 +8,7 @@ its own, as on a cluster, whose memory is never laid out as that of the attempt 
 """
 
 import argparse
+import hashlib
 import json
 import os
 import random
@@ -25,9 +26,10 @@ from anndata import AnnData
 from scipy import sparse
 
 from ldvae import cli
+from ldvae import results as layout
 
 INTERVAL_S = 0.3
-OUTPUTS = {"model": "model", "history": "history.csv", "factors": "factors.npz", "fit": "fit.tsv"}
+OUTPUTS = [Path(file.path).name for file in layout.outputs("train")]
 LDVAE = Path(sys.executable).parent / "ldvae"
 
 
@@ -41,15 +43,20 @@ def write_counts(path: Path) -> None:
     adata.obs["split"] = random.choice(["train", "validation", "test"], adata.n_obs, p=[0.8, 0.1, 0.1])
     adata.uns["ldvae_setup"] = {"batch_key": "", "labels_key": "", "size_factor_key": ""}
     adata.uns["ldvae_setup"] |= {"categorical_covariate_keys": [], "continuous_covariate_keys": []}
+    path.parent.mkdir(parents=True, exist_ok=True)
     adata.write_h5ad(path)
 
 
 def command(counts: Path, run: Path, epochs: int = 60) -> list[str]:
     """Arguments of `ldvae train` that puts its outputs into a folder."""
-    outputs = [text for name, file in OUTPUTS.items() for text in (f"--{name}", str(run / file))]
+    results = layout.COUNTS.results_of(counts)
+    place = results / "runs" / hashlib.sha256(str(run).encode()).hexdigest()[:12]
+    if not place.is_symlink():
+        place.parent.mkdir(exist_ok=True)
+        place.symlink_to(run.absolute())
     options = ["--max-epochs", str(epochs), "--n-latent", "3", "--n-hidden", "32", "--batch-size", "64"]
     checkpoint = ["--checkpoint", str(run / "checkpoint"), "--checkpoint-minutes", str(INTERVAL_S / 60)]
-    return ["train", "--counts", str(counts), *outputs, "--metrics", str(run / "metrics.json"), *checkpoint, *options]
+    return ["train", "--results", str(results), "--run", place.name, *checkpoint, *options]
 
 
 def start(arguments: list[str], log: Path, new_process: bool) -> int:
@@ -110,20 +117,20 @@ def attempt(
 
 def contents(run: Path) -> dict[str, bytes]:
     """Every output, as bytes, but for what tells the time."""
-    files = [run / name for name in ("history.csv", "fit.tsv", "model/model.safetensors")]
+    files = [run / name for name in ("history.csv", "ppc.tsv", "model/model.safetensors")]
     found = {str(path.relative_to(run)): path.read_bytes() for path in files}
     with np.load(run / "factors.npz") as arrays:  # a zip file tells the time
         found |= {f"factors.npz/{name}": arrays[name].tobytes() for name in arrays.files}
     metrics = json.loads((run / "metrics.json").read_text())
     timeless = {
-        name: value for name, value in metrics.items() if name not in ("wall_s", "cells_per_s", "peak_memory_mb")
+        name: value for name, value in metrics.items() if name not in ("run", "wall_s", "cells_per_s", "peak_memory_mb")
     }
     return found | {"metrics.json": json.dumps(timeless).encode()}
 
 
 def clear(run: Path) -> None:
     """Remove the outputs, as Snakemake does before it runs a failed job again; the checkpoint stays."""
-    for name in (*OUTPUTS.values(), "metrics.json"):
+    for name in OUTPUTS:
         path = run / name
         if path.is_dir():
             for file in path.iterdir():
@@ -146,7 +153,7 @@ def main() -> int:
     warm, whole, run = (given.folder / name for name in ("warm", "undisturbed", "killed"))
     for folder in (warm, whole, run):
         folder.mkdir(parents=True, exist_ok=True)
-    counts = given.folder / "counts.h5ad"
+    counts = layout.COUNTS.at(given.folder)
     write_counts(counts)
     if cli.main(command(counts, warm, given.epochs)) != 0:
         return 1

@@ -19,7 +19,7 @@ LDVAE = Path(sys.executable).parent / "ldvae"
 @pytest.fixture(scope="module")
 def counts(tmp_path_factory) -> Path:
     """Small counts as `ldvae setup` leaves them."""
-    path = tmp_path_factory.mktemp("counts") / "counts.h5ad"
+    path = tmp_path_factory.mktemp("results") / "setup" / "counts.h5ad"
     kill_train.write_counts(path)
     return path
 
@@ -180,7 +180,8 @@ def test_a_read_only_home_is_no_hindrance(counts, small_disk, tmp_path):
 
 @pytest.mark.parametrize("damage", ["truncated", "no permission"])
 def test_an_unreadable_input_is_one_message(counts, tmp_path, damage):
-    broken = tmp_path / "counts.h5ad"
+    broken = tmp_path / "setup" / "counts.h5ad"
+    broken.parent.mkdir()
     shutil.copy(counts, broken)
     if damage == "truncated":
         os.truncate(broken, broken.stat().st_size // 2)

@@ -1,6 +1,7 @@
 """The processes and the whole workflow as parts of somebody else's pipeline."""
 
 import json
+import re
 
 import pytest
 from pipelines import ROOT
@@ -30,11 +31,13 @@ process REGISTER {
     tuple val(name), path(counts)
 
     output:
-    tuple val(name), path('registered.h5ad')
+    tuple val(name), path('mine/setup/counts.h5ad')
 
     script:
     \"\"\"
-    ldvae setup --filtered ${counts} --counts registered.h5ad --gene-table genes.tsv --summary summary.json --genes all
+    mkdir -p mine/qc
+    mv ${counts} mine/qc/filtered.h5ad
+    ldvae setup --results mine --genes all
     \"\"\"
 }
 
@@ -100,5 +103,5 @@ workflow {
     )
     assert {"programs of made: programs", "programs of demo: programs"} <= set(done.text.splitlines())
     called = (pipeline.folder / "qc.txt").read_text()
-    assert "made.h5ad --dataset made" in called
-    assert "demo:pbmc68k --dataset demo" in called
+    assert re.search(r"--results made --input \S*made\.h5ad", called)
+    assert "--results demo --input demo:pbmc68k" in called

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from pipelines import BIN, ROOT, Pipeline
 
+from ldvae import results as layout
+
 pytestmark = [pytest.mark.nextflow, pytest.mark.cluster, pytest.mark.usefixtures("slurm")]
 
 SITE = """
@@ -48,11 +50,11 @@ def slurm():
 @pytest.fixture
 def training(pipeline) -> Pipeline:
     """A pipeline that trains one model on small counts, and nothing else."""
-    simulated, folder = pipeline.folder / "simulated.h5ad", pipeline.folder
-    simulate = ["simulate", "--output", simulated, "--n-obs", "300", "--n-vars", "120"]
-    outputs = ["--counts", folder / "counts.h5ad", "--gene-table", folder / "genes.tsv", "--summary", folder / "s.json"]
-    for command in (simulate, ["setup", "--filtered", simulated, *outputs, "--genes", "all"]):
+    folder = pipeline.folder
+    simulate = ["simulate", "--output", layout.FILTERED.at(folder / "tiny"), "--n-obs", "300", "--n-vars", "120"]
+    for command in (simulate, ["setup", "--results", folder / "tiny", "--genes", "all"]):
         subprocess.run([BIN / "ldvae", *command], check=True)
+    shutil.copy(layout.COUNTS.at(folder / "tiny"), folder / "counts.h5ad")
     return pipeline
 
 
@@ -81,9 +83,9 @@ def test_the_demo_reaches_its_report_and_training_alone_gets_a_gpu(pipeline):
 
 def test_a_cancelled_and_then_preempted_training_ends_in_the_same_bits(training):
     folder = training.folder
-    alone = folder / "alone"
-    outputs = [text for name, file in OUTPUTS.items() for text in (f"--{name}", alone / file)]
-    subprocess.run([BIN / "ldvae", "train", "--counts", folder / "counts.h5ad", *outputs, *LONG.split()], check=True)
+    alone = folder / "tiny" / "runs" / "alone"
+    command = [BIN / "ldvae", "train", "--results", folder / "tiny", "--run", "alone", *LONG.split()]
+    subprocess.run(command, check=True)
 
     (folder / "main.nf").write_text(ALONE % (ROOT, LONG))
     training.site = SURVIVES + SITE
@@ -108,15 +110,6 @@ def test_a_cancelled_and_then_preempted_training_ends_in_the_same_bits(training)
     model = "model/model.safetensors"
     assert (last / "tiny/runs/mine" / model).read_bytes() == (alone / model).read_bytes()
     assert not list((folder / "work" / "checkpoints").glob("*/*/*"))
-
-
-OUTPUTS = {
-    "model": "model",
-    "history": "history.csv",
-    "metrics": "metrics.json",
-    "factors": "factors.npz",
-    "fit": "fit.tsv",
-}
 
 
 def at_work(folder: Path, attempt: int, seconds: float = 600) -> str:

@@ -164,7 +164,7 @@ def test_paths_may_have_spaces_and_start_at_the_folder_of_the_launch(pipeline, t
     tables = pipeline.folder / "my tables"
     tables.mkdir()
     for name in ("my counts.h5ad", "other.h5ad"):
-        subprocess.run([BIN / "ldvae", "qc", "--stub", "--filtered", tables / name], check=True)
+        subprocess.run([BIN / "ldvae", "simulate", "--stub", "--output", tables / name], check=True)
     (tables / "gene list.txt").write_text("g1\n")
     (tables / "gene sets.gmt").write_text("set\t\tg1\n")
     pipeline.configure(
@@ -240,3 +240,18 @@ def test_the_schema_describes_every_parameter():
     defaults = dict(re.findall(r"(\w+) +?= ['\"](.*)['\"]", block[1]))
     assert {name: entry["default"] for name, entry in described.items()} == defaults
     assert all(entry["description"] for entry in described.values())
+
+
+def test_results_are_those_of_the_run_that_finished_last(pipeline):
+    """A, then B, then A again, with -resume: the tasks of A are cached, and their results are published again."""
+    pipeline.quick()
+    results, written = pipeline.folder / "results", []
+    changes = ({}, {"de": {"delta": 0.5}, "qc": {"min_genes": 10}, "sweep": {"seeds": [0]}}, {})
+    for number, change in enumerate(changes):
+        pipeline.configure(**small() | change)
+        assert pipeline.run("--config", "config.yaml", "-resume").code == 0, number
+        # A stub in JSON tells the command that wrote it.
+        written.append({path.relative_to(results): path.read_text() for path in results.glob("*/**/*.json")})
+    first, other, last = written
+    assert first == last
+    assert {path.parts[1] for path in first if first[path] != other.get(path)} >= {"qc", "de", "resolved.json"}

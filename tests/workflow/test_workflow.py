@@ -5,6 +5,7 @@ import http.server
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -128,6 +129,30 @@ def test_compute_options_rerun_nothing(again):
     assert again.pending() == Counter()
 
 
+def test_a_config_edited_while_a_run_goes_on_is_not_read_by_its_later_jobs(tmp_path, config, stubs):
+    """The step select edits the file and then starts a job as a cluster does: Snakemake in a process of its own."""
+    config = {"datasets": {"a": config["datasets"]["a"]}, "sweep": {"seeds": [0]}}
+    edited = {**config, "setup": {"n_top_genes": 77}, "de": {"delta": 0.5}}
+    (tmp_path / "edited.yaml").write_text(yaml.safe_dump(edited))
+    job = "--mode subprocess --target-jobs setup:dataset=a --allowed-rules setup --force --nolock --cores 1"
+    hook = f"cp edited.yaml config.yaml; '{sys.executable}' -m snakemake -s '{ROOT}/Snakefile' --configfile config.yaml"
+    (tmp_path / "bin").mkdir()
+    script = tmp_path / "bin" / "ldvae"
+    script.write_text(
+        '#!/bin/sh\necho "$@" >>calls.txt\n'
+        f'[ "$1" != select ] || {{ {hook} {job} >child.txt 2>&1; }} || exit 9\n'
+        f'exec "{shutil.which("ldvae", path=stubs["PATH"])}" "$@"\n'
+    )
+    script.chmod(0o755)
+    place = Workplace(tmp_path, config, stubs | {"PATH": f"{script.parent}{os.pathsep}{stubs['PATH']}"})
+    place.snakemake()
+    calls = (tmp_path / "calls.txt").read_text().splitlines()
+    assert sum(call.startswith("setup ") for call in calls) == 2
+    assert not [call for call in calls if "--n-top-genes" in call or "--delta" in call]
+    assert json.loads((tmp_path / "results/a/resolved.json").read_text())["de"]["delta"] == 0.25
+    assert {"plan", "setup", "de"} <= set(place.pending())  # the edit is the next run's
+
+
 # ---------------------------------------------------------------- resources
 
 
@@ -162,6 +187,20 @@ def test_all_mistakes_are_told_before_the_first_job(tmp_path, config, stubs):
     place.write()
     assert "trian: there is no such key. Did you mean 'train'" in place.snakemake(check=False)
     assert place.files() == {"config.yaml"}
+
+
+def test_a_dataset_that_fails_for_the_users_reason_is_tried_once_and_told_on_the_index(tmp_path, config):
+    """Quality control runs for real; what comes after it is of no interest."""
+    config = {"datasets": {"a": {**config["datasets"]["a"], "qc": {"min_genes": 9999, "n_mads": None}}}}
+    place = Workplace(tmp_path, config, dict(os.environ))
+    said = place.snakemake("--retries", "2", "--keep-going", check=False)
+    assert said.count("min_genes = 9999") >= 1
+    log = (tmp_path / "logs/qc/a.log").read_text()
+    assert "min_genes = 9999" in log
+    assert "INFO ldvae qc on" not in log  # the last attempt read nothing
+    page = (tmp_path / "results/index.html").read_text()
+    assert "Not finished" in page
+    assert "min_genes = 9999" in page
 
 
 # ---------------------------------------------------------------- where it runs

@@ -19,14 +19,16 @@ sys.path.append(str(Path(workflow.basedir).parent))
 
 from ldvae import results as layout
 from ldvae.config import expand_checked, expand_config, flags, named, resolved, runs_table
+from ldvae.config.frozen import freeze, frozen
 from ldvae.errors import InputError
 
 try:
     if workflow.is_main_process:
         # As a module, files may come from rules of the workflow around it; Snakemake then says what is missing.
-        plan = expand_checked(config, made_elsewhere=len(workflow.modifier_stack) > 1)
+        plan = expand_checked(freeze(config), made_elsewhere=len(workflow.modifier_stack) > 1)
     else:
-        plan = expand_config(config)
+        # A job of a cluster: the file of the config may have been edited since the run started.
+        plan = expand_config(frozen(config))
 except InputError as error:
     raise WorkflowError(str(error))
 
@@ -57,6 +59,17 @@ onstart:
         # Asked once: while Slurm's controller is away, plugin 2.8.0 would take sacct instead, accounts or not.
         min_job_age = plugin.get_min_job_age()
         plugin.get_min_job_age = lambda: min_job_age
+
+
+onerror:
+    # The rule index waits for all datasets: without it, the page tells what finished, and what failed and why.
+    command = ["ldvae", "index", "--results", plan.path("results"), "--datasets", *plan.datasets]
+    written = Path(plan.path("results")).is_dir() and not subprocess.run(command, capture_output=True).returncode
+    for dataset in plan.datasets:
+        for failure in layout.failures(plan.path("results", dataset)):
+            logger.error(f"{dataset}: ldvae {failure['verb']} failed: {failure['message']}")
+    if written:
+        logger.error(f"What finished, and what failed and why: {plan.path('results', layout.INDEX.path)}")
 
 
 def options(section):
