@@ -52,7 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "ldvae").startswith("ldvae"):
             raise
-        return _fail(arguments, f"needs {error.name}, which is not installed: python -m pip install 'ldvae[workflow]'.", 2)
+        message = f"needs {error.name}, which is not installed: python -m pip install 'ldvae[workflow]'."
+        return _fail(arguments, message, 2)
     except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
         return _fail(arguments, f"{error.filename}: {error.strerror}.", 2)
     except OSError as error:

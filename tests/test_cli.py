@@ -201,7 +201,10 @@ def test_a_mistake_of_the_user_is_told_again_at_once_in_the_same_run_of_a_workfl
     assert cli.main(command) == 2
     failure = json.loads((results / "failures" / "qc.json").read_text())
     assert failure["message"] in capsys.readouterr().err
-    anndata.AnnData(np.ones((20, 30), dtype=np.float32)).write_h5ad(tmp_path / "counts.h5ad")
+    counts = anndata.AnnData(np.random.default_rng(0).poisson(2, (40, 30)).astype(np.float32))
+    counts.var_names = [f"gene{i}" for i in range(30)]
+    counts.obs_names = [f"cell{i}" for i in range(40)]
+    counts.write_h5ad(tmp_path / "counts.h5ad")
     assert cli.main(command) == 2  # a further attempt of the same run
     assert capsys.readouterr().err.strip() == f"ldvae qc: {failure['message']}"
     monkeypatch.setenv("LDVAE_RUN", "second")
