@@ -146,6 +146,15 @@ def test_select_compares_settings_by_the_fits_it_keeps(dataset):
     assert correlations.groupby("setting")["rank"].max().to_dict() == {name: k for name, (k, _) in SETTINGS.items()}
 
 
+def test_without_held_out_cells_settings_are_compared_by_the_training_cells(again):
+    for path in (again / "runs").glob("*/metrics.json"):
+        metrics = json.loads(path.read_text())
+        path.write_text(json.dumps(metrics | {"elbo_test": None, "elbo_validation": None}))
+    select(results=again, config=SelectConfig(rule="elbo"))
+    assert "training ELBO" in json.loads((again / "select" / "best.json").read_text())["reason"]
+    assert (again / "select" / "error.svg").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "chosen"),
     [

@@ -302,7 +302,7 @@ class CudaBackend:
         x, covariates = self.counts[1].minibatch(rows), self.counts[2].rows(rows)
         q = module.encode(x, noise)
         kl_z = 0.5 * (q.z_var + q.z_mean**2 - 1 - q.z_var.log()).sum(dim=-1)
-        if q.l_mean is None:
+        if q.l_mean is None or q.l_var is None:
             library, kl_library = covariates.library, torch.zeros_like(kl_z)
         else:
             library = q.l_mean + q.l_var.sqrt() * noise.library

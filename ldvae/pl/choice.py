@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -15,9 +15,12 @@ from ldvae.pl.style import BLUE, INK, MUTED, ORANGE, RED, Save, Show, finish, ne
 SELECTION = {
     "elbo_test": ("elbo_test_mean", "negative ELBO, nats per cell"),
     "elbo_validation": ("elbo_validation_mean", "negative ELBO, nats per cell"),
+    "elbo_train": ("elbo_train_mean", "negative ELBO of the training cells, nats per cell"),
     "stability": ("stability_mean", "cosine with the consensus"),
     "reproducible_rank": ("reproducible_rank", "programs that reproduce"),
 }
+
+Selection = Literal["elbo_test", "elbo_validation", "elbo_train", "stability", "reproducible_rank"]
 
 
 def placed_settings(settings: pd.DataFrame, column: str) -> pd.DataFrame:
@@ -32,7 +35,7 @@ def selection(
     settings: pd.DataFrame,
     runs: pd.DataFrame | None = None,
     *,
-    quantity: Literal["elbo_test", "elbo_validation", "stability", "reproducible_rank"] = "elbo_test",
+    quantity: Selection = "elbo_test",
     ax: Axes | None = None,
     show: Show = None,
     save: Save = None,
@@ -69,7 +72,7 @@ def selection(
     settings = placed_settings(settings, column)
     x = settings["position"]
     ax = new_axes(ax, show, save)
-    if quantity in ("elbo_test", "elbo_validation"):
+    if quantity in ("elbo_test", "elbo_validation", "elbo_train"):
         if runs is not None and quantity in runs:
             seeds = runs.merge(settings[["setting", "position"]], on="setting")
             left_out = seeds["outlier"].astype(bool) if "outlier" in seeds else pd.Series(False, index=seeds.index)
@@ -79,12 +82,24 @@ def selection(
                 out = seeds[left_out]
                 ax.scatter(out["position"], out[quantity], color=RED, marker="x", s=20, label="run left out")
         error = settings.get(f"{quantity}_se", pd.Series(0.0, index=settings.index)).fillna(0)
-        points = {"color": BLUE, "linewidth": 1.2, "marker": "o", "markersize": 4, "label": "mean ± s.e."}
+        points: dict[str, Any] = {
+            "color": BLUE,
+            "linewidth": 1.2,
+            "marker": "o",
+            "markersize": 4,
+            "label": "mean ± s.e.",
+        }
         ax.errorbar(x, settings[column], yerr=error, **points)
     elif quantity == "stability":
         ax.plot(x, settings[column], color=BLUE, marker="o", markersize=4, linewidth=1.2, label="mean")
         lowest = settings["stability_min"]
-        worst = {"color": ORANGE, "marker": "v", "markersize": 4, "linewidth": 1, "label": "least stable program"}
+        worst: dict[str, Any] = {
+            "color": ORANGE,
+            "marker": "v",
+            "markersize": 4,
+            "linewidth": 1,
+            "label": "least stable program",
+        }
         ax.plot(x, lowest, **worst)
         ax.set_ylim(min(0.5, float(lowest.min()) - 0.05), 1.01)
     else:
@@ -93,7 +108,14 @@ def selection(
             ax.plot(x, settings["n_latent"], color=MUTED, linestyle=":", linewidth=1, label="number of factors")
         ax.yaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
     chosen = settings[settings["chosen"].astype(bool)]
-    ring = {"s": 90, "facecolor": "none", "edgecolor": RED, "linewidth": 1.5, "label": "chosen", "zorder": 4}
+    ring: dict[str, Any] = {
+        "s": 90,
+        "facecolor": "none",
+        "edgecolor": RED,
+        "linewidth": 1.5,
+        "label": "chosen",
+        "zorder": 4,
+    }
     ax.scatter(chosen["position"], chosen[column], **ring)
     ax.set(xlabel="Number of factors" if by_factors else "Setting", ylabel=ylabel)
     if by_factors:

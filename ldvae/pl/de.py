@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from ldvae.pl.style import BLUE, MUTED, RED, RULE, Names, Save, Show, finish, need, new_axes, styled
+from ldvae.pl.style import BLUE, MUTED, RED, RULE, Names, Save, Show, figure_of, finish, need, new_axes, styled
 
 CALLED = "is_de_fdr_"  # scvi-tools' column, followed by the rate
 
@@ -82,7 +82,7 @@ def volcano(
     ax.set(xlabel="log2 fold change (posterior mean)", ylabel="log Bayes factor")
     ax.margins(x=0.16, y=0.08)
     if ax.get_figure() is not None:
-        ax.figure.draw_without_rendering()  # names are placed by pixels, so the axes must have their size
+        figure_of(ax).draw_without_rendering()  # names are placed by pixels, so the axes must have their size
     strength = evidence[significant].rank() + table["lfc_mean"][significant].abs().rank()
     names = Names(ax, 7)
     for row in strength.nlargest(n_names).index:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -128,7 +129,7 @@ def kl(
     ax = new_axes(ax, show, save)
     ax.bar(positions[~dead], values[~dead], color=BLUE, width=0.75, label="in use")
     if dead.any():
-        crosses = {"marker": "x", "color": RED, "s": 22, "linewidth": 1.4, "zorder": 3}
+        crosses: dict[str, Any] = {"marker": "x", "color": RED, "s": 22, "linewidth": 1.4, "zorder": 3}
         ax.scatter(positions[dead], values[dead], label="collapsed", **crosses)
         ax.legend(loc="upper right")
     ax.set(ylabel="KL, nats per cell", xlabel="Factor, largest first", xticks=positions)

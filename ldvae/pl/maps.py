@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -20,6 +20,7 @@ from ldvae.pl.style import (
     Names,
     Save,
     Show,
+    figure_of,
     finish,
     new_axes,
     new_figure,
@@ -29,7 +30,7 @@ from ldvae.pl.style import (
 )
 
 HIGH = 1.0  # standard deviations of the score above which a cell counts as high in `dotplot`
-Groups = str | pd.Series
+Groups: TypeAlias = str | pd.Series
 
 
 def _scores(data: Any, function: str) -> pd.DataFrame:
@@ -219,7 +220,7 @@ def cells(
     size = _point_size(len(plane)) * 2
     ax.scatter(plane[order, 0], plane[order, 1], c=colour, s=size, linewidth=0, rasterized=True)
     plain_map(ax)
-    ax.figure.draw_without_rendering()
+    figure_of(ax).draw_without_rendering()
     names = Names(ax, 9)
     for code in np.argsort(-np.bincount(codes[codes >= 0], minlength=len(levels)), kind="stable"):
         if (codes == code).sum() > len(codes) / 200:  # a few scattered cells have no middle

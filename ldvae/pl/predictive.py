@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -12,13 +12,14 @@ from ldvae.errors import InputError
 from ldvae.pl.quality import plain_numbers
 from ldvae.pl.style import BLUE, MUTED, RED, Save, Show, finish, need, new_axes, styled
 
-QUANTITIES = {"mean": "Mean", "variance": "Variance", "zeros": "Share of zeros"}
+Quantity = Literal["mean", "variance", "zeros"]
+QUANTITIES: dict[Quantity, str] = {"mean": "Mean", "variance": "Variance", "zeros": "Share of zeros"}
 
 
 @styled
 def ppc(
     table: pd.DataFrame,
-    quantity: Literal["mean", "variance", "zeros"] = "mean",
+    quantity: Quantity = "mean",
     *,
     batch: str = "all",
     ax: Axes | None = None,
@@ -74,7 +75,7 @@ def ppc(
     ax.scatter(observed[good], predicted[good], color=BLUE, s=7, alpha=0.5, linewidth=0, rasterized=many)
     bad = ~np.isfinite(predicted) & np.isfinite(observed)
     if bad.any():
-        marks = {"color": RED, "marker": "^", "s": 14, "linewidth": 0, "clip_on": False}
+        marks: dict[str, Any] = {"color": RED, "marker": "^", "s": 14, "linewidth": 0, "clip_on": False}
         ax.scatter(observed[bad], np.full(bad.sum(), ends[1]), label=f"not finite ({bad.sum():,})", **marks)
         ax.legend(loc="lower right")
     ax.set(xlabel="Observed", ylabel="Predicted")

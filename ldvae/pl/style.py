@@ -75,6 +75,12 @@ def new_figure(size: tuple[float, float], show: Show, save: Save) -> Figure:
     return pyplot.figure(figsize=size, layout="constrained")
 
 
+def figure_of(axes: Axes | Sequence[Axes]) -> Figure:
+    """The whole figure that axes, or the first of several, belong to."""
+    figure = (axes if isinstance(axes, Axes) else axes[0]).figure
+    return figure if isinstance(figure, Figure) else figure.figure
+
+
 def new_axes(ax: Axes | None, show: Show, save: Save, size: tuple[float, float] = SIZE) -> Axes:
     """Return the axes given, or those of a new figure."""
     return ax if ax is not None else new_figure(size, show, save).subplots()
@@ -122,7 +128,8 @@ def _distinct(n: int) -> tuple[str, ...]:
     distance = np.min([np.linalg.norm(lab - _oklab(np.array(colour)), axis=1) for colour in chosen], axis=0)
     while len(chosen) < n:
         best = int(np.argmax(distance))
-        chosen.append(tuple(float(value) for value in rgb[best]))
+        red, green, blue = (float(value) for value in rgb[best])
+        chosen.append((red, green, blue))
         distance = np.minimum(distance, np.linalg.norm(lab - lab[best], axis=1))
     return tuple(to_hex(colour) for colour in chosen)
 

@@ -132,11 +132,9 @@ def technical_flags(
     the same groups as a technical one cannot excuse it, nor be told from it, and the reason says so.
     """
     obs = obs.reindex(scores.index)
-    experiment = {name: _groups(obs[name]) for name in technical if name in obs}
     others = variables if variables is not None else list(obs.columns)
-    biology = {name: _groups(obs[name]) for name in others if name in obs and name not in experiment}
-    experiment = {name: codes for name, codes in experiment.items() if codes is not None}
-    biology = {name: codes for name, codes in biology.items() if codes is not None}
+    experiment = _all_groups(obs, [name for name in technical if name in obs])
+    biology = _all_groups(obs, [name for name in others if name in obs and name not in technical])
     # A copy of a technical column under another name is no biology, and biology that the experiment copies is in doubt.
     copies = {
         name: [
@@ -174,6 +172,11 @@ def technical_flags(
 def _least_cells(n_obs: int) -> float:
     """Cells that a group needs before anything is said of it."""
     return max(20, 0.01 * n_obs)
+
+
+def _all_groups(obs: pd.DataFrame, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """The groups of each column that has any."""
+    return {name: codes for name in names if (codes := _groups(obs[name])) is not None}
 
 
 def _groups(values: pd.Series) -> np.ndarray | None:

@@ -72,8 +72,9 @@ class Drawing:
         buffer = io.StringIO()
         with mpl.rc_context(STYLE):
             # The page is the background.
-            for part in (self.figure, *self.figure.axes):
-                part.set_facecolor("none")
+            self.figure.set_facecolor("none")
+            for ax in self.figure.axes:
+                ax.set_facecolor("none")
             # Laid out once: savefig would do it twice.
             self.figure.draw_without_rendering()
             self.figure.set_layout_engine("none")

@@ -9,12 +9,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ldvae import pl
-from ldvae.pl.choice import SELECTION, placed_settings
+from ldvae.pl.choice import SELECTION, Selection, placed_settings
 from ldvae.pl.genes import strongest
 from ldvae.pl.history import QUANTITIES
 from ldvae.pl.predictive import QUANTITIES as PREDICTED
+from ldvae.pl.predictive import Quantity
 from ldvae.pl.quality import METRIC_TITLES, MOST_CELLS, Thresholds
-from ldvae.pl.style import short, styled
+from ldvae.pl.style import figure_of, short, styled
 from ldvae.report.drawing import Drawing, Hover
 
 NARROW = 4.5  # inches, at 96 pixels each: half the column of the page, and not much more than a phone
@@ -25,7 +26,7 @@ def qc_distribution(metric: str, cells: pd.DataFrame, thresholds: Thresholds) ->
     ax = pl.qc_violins(cells, metric, thresholds=thresholds, show=False)
     sampled = cells["batch"].value_counts().max() > MOST_CELLS
     caption = f"Shapes from {MOST_CELLS:,} cells of a batch at most, taken at random." if sampled else ""
-    return Drawing(name=f"qc_{metric}", figure=ax.figure, title=METRIC_TITLES.get(metric, metric), caption=caption)
+    return Drawing(name=f"qc_{metric}", figure=figure_of(ax), title=METRIC_TITLES.get(metric, metric), caption=caption)
 
 
 def training_curve(quantity: str, histories: dict[str, pd.DataFrame], best: str) -> Drawing | None:
@@ -43,7 +44,7 @@ def training_curve(quantity: str, histories: dict[str, pd.DataFrame], best: str)
             hover.append(Hover(axes=ax, block=name, x="epoch", y=split, name="run", show=shown))
     return Drawing(
         name=f"training_{quantity}",
-        figure=ax.figure,
+        figure=figure_of(ax),
         title=QUANTITIES[quantity],
         caption="",
         hover=tuple(hover),
@@ -61,7 +62,7 @@ def kl_per_factor(kl: Sequence[float], collapsed: int, run: str) -> Drawing:
     caption += f" {collapsed} of {len(values)} collapsed." if collapsed else " None collapsed."
     return Drawing(
         name="kl_per_factor",
-        figure=ax.figure,
+        figure=figure_of(ax),
         title="KL per factor",
         caption=caption,
         hover=(Hover(axes=ax, block="kl", x="position", y="kl", name="factor", show={"kl": "KL"}),),
@@ -82,7 +83,7 @@ CHOICE = {
 }
 
 
-def choice_curve(settings: pd.DataFrame, runs: pd.DataFrame, quantity: str) -> Drawing | None:
+def choice_curve(settings: pd.DataFrame, runs: pd.DataFrame, quantity: Selection) -> Drawing | None:
     """Held-out error, stability or reproducible rank of each setting; None for one setting, which makes no curve."""
     column = SELECTION[quantity][0]
     placed = placed_settings(settings, column)
@@ -94,7 +95,7 @@ def choice_curve(settings: pd.DataFrame, runs: pd.DataFrame, quantity: str) -> D
     show = {"n_latent": "factors", "n_runs": "runs", column: title.lower()}
     return Drawing(
         name=f"choice_{quantity}",
-        figure=ax.figure,
+        figure=figure_of(ax),
         title=title,
         caption=caption,
         hover=(Hover(axes=ax, block=name, x="position", y=column, name="setting", show=show),),
@@ -119,7 +120,7 @@ def rank_correlations(correlations: pd.DataFrame, setting: str, kept: float | No
     show = {"rank": "rank", "correlation": "correlation"}
     return Drawing(
         name="choice_correlations",
-        figure=ax.figure,
+        figure=figure_of(ax),
         title="What two halves of the seeds share",
         caption=caption,
         hover=(Hover(axes=ax, block="correlations", x="rank", y="correlation", name="setting", show=show),),
@@ -151,7 +152,7 @@ def heatmap(
         }
     )
     hover = Hover(axes=ax, block=name, x="x", y="y", name="column", show={"row": "", "value": value})
-    return Drawing(name=name, figure=ax.figure, title=title, caption=caption, hover=(hover,), blocks={name: block})
+    return Drawing(name=name, figure=figure_of(ax), title=title, caption=caption, hover=(hover,), blocks={name: block})
 
 
 def program_genes(program: str, table: pd.DataFrame, n_genes: int) -> Drawing:
@@ -165,7 +166,7 @@ def program_genes(program: str, table: pd.DataFrame, n_genes: int) -> Drawing:
     show = {"loading": "loading", "lower": "from", "upper": "to"}
     return Drawing(
         name=name,
-        figure=ax.figure,
+        figure=figure_of(ax),
         title=f"Genes of {program}",
         caption=caption,
         hover=(Hover(axes=ax, block=name, x="loading", y="position", name="gene", show=show),),
@@ -178,7 +179,7 @@ def program_map(program: str, umap: np.ndarray, scores: np.ndarray, note: str) -
     ax = pl.scores(pd.DataFrame({program: scores}), program, basis=umap, show=False)
     return Drawing(
         name=f"program_{program}_umap",
-        figure=ax.figure,
+        figure=figure_of(ax),
         title=f"Score of {program} on the UMAP",
         caption=f"Each point a cell. Colours end at the 1st and 99th percentile.{note}",
     )
@@ -207,10 +208,10 @@ def cells_map(umap: np.ndarray, groups: pd.Series, colours: Sequence[str], note:
     """The cells, coloured and labelled by the levels of a column."""
     ax = pl.cells(None, groups, basis=umap, colours=colours, show=False)
     caption = f"Each point a cell, coloured by {groups.name}.{note}"
-    return Drawing(name="umap", figure=ax.figure, title="UMAP of the cells", caption=caption)
+    return Drawing(name="umap", figure=figure_of(ax), title="UMAP of the cells", caption=caption)
 
 
-def fit_scatter(fit: pd.DataFrame, quantity: str) -> Drawing:
+def fit_scatter(fit: pd.DataFrame, quantity: Quantity) -> Drawing:
     """Observed against predicted mean, variance or share of zeros of each gene, over all held-out cells."""
     fit = fit[fit["batch"] == "all"]
     ax = pl.ppc(fit, quantity, show=False)
@@ -221,7 +222,7 @@ def fit_scatter(fit: pd.DataFrame, quantity: str) -> Drawing:
         caption += f" {bad:,} genes have a prediction that is not finite: red, on the edge."
     return Drawing(
         name=f"fit_{quantity}",
-        figure=ax.figure,
+        figure=figure_of(ax),
         title=PREDICTED[quantity],
         caption=caption,
         hover=(Hover(axes=ax, block="fit", x=columns[0], y=columns[1], name="gene", show=show),),
@@ -229,7 +230,7 @@ def fit_scatter(fit: pd.DataFrame, quantity: str) -> Drawing:
 
 
 @styled
-def fit_batches(fit: pd.DataFrame, quantity: str, batches: Sequence[str]) -> Drawing:
+def fit_batches(fit: pd.DataFrame, quantity: Quantity, batches: Sequence[str]) -> Drawing:
     """Observed against predicted values of each gene, batch by batch."""
     columns = min(4, len(batches))
     rows = -(-len(batches) // columns)
@@ -263,7 +264,7 @@ def volcano(contrast: str, table: pd.DataFrame, significant: pd.Series, fdr: flo
         caption += " Genes on which all posterior samples agree lie on the edge."
     return Drawing(
         name=f"de_{slug(contrast)}_volcano",
-        figure=ax.figure,
+        figure=figure_of(ax),
         title="Effect and evidence",
         caption=caption,
         hover=(Hover(axes=ax, block=block, x="lfc_mean", y="bayes_factor", name="gene", show=show),),
@@ -281,7 +282,7 @@ def model_against_pseudobulk(contrast: str, table: pd.DataFrame, block: str) -> 
     show = {"lfc_mean": "model", "pseudobulk_lfc": "pseudobulk", "pseudobulk_padj": "adjusted p"}
     return Drawing(
         name=f"de_{slug(contrast)}_pseudobulk",
-        figure=ax.figure,
+        figure=figure_of(ax),
         title="Model against pseudobulk",
         caption=caption,
         hover=(Hover(axes=ax, block=block, x="lfc_mean", y="pseudobulk_lfc", name="gene", show=show),),

@@ -17,6 +17,7 @@ from ldvae import results as layout
 from ldvae.config import ProgramsConfig, SelectConfig
 from ldvae.errors import InputError
 from ldvae.io import atomic, write_json, write_table
+from ldvae.pl.choice import Selection
 from ldvae.pl.style import styled
 from ldvae.programs import find_programs, gauge, information, outliers, reproducible_rank
 
@@ -162,7 +163,7 @@ def runs_table(metrics: Sequence[dict[str, Any]]) -> pd.DataFrame:
     return table.sort_values(["n_latent", "setting", "seed"], ignore_index=True)
 
 
-def held_out(table: pd.DataFrame) -> str:
+def held_out(table: pd.DataFrame) -> Selection:
     """The ELBO by which settings are compared: of the test cells, or of what there is."""
     return next(name for name in ("elbo_test", "elbo_validation", "elbo_train") if table[name].notna().all())
 
@@ -198,7 +199,7 @@ def compare_fits(factors: Factors, config: SelectConfig) -> tuple[dict[str, Any]
     return row, reproducible.correlations
 
 
-def choose(settings: pd.DataFrame, criterion: str, config: SelectConfig) -> tuple[str, str]:
+def choose(settings: pd.DataFrame, criterion: Selection, config: SelectConfig) -> tuple[str, str]:
     """The setting to keep, and why, in a sentence."""
     if config.setting is not None:
         if config.setting not in set(settings["setting"]):
@@ -244,7 +245,7 @@ def choose(settings: pd.DataFrame, criterion: str, config: SelectConfig) -> tupl
 
 
 @styled
-def draw_error(runs: pd.DataFrame, settings: pd.DataFrame, criterion: str, path: Path) -> None:
+def draw_error(runs: pd.DataFrame, settings: pd.DataFrame, criterion: Selection, path: Path) -> None:
     """Held-out error and stability of each setting, with every run, as users of cNMF know it."""
     figure = Figure(figsize=(max(4.5, 0.6 * len(settings) + 2), 5), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True)
