@@ -62,7 +62,7 @@ onstart:
 
 
 onerror:
-    # The rule index waits for all datasets: without it, the page tells what finished, and what failed and why.
+    # Written here too, since its rule waits for all datasets. It tells what finished, and what failed and why.
     command = ["ldvae", "index", "--results", plan.path("results"), "--datasets", *plan.datasets]
     written = Path(plan.path("results")).is_dir() and not subprocess.run(command, capture_output=True).returncode
     for dataset in plan.datasets:
