@@ -198,6 +198,7 @@ RULES: dict[str, Rule] = {
     "optimizer": choice("Adam", "AdamW"),
     "lr": number(0),
     "weight_decay": number(0),
+    "beta2": number(minimum=0, below=1),
     "eps": number(above=0),
     "n_steps_kl_warmup": optional(whole(0)),
     "n_epochs_kl_warmup": optional(whole(0)),

@@ -77,7 +77,8 @@ class AdamW(LightOptimizer, torch.optim.AdamW):
 def make_optimizer(module: LDVAE, config: FitConfig) -> torch.optim.Optimizer:
     """Adam (weight decay as L2 in the gradient) or AdamW over all parameters."""
     kind = {"Adam": Adam, "AdamW": AdamW}[config.optimizer]
-    return kind(module.parameters(), lr=config.lr, eps=config.eps, weight_decay=config.weight_decay)
+    betas = (0.9, config.beta2)
+    return kind(module.parameters(), lr=config.lr, betas=betas, eps=config.eps, weight_decay=config.weight_decay)
 
 
 def kl_weight(config: FitConfig, epoch: int, step: int) -> float:

@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from scipy import sparse
 
 from ldvae.backends import unsupported
+from ldvae.backends.plain import PlainBackend
 from ldvae.config import FitConfig, ModelConfig, TrainConfig, default_max_epochs
 from ldvae.data import Counts, DataShape, Split, library_prior, read_counts, register, registered, split_cells
 from ldvae.errors import InputError
@@ -60,6 +62,15 @@ def test_same_seed_gives_the_same_bits_and_leaves_the_callers_random_state(count
     assert (np.random.get_state()[1] == numpy_before).all()  # noqa: NPY002
     assert not first.training
     assert done.epochs == 4
+
+
+def test_beta2_of_adam_is_the_same_in_compiled_and_plain_training(counts):
+    config = replace(CONFIG, beta2=0.9)
+    compiled, _ = run(counts, config)
+    plain, _ = run(counts, config, make_backend=PlainBackend)
+    usual, _ = run(counts)
+    assert torch.allclose(compiled.decoder.weight, plain.decoder.weight, atol=2e-4)
+    assert not torch.allclose(compiled.decoder.weight, usual.decoder.weight, atol=2e-3)
 
 
 def test_training_lowers_the_loss_and_writes_the_references_history(counts):

@@ -138,7 +138,7 @@ def _schema_of(cls: type[Options]) -> dict[str, Any]:
 
 def _properties_of_settings() -> dict[str, Any]:
     """Model and training options, as their own sections have them."""
-    sections = {"model": ModelConfig, "train": TrainConfig}
+    sections: dict[str, type[Options]] = {"model": ModelConfig, "train": TrainConfig}
     return {
         name: {"$ref": f"#/$defs/{section}/properties/{name}"}
         for section, cls in sections.items()

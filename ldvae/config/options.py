@@ -192,6 +192,7 @@ class FitConfig:
     drop_last: bool = False
     optimizer: Literal["Adam", "AdamW"] = "Adam"
     lr: float = 1e-3
+    beta2: float = 0.999
     eps: float = 0.01
     weight_decay: float = 1e-6
     schedule: Literal["constant", "cosine", "plateau"] = "constant"
@@ -229,6 +230,13 @@ class TrainConfig(Options):
     )
     batch_size: int = Field(128, ge=1, description="Cells in a minibatch.")
     lr: float = Field(1e-2, gt=0, description="Initial learning rate of Adam.")
+    beta2: float = Field(
+        0.99,
+        ge=0,
+        lt=1,
+        description="Decay rate of Adam's mean of squared gradients. At torch's 0.999 the large gradients of the first "
+        "epochs slow the abundant genes down to the end of the training, and they stay below their mean.",
+    )
     eps: float = Field(0.01, gt=0, description="Epsilon of Adam.")
     weight_decay: float = Field(1e-6, ge=0, description="L2 penalty on the weights, added to the gradient.")
     schedule: Literal["constant", "cosine", "plateau"] = Field(
@@ -262,6 +270,7 @@ class TrainConfig(Options):
             max_epochs=max_epochs,
             batch_size=self.batch_size,
             lr=self.lr,
+            beta2=self.beta2,
             eps=self.eps,
             weight_decay=self.weight_decay,
             schedule=self.schedule,

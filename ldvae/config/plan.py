@@ -31,7 +31,9 @@ DATASET_NAME = r"^\w[\w.-]*$"
 STEPS = ("qc", "setup", "select", "programs", "annotate", "de", "report")  # those with a section of their own
 # Part of every run id. Raise it when a run with the same options ends in other numbers, which includes a change of a
 # default of the model or the training: then all runs are trained again. Otherwise an upgrade retrains nothing.
-TRAINING_VERSION = 1
+TRAINING_VERSION = 2
+# What runs of an older version had for options that it lacked, where today's default differs.
+FORMER_DEFAULTS = {1: {"beta2": 0.999}}
 
 
 class Run(NamedTuple):
@@ -75,13 +77,14 @@ def renamed_runs(folder: Path) -> dict[str, Run]:
     for path in sorted(folder.glob("*/metrics.json")):
         try:
             metrics = json.loads(path.read_text())
-            params, name = metrics["params"], metrics["run"]
+            version, name = metrics.get("training_version", 1), metrics["run"]
+            params = FORMER_DEFAULTS.get(version, {}) | metrics["params"]
             model = ModelConfig(**{key: value for key, value in params.items() if key in ModelConfig.model_fields})
             train = TrainConfig(**{key: value for key, value in params.items() if key in TrainConfig.model_fields})
             run = Run(model, train, int(metrics["seed"]))
         except (OSError, ValueError, KeyError, TypeError):
             continue  # not the metrics of a run, or of a run that this version cannot make
-        same_training = params.keys() <= run.params.keys() and metrics.get("training_version", 1) == TRAINING_VERSION
+        same_training = params.keys() <= run.params.keys() and version in (TRAINING_VERSION, *FORMER_DEFAULTS)
         # The second name: of a renaming that was interrupted.
         if same_training and path.parent.name != run.id and name in (path.parent.name, run.id):
             found[path.parent.name] = run
