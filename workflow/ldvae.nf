@@ -48,8 +48,8 @@ workflow LDVAE {
     // A process gets folders of the results, each under its own name, and the runs.
     chosen = SETUP.out.setup.join(SELECT.out.select)
     PROGRAMS(
-        chosen.join(runs).join(dataset).map { meta, setup, select, folders, it ->
-            [meta, [setup, select], folders, tables(it.tables.programs), it.flags.programs]
+        QC.out.qc.join(chosen).join(runs).join(dataset).map { meta, qc, setup, select, folders, it ->
+            [meta, [qc, setup, select], folders, tables(it.tables.programs), it.flags.programs]
         }
     )
     ANNOTATE(
@@ -63,9 +63,9 @@ workflow LDVAE {
         .map { meta, annotated, _it -> [meta, [annotated]] }
         .mix(dataset.filter { _meta, it -> !it.compares_clusters }.map { meta, _it -> [meta, []] })
     DE(
-        chosen.join(clusters).join(runs).join(dataset)
+        QC.out.qc.join(chosen).join(clusters).join(runs).join(dataset)
             .filter { row -> row[-1].contrasts }
-            .map { meta, setup, select, annotated, folders, it -> [meta, [setup, select] + annotated, folders, it.flags.de] }
+            .map { meta, qc, setup, select, annotated, folders, it -> [meta, [qc, setup, select] + annotated, folders, it.flags.de] }
     )
     de = DE.out.de.map { meta, folder -> [meta, [folder]] }
         .mix(dataset.filter { _meta, it -> !it.contrasts }.map { meta, _it -> [meta, []] })

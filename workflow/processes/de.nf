@@ -9,7 +9,7 @@ process DE {
     conda "${moduleDir}/../../envs/ldvae.yaml"
 
     input:
-    // parts: the folders setup and select, and annotated.h5ad where clusters are compared
+    // parts: the folders qc, setup and select, and annotated.h5ad where clusters are compared
     tuple val(meta), path(parts, stageAs: '.staged/*'), path(runs, stageAs: '.staged/runs/*'), val(flags)
 
     output:

@@ -9,7 +9,7 @@ process PROGRAMS {
     conda "${moduleDir}/../../envs/ldvae.yaml"
 
     input:
-    // parts: the folders setup and select
+    // parts: the folders qc, setup and select
     tuple val(meta), path(parts, stageAs: '.staged/*'), path(runs, stageAs: '.staged/runs/*'), path(gene_sets, stageAs: 'sets?/*'), val(flags)
 
     output:
