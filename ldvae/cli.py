@@ -118,7 +118,9 @@ def command_line() -> App:
         help_format="plaintext",
         version=lambda: f"ldvae {metadata.version('ldvae')}",
         version_flags=["--version", "-V"],
-        default_parameter=Parameter(consume_multiple=True, negative_iterable=(), negative_none=()),
+        default_parameter=Parameter(
+            allow_repeating=True, consume_multiple=True, negative_iterable=(), negative_none=()
+        ),
     )
     for order, (verb, summary) in enumerate(VERBS.items()):
         app.command(f"ldvae.steps.{verb}:{verb}", name=verb, help=summary, sort_key=order)

@@ -126,6 +126,12 @@ def test_the_overview_names_every_verb_and_needs_no_torch(capsys):
     assert not {"torch", "scanpy", "pandas", "numpy"} & set(done.stdout.splitlines()[-1].split())
 
 
+def test_of_a_flag_that_is_repeated_the_last_counts():
+    arguments = ["select", "--results", "r", "--threshold", "0.8", "--threshold", "0.7"]
+    _, bound, _ = cli.command_line().parse_args(arguments, exit_on_error=False, print_error=False)
+    assert bound.arguments["config"].threshold == 0.7
+
+
 # ---------------------------------------------------------------- exit codes and messages
 
 
