@@ -162,6 +162,7 @@ def test_a_disk_that_fills_up_with_the_checkpoint_does_not_stop_the_training(cou
 
 
 def test_a_read_only_output_folder_is_one_message_before_the_training(counts, small_disk):
+    (small_disk / "run").mkdir()  # the results folder links to it
     read_only(small_disk)
     code, messages = train(counts, small_disk / "run")
     assert code == 1
