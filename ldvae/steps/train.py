@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import resource
@@ -92,6 +93,10 @@ def train(
         )
     fitted = Run(architecture, config, seed)
     name = run or fitted.id
+    folder = layout.METRICS.at(results, run=name).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):  # told before hours of training, not after
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(folder))
     with stop_on_signal() as asked_to_stop:
         adata, split = read_registered(layout.COUNTS.existing(results))
         linear = LinearSCVI(adata, **dict(architecture), seed=seed)
