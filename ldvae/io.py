@@ -62,6 +62,8 @@ def read_input(
     transpose: bool | None = None,
     feature_types: Sequence[str] | None = None,
     gene_names: str | None = None,
+    subset_key: str | None = None,
+    subset: Sequence[str] = (),
     counts: bool = True,
 ) -> AnnData:
     """Read raw counts from one or several files, as one AnnData.
@@ -86,6 +88,8 @@ def read_input(
     gene_names
         Column of var that names the genes, ``index``: the names as they are; none: the names as they are, symbols where
         these are identifiers with symbols beside them.
+    subset_key, subset
+        Obs column and its levels whose cells are kept; none: all cells.
     counts
         Read the counts, too; without them, `X` is none, and whatever the files tell of cells and genes follows the same
         rules; `uns["ldvae_input"]` then names the matrices of each file.
@@ -134,12 +138,28 @@ def read_input(
     adata.uns["ldvae_input"] = read
     if obs_table is not None:
         join_obs(adata, Path(obs_table))
-    return adata
+    return adata if subset_key is None else cells_of(adata, subset_key, subset)
+
+
+def cells_of(adata: AnnData, key: str, levels: Sequence[str]) -> AnnData:
+    """The cells with one of some levels of an obs column, whose categories are then those that are left."""
+    if key not in adata.obs:
+        raise InputError(f"subset_key: no obs column {key!r}.{suggestion(key, [str(name) for name in adata.obs])}")
+    groups = group_names(adata.obs[key])
+    known = sorted(groups.dropna().unique())
+    for level in levels:
+        if level not in known:
+            raise InputError(f"subset: obs column {key!r} has no level {level!r}.{suggestion(level, known)}")
+    if not levels:
+        raise InputError(
+            f"subset: no level of {key!r} is named; it has {listed(known)}. Name those whose cells to read."
+        )
+    return adata[groups.isin(list(levels)).to_numpy()].copy()
 
 
 def reading_options(section: object) -> dict[str, Any]:
     """The options of a section of the config that say how to read, as arguments of `read_input`."""
-    names = ("layer", "genome", "obs_table", "transpose", "feature_types", "gene_names")
+    names = ("layer", "genome", "obs_table", "transpose", "feature_types", "gene_names", "subset_key", "subset")
     return {name: getattr(section, name) for name in names if hasattr(section, name)}
 
 

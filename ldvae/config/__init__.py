@@ -46,6 +46,7 @@ from ldvae.config.plan import (
     resolved,
     runs_table,
 )
+from ldvae.config.splits import split_datasets
 
 __all__ = [
     "SECTIONS",
@@ -91,4 +92,5 @@ __all__ = [
     "resolved",
     "runs_table",
     "schema",
+    "split_datasets",
 ]

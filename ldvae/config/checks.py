@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ldvae.config.options import SECTIONS, Contrast, named
 from ldvae.config.plan import Dataset, Plan, expand, raise_problems, renamed_runs
+from ldvae.config.splits import split_datasets
 from ldvae.errors import InputError, suggestion
 
 if TYPE_CHECKING:
@@ -54,7 +55,10 @@ def expand_checked(config: Mapping[str, Any], *, made_elsewhere: bool = False) -
 
 def find_problems(config: Mapping[str, Any], *, made_elsewhere: bool = False) -> tuple[Plan, list[str]]:
     """What `expand_checked` returns and what it would raise; a mistaken option of the plan has its default."""
-    plan, problems = expand(config)
+    config, notes, problems = split_datasets(config)
+    plan, found = expand(config)
+    problems += found
+    plan.notes.extend(notes)
     for dataset in plan.datasets.values():
         problems += [f"datasets.{dataset.name}.{problem}" for problem in _check_dataset(dataset, made_elsewhere)]
         plan.notes.extend(_older_runs(plan, dataset))

@@ -8,6 +8,7 @@ from typing import Any
 
 from ldvae.config.options import SECTIONS, ModelConfig, Options, ProjectConfig, TrainConfig
 from ldvae.config.plan import DATASET_NAME
+from ldvae.config.splits import MIN_CELLS
 
 # What is read from text: YAML 1.1 leaves 1e-3 as text, and so do command lines.
 NUMBER = r"[+-]?(\d[\d_]*\.?\d*|\.\d+)([eE][+-]?\d+)?"
@@ -24,7 +25,7 @@ DEMO = """\
 outdir: .
 
 # Each dataset by name. input: h5ad, 10x folder or h5, zarr, loom, mtx, csv or tsv, a URL, or demo:pbmc68k; several
-# files as a list, or as name: path.
+# files as a list, or as name: path. split_by: patient (an obs column) makes one dataset of each level.
 datasets:
   pbmc68k:
     input: demo:pbmc68k
@@ -91,9 +92,28 @@ def schema() -> dict[str, Any]:
         "propertyNames": {"pattern": DATASET_NAME},
         "additionalProperties": {"anyOf": [*files["anyOf"][:2], projection]},
     }
+    column = {"type": ["string", "number"]}
+    min_cells = {
+        "type": "integer",
+        "minimum": 1,
+        "default": MIN_CELLS,
+        "description": "Levels of fewer cells are left out.",
+    }
+    split_by = {
+        "description": "Obs column, such as the patient: each level becomes a dataset of the name <dataset>-<level>.",
+        "anyOf": [
+            {"type": ["string", "number", "null"]},
+            {
+                "type": "object",
+                "properties": {"column": column, "min_cells": min_cells},
+                "required": ["column"],
+                "additionalProperties": False,
+            },
+        ],
+    }
     dataset = {
         "type": "object",
-        "properties": {"input": files, "project": projections, **references},
+        "properties": {"input": files, "split_by": split_by, "project": projections, **references},
         "required": ["input"],
         "additionalProperties": False,
     }

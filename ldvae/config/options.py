@@ -312,6 +312,10 @@ class QcConfig(Options):
         description="Path of a csv or tsv with cell annotations, cell names in the first column; its columns are added "
         "to obs.",
     )
+    subset_key: ObsColumn | None = Field(
+        None, description="Obs column by whose levels cells are chosen before anything else; null: all cells are read."
+    )
+    subset: list[str] = Field([], description="Levels of subset_key whose cells are read.")
     species: Literal["human", "mouse"] = Field(
         "human", description="Species; sets the prefixes of mitochondrial, ribosomal and hemoglobin genes."
     )

@@ -152,6 +152,12 @@ def expand_config(config: Mapping[str, Any]) -> Plan:
         With every mistake of the config in one message.
     """
     plan, problems = expand(config)
+    entries = config.get("datasets")
+    problems += [
+        f"datasets.{name}.split_by: its levels are in the data, which are not read here; call split_datasets first."
+        for name, entry in (entries.items() if isinstance(entries, Mapping) else ())
+        if isinstance(entry, Mapping) and entry.get("split_by") is not None
+    ]
     raise_problems(problems, "the config")
     return plan
 
@@ -171,7 +177,7 @@ def expand(config: Mapping[str, Any]) -> tuple[Plan, list[str]]:
             problems.append(f"{where}: a dataset's name is made of letters, digits, '_', '-' and '.'.")
         if not isinstance(entry, Mapping):
             entry = {"input": entry}
-        problems += _unknown_keys(entry, ["input", "project", *SECTIONS], f"{where}.")
+        problems += _unknown_keys(entry, ["input", "split_by", "project", *SECTIONS], f"{where}.")
         given = {key: {key: config.get(key), f"{where}.{key}": entry.get(key)} for key in SECTIONS}
         options: dict[str, Any] = {key: _read_section(cls, given[key], problems) for key, cls in SECTIONS.items()}
         notes += [note for at, layer in given["de"].items() for note in _readings(at, layer)]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 from ldvae.config import describe, expand_checked, load_config, resolved, runs_table
+
+logger = logging.getLogger(__name__)
 
 
 def plan(config_yaml: Path, *, tables: Path | None = None, made_elsewhere: bool = False) -> str:
@@ -22,6 +25,8 @@ def plan(config_yaml: Path, *, tables: Path | None = None, made_elsewhere: bool 
         Missing files of counts are no mistake: another pipeline makes them.
     """
     expanded = expand_checked(load_config(config_yaml), made_elsewhere=made_elsewhere)
+    for note in expanded.notes:
+        logger.warning(note)
     if tables is not None:
         for name, dataset in expanded.datasets.items():
             folder = tables / name

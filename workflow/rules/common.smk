@@ -18,14 +18,16 @@ os.environ.update(PATH=os.pathsep.join([*os.get_exec_path(), str(Path(sys.execut
 sys.path.append(str(Path(workflow.basedir).parent))
 
 from ldvae import results as layout
-from ldvae.config import expand_checked, expand_config, flags, named, resolved, runs_table
+from ldvae.config import expand_checked, expand_config, flags, named, resolved, runs_table, split_datasets
 from ldvae.config.frozen import freeze, frozen
 from ldvae.errors import InputError
 
 try:
     if workflow.is_main_process:
         # As a module, files may come from rules of the workflow around it; Snakemake then says what is missing.
-        plan = expand_checked(freeze(config), made_elsewhere=len(workflow.modifier_stack) > 1)
+        given, split_notes, _ = split_datasets(config)  # what cannot be split is told below, with all mistakes
+        plan = expand_checked(freeze(given), made_elsewhere=len(workflow.modifier_stack) > 1)
+        plan.notes.extend(split_notes)
     else:
         # A job of a cluster: the file of the config may have been edited since the run started.
         plan = expand_config(frozen(config))

@@ -1,0 +1,136 @@
+"""Datasets that are split by a column of their cells: one dataset per patient, sample or tissue."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ldvae.config.options import SECTIONS
+from ldvae.errors import InputError, suggestion
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Fewest cells of a level that becomes a dataset: with fewer, a tenth to validate on is a handful.
+MIN_CELLS = 100
+SPLIT_OPTIONS = {"column", "min_cells"}
+
+
+def split_datasets(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str], list[str]]:
+    """Put one dataset per level in the place of each dataset with `split_by`; only headers of files are read.
+
+    Parameters
+    ----------
+    config
+        As `load_config` reads it.
+
+    Returns
+    -------
+    tuple
+        The config without `split_by`, but for entries that cannot be split; notes about levels and cells left out;
+        and why entries cannot be split.
+    """
+    entries = config.get("datasets")
+    notes: list[str] = []
+    problems: list[str] = []
+    if not isinstance(entries, Mapping) or not any(_is_split(entry) for entry in entries.values()):
+        return dict(config), notes, problems
+    result: dict[str, Any] = {}
+    for name, entry in entries.items():
+        if not _is_split(entry):
+            result[name] = entry
+            continue
+        try:
+            levels = _levels(config, str(name), entry, notes)
+        except InputError as error:
+            problems += [f"datasets.{name}.{line}" for line in error.args]
+            result[name] = entry
+            continue
+        rest = {key: value for key, value in entry.items() if key != "split_by"}
+        for level, suffix in levels.items():
+            qc = {**(rest.get("qc") or {}), "subset_key": _options(entry)["column"], "subset": [level]}
+            if f"{name}-{suffix}" in entries:
+                problems.append(f"datasets.{name}-{suffix}: is also a level of {name}, which is split; rename one.")
+            result[f"{name}-{suffix}"] = {**rest, "qc": qc}
+    return {**config, "datasets": result}, notes, problems
+
+
+def _is_split(entry: Any) -> bool:
+    return isinstance(entry, Mapping) and entry.get("split_by") is not None
+
+
+def _options(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Column and least number of cells of `split_by: patient` or `split_by: {column: patient, min_cells: 50}`."""
+    given = entry["split_by"]
+    options = given if isinstance(given, Mapping) else {"column": given}
+    if odd := sorted(map(str, set(options) - SPLIT_OPTIONS)):
+        raise InputError(f"split_by.{odd[0]}: there is no such key.{suggestion(odd[0], SPLIT_OPTIONS)}")
+    least = options.get("min_cells", MIN_CELLS)
+    if not isinstance(options.get("column"), str | int):
+        raise InputError(f"split_by: expected the name of an obs column, found {options.get('column')!r}.")
+    if isinstance(least, bool) or not isinstance(least, int) or least < 1:
+        raise InputError(f"split_by.min_cells: expected a whole number of at least 1, found {least!r}.")
+    return {"column": str(options["column"]), "min_cells": least}
+
+
+def _levels(config: Mapping[str, Any], name: str, entry: Mapping[str, Any], notes: list[str]) -> dict[str, str]:
+    """Levels that become datasets, each with the end of the dataset's name."""
+    from ldvae.config.checks import read_header
+    from ldvae.config.plan import expand
+
+    options = _options(entry)
+    column, least = options["column"], options["min_cells"]
+    if isinstance(entry.get("qc"), Mapping) and "subset_key" in entry["qc"]:
+        raise InputError("split_by: the dataset has qc.subset_key, too; a column splits it or chooses cells, not both.")
+    plain = {key: value for key, value in entry.items() if key in ("input", "qc")}
+    whole = {key: config[key] for key in SECTIONS if key == "qc" and key in config}
+    plan, found = expand({"datasets": {name: plain}, **whole})
+    if found:  # told with the rest of the config
+        return {}
+    missing = [path for path in plan.datasets[name].inputs.values() if not re.match(r"\w+://|demo:", path)]
+    missing = [path for path in missing if not Path(path).exists()]
+    adata = None if missing else read_header(plan.datasets[name])
+    if adata is None:
+        raise InputError(
+            f"split_by: the levels of {column!r} are read from the input before the first job, but "
+            + (f"{missing[0]} is not there." if missing else "it is a URL, or this Python lacks anndata.")
+            + " Name a file that is here, and start the workflow where ldvae is installed with its libraries."
+        )
+    if column not in adata.obs:
+        raise InputError(f"split_by: no obs column {column!r}.{suggestion(column, [str(key) for key in adata.obs])}")
+    return _kept(adata.obs[column], least, name, notes)
+
+
+def _kept(column: pd.Series, least: int, name: str, notes: list[str]) -> dict[str, str]:
+    from ldvae.io import group_names
+
+    groups = group_names(column)
+    sizes = {str(level): int(n) for level, n in groups.value_counts(sort=False).sort_index().items() if n}
+    kept = [level for level, n in sizes.items() if n >= least]
+    if len(sizes) > max(50, len(column) // least) or not kept:
+        raise InputError(
+            f"split_by: obs column {column.name!r} has {len(sizes)} levels for {len(column)} cells, of which "
+            f"{len(kept)} have {least} cells or more. Name a column of patients, samples or tissues, or lower split_by.min_cells."
+        )
+    small = [f"{level} ({n})" for level, n in sizes.items() if n < least]
+    if small:
+        notes.append(
+            f"datasets.{name}.split_by: {', '.join(small[:10])}{', …' if len(small) > 10 else ''} "
+            f"{'has' if len(small) == 1 else 'have'} fewer than {least} cells and {'is' if len(small) == 1 else 'are'} "
+            "left out (split_by.min_cells)."
+        )
+    if missing := int(groups.isna().sum()):
+        notes.append(f"datasets.{name}.split_by: {missing} cells have no {column.name} and are left out.")
+    suffixes: dict[str, str] = {}
+    taken: set[str] = set()
+    for level in kept:
+        stem = re.sub(r"[^\w.-]+", "_", level).strip("_") or "level"
+        suffix, n = stem, 1
+        while suffix.casefold() in taken:  # "A/B" and "A B", or names that differ by case alone
+            n += 1
+            suffix = f"{stem}-{n}"
+        taken.add(suffix.casefold())
+        suffixes[level] = suffix
+    return suffixes
