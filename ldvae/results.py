@@ -220,6 +220,13 @@ BEST = File(
     writer="select",
     readers=("programs", "annotate", "de", "report"),
 )
+CHOSEN_PROGRAMS = File(
+    path="select/programs.npz",
+    holds="The programs of the chosen setting under the default options of their rotation, as `find_programs` returns "
+    "them: the step programs takes them from here, or finds them anew under other options.",
+    writer="select",
+    readers=("programs",),
+)
 ERROR_FIGURE = File(path="select/error.svg", holds="Figure: held-out error and stability by setting.", writer="select")
 CORRELATIONS_FIGURE = File(
     path="select/correlations.svg", holds="Figure: canonical correlations by rank.", writer="select"

@@ -13,9 +13,10 @@ from ldvae.config import ProgramsConfig, ProjectConfig, SelectConfig, SimulateCo
 from ldvae.errors import InputError
 from ldvae.io import read_table
 from ldvae.simulate import simulate as draw
+from ldvae.steps import programs as programs_step
 from ldvae.steps.programs import programs
 from ldvae.steps.project import project
-from ldvae.steps.select import select
+from ldvae.steps.select import find, read_factors, read_programs, select
 from ldvae.steps.simulate import simulate
 
 # (n_latent, ELBO, its spread over seeds): 8 factors fit worst, 10 and 12 alike.
@@ -286,6 +287,33 @@ def test_projection_needs_a_finished_folder_and_a_known_gene_column(dataset, tmp
         project(results=tmp_path, name="other", input=counts, config=ProjectConfig())
     with pytest.raises(InputError, match="no var column 'symbol'"):
         project(results=dataset[0], name="other", input=counts, config=ProjectConfig(gene_column="symbol"))
+
+
+def test_programs_are_found_once_for_the_default_rotation(dataset, tmp_path, monkeypatch):
+    best = json.loads((dataset[0] / "select" / "best.json").read_text())
+    anew = find(read_factors(dataset[0], best["runs"]), best["reproducible_rank"], best["threshold"])
+    kept = read_programs(dataset[0] / "select" / "programs.npz")
+    for name, value in vars(anew).items():
+        if name == "correlations":  # of no rank, which was known
+            assert len(getattr(kept, name)) == len(value) == 0
+        elif isinstance(value, pd.DataFrame):
+            pd.testing.assert_frame_equal(getattr(kept, name), value, check_exact=True, check_names=name != "cosines")
+            strides = getattr(kept, name).to_numpy().strides  # by which the order of later sums, so their bits
+            assert name == "table" or strides == value.to_numpy().strides
+        else:
+            np.testing.assert_array_equal(getattr(kept, name), value)
+
+    class SearchedError(Exception):
+        pass
+
+    def search(*_):
+        raise SearchedError
+
+    root = shutil.copytree(dataset[0], tmp_path / "results")
+    monkeypatch.setattr(programs_step, "find", search)
+    programs(results=root, config=ProgramsConfig(n_top=5, technical=[]))
+    with pytest.raises(SearchedError):
+        programs(results=root, config=ProgramsConfig(n_starts=3))
 
 
 def test_programs_refuse_missing_runs_and_files_that_are_no_gene_sets(dataset, tmp_path):

@@ -481,8 +481,8 @@ class SelectConfig(Options):
     seed: Seed = Field(0, description="Seed of the random splits.")
 
 
-class ProgramsConfig(Options):
-    """Rotation, naming, tests and export of the programs."""
+class RotationConfig(Options):
+    """What the programs of a set of fits depend on, besides the fits."""
 
     rank: int | None = Field(None, ge=1, description="Number of directions to keep; null: all that are reproducible.")
     intercept: bool = Field(
@@ -504,6 +504,11 @@ class ProgramsConfig(Options):
     )
     n_starts: int = Field(20, ge=1, description="Random starts of the rotation; the best is kept.")
     seed: Seed = Field(0, description="Seed of the random starts.")
+
+
+class ProgramsConfig(RotationConfig):
+    """Rotation, naming, tests and export of the programs."""
+
     n_top: int = Field(30, ge=1, description="Number of genes listed on each side of a program.")
     variables: list[ObsColumn] | None = Field(
         None,

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from ldvae.config import ProgramsConfig
+from ldvae.config import RotationConfig
 from ldvae.errors import InputError
 
 from .consensus import SELECT, Contribution, ReproducibleRank, Table, consensus, gauge, information, reproducible_rank
@@ -61,7 +61,7 @@ def find_programs(
     cells: Sequence[str] | None = None,
     genes: Sequence[str] | None = None,
     runs: Sequence[str] | None = None,
-    config: ProgramsConfig | None = None,
+    config: RotationConfig | None = None,
     rank: int | None = None,
     threshold: float = SELECT.threshold,
 ) -> Programs:
@@ -92,7 +92,7 @@ def find_programs(
     Programs
         With one fit the same without averaging; `warnings` says what cannot be known from it.
     """
-    config = config or ProgramsConfig()
+    config = config or RotationConfig()
     genes = pd.Index(genes if genes is not None else names_of(loadings[0], "gene"), name="gene")
     cells = pd.Index(cells if cells is not None else names_of(scores[0], "cell"), name="cell")
     runs = list(runs if runs is not None else [f"run {s}" for s in range(len(scores))])
@@ -169,7 +169,7 @@ def names_of(table: Table, kind: str) -> Sequence[str]:
     return list(table.index) if isinstance(table, pd.DataFrame) else [f"{kind}_{i}" for i in range(len(table))]
 
 
-def _rotated(contribution: Contribution, rank: int, config: ProgramsConfig) -> Rotation:
+def _rotated(contribution: Contribution, rank: int, config: RotationConfig) -> Rotation:
     """Programs of a contribution, oriented."""
     rotation = rotate(
         contribution,
@@ -188,7 +188,7 @@ def _settled(
     weighted: Sequence[Table],
     rotation: Rotation,
     rank: int,
-    config: ProgramsConfig,
+    config: RotationConfig,
     threshold: float,
 ) -> np.ndarray:
     """How often each program is found again from half of the fits, shape (n_programs,); nan with one fit."""

@@ -10,7 +10,7 @@ import pandas as pd
 from scipy import sparse
 
 from ldvae import results as layout
-from ldvae.config import ProgramsConfig
+from ldvae.config import ProgramsConfig, RotationConfig
 from ldvae.io import atomic, read_gmt, read_h5ad, write_json, write_table
 from ldvae.names import find_own
 from ldvae.programs import (
@@ -22,14 +22,13 @@ from ldvae.programs import (
     donor_means,
     effects_on_all_genes,
     enrichment,
-    find_programs,
     frame,
     gene_sets,
     split_sides,
     technical_flags,
     top_genes,
 )
-from ldvae.steps.select import read_factors
+from ldvae.steps.select import find, read_factors, read_programs
 
 logger = logging.getLogger(__name__)
 
@@ -46,18 +45,10 @@ def programs(*, results: Path, config: ProgramsConfig = ProgramsConfig()) -> Non
     """
     choice = layout.BEST.read(results)
     factors = read_factors(results, choice["runs"])
-    found = find_programs(
-        factors.scores,
-        factors.loadings,
-        mean=factors.mean,
-        theta=factors.theta,
-        cells=factors.cells,
-        genes=factors.genes,
-        runs=choice["runs"],
-        config=config,
-        rank=choice["reproducible_rank"],
-        threshold=choice["threshold"],
-    )
+    if config.changed().keys() & RotationConfig.model_fields.keys():
+        found = find(factors, choice["reproducible_rank"], choice["threshold"], config)
+    else:  # select has found them with the default options
+        found = read_programs(layout.CHOSEN_PROGRAMS.existing(results))
     for warning in found.warnings:
         logger.warning(warning)
     obs, batch_key, labels_key = read_obs(layout.COUNTS.existing(results))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 from collections.abc import Sequence
@@ -14,12 +15,12 @@ from matplotlib.figure import Figure
 
 from ldvae import pl
 from ldvae import results as layout
-from ldvae.config import ProgramsConfig, SelectConfig
+from ldvae.config import RotationConfig, SelectConfig
 from ldvae.errors import InputError
 from ldvae.io import atomic, write_json, write_table
 from ldvae.pl.choice import Selection
 from ldvae.pl.style import styled
-from ldvae.programs import find_programs, gauge, information, outliers, reproducible_rank
+from ldvae.programs import Programs, find_programs, gauge, information, outliers, reproducible_rank
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +55,7 @@ class Factors(NamedTuple):
     mean: np.ndarray  # mean count of each gene in a cell, (n_vars,)
     cells: list[str]
     genes: list[str]
+    runs: list[str]
 
 
 def select(*, results: Path, runs: list[str] | None = None, config: SelectConfig = SelectConfig()) -> None:
@@ -76,11 +78,11 @@ def select(*, results: Path, runs: list[str] | None = None, config: SelectConfig
         bad = outliers(own["elbo_fitted"], own["elbo_fitted_se"], mads=config.outlier_mads)
         table.loc[own.index, "outlier"] = bad
 
-    rows, correlations = [], []
+    rows, correlations, found = [], [], {}
     for setting, own in table.groupby("setting", sort=False):
         kept = own[~own["outlier"]]
         factors = read_factors(results, kept["run"].tolist())
-        row, correlation = compare_fits(factors, config)
+        row, correlation, found[setting] = compare_fits(factors, config)
         rows.append(
             {"setting": setting, "n_latent": own["n_latent"].iloc[0], "n_runs": len(own)} | averages(kept) | row
         )
@@ -108,6 +110,8 @@ def select(*, results: Path, runs: list[str] | None = None, config: SelectConfig
         "settings": config.model_dump(),
     }
     across = pd.concat(correlations, ignore_index=True)[["setting", "rank", "correlation", "lower", "upper"]]
+    shared = found[chosen] or find(read_factors(results, best["runs"]), best["reproducible_rank"], config.threshold)
+    write_programs(shared, layout.CHOSEN_PROGRAMS.at(results))
     write_table(table, layout.SELECT_RUNS.at(results))
     write_table(settings, layout.SETTINGS.at(results))
     write_table(across, layout.CORRELATIONS.at(results))
@@ -139,6 +143,7 @@ def read_factors(results: Path, runs: Sequence[str]) -> Factors:
         mean=np.asarray(first["mean_expression"], float) * float(first["mean_total"]),
         cells=first["cells"].tolist(),
         genes=first["genes"].tolist(),
+        runs=list(runs),
     )
 
 
@@ -177,26 +182,70 @@ def averages(runs: pd.DataFrame) -> dict[str, float]:
     return values | {"collapsed_mean": runs["collapsed"].mean(), "wall_s_mean": runs["wall_s"].mean()}
 
 
-def compare_fits(factors: Factors, config: SelectConfig) -> tuple[dict[str, Any], pd.DataFrame]:
-    """What the fits of a setting share: reproducible rank, stability of the programs, canonical correlations."""
+def compare_fits(factors: Factors, config: SelectConfig) -> tuple[dict[str, Any], pd.DataFrame, Programs | None]:
+    """Compare the fits of a setting: rank and stability, canonical correlations, and the programs if any reproduce."""
     weight = information(factors.mean, factors.theta)[:, None]
     weighted = [gauge(loadings, factors.mean) * weight for loadings in factors.loadings]
     reproducible = reproducible_rank(
         factors.scores, weighted, threshold=config.threshold, n_splits=config.n_splits, seed=config.seed
     )
-    row: dict[str, Any] = {"reproducible_rank": reproducible.rank, "stability_mean": np.nan, "stability_min": np.nan}
-    if reproducible.rank:
-        found = find_programs(
-            factors.scores,
-            factors.loadings,
-            mean=factors.mean,
-            theta=factors.theta,
-            config=ProgramsConfig(rank=reproducible.rank),
-            threshold=config.threshold,
-        )
-        row["stability_mean"] = found.table["stability"].mean()
-        row["stability_min"] = found.table["stability"].min()
-    return row, reproducible.correlations
+    found = find(factors, reproducible.rank, config.threshold) if reproducible.rank else None
+    stability = found.table["stability"] if found else pd.Series([np.nan])
+    row = {
+        "reproducible_rank": reproducible.rank,
+        "stability_mean": stability.mean(),
+        "stability_min": stability.min(),
+    }
+    return row, reproducible.correlations, found
+
+
+def find(factors: Factors, rank: int | None, threshold: float, config: RotationConfig | None = None) -> Programs:
+    """The programs that the fits of a setting share; rank and threshold as for `find_programs`."""
+    return find_programs(
+        factors.scores,
+        factors.loadings,
+        mean=factors.mean,
+        theta=factors.theta,
+        cells=factors.cells,
+        genes=factors.genes,
+        runs=factors.runs,
+        config=config,
+        rank=rank,
+        threshold=threshold,
+    )
+
+
+def write_programs(found: Programs, path: Path) -> None:
+    """Write programs as plain arrays, tables with the names of their rows and columns."""
+    arrays: dict[str, np.ndarray] = {}
+    for name, value in vars(found).items():
+        if isinstance(value, pd.DataFrame):
+            arrays[f"{name}.rows"] = np.asarray(value.index, dtype=str)
+            arrays[f"{name}.rows_name"] = np.asarray(value.index.name or "")
+            arrays[f"{name}.columns"] = np.asarray(value.columns, dtype=str)
+            # Columns of several types each keep their own.
+            value = value.to_numpy() if value.dtypes.nunique() < 2 else value.to_records(index=False)
+        arrays[name] = np.asarray(value)
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+
+
+def read_programs(path: Path) -> Programs:
+    """Read what `write_programs` wrote."""
+    values: dict[str, Any] = {}
+    with np.load(path, allow_pickle=False) as file:
+        for field in dataclasses.fields(Programs):
+            value = file[field.name]
+            if f"{field.name}.rows" in file:
+                rows = pd.Index(
+                    file[f"{field.name}.rows"].tolist(), name=file[f"{field.name}.rows_name"].item() or None
+                )
+                columns = file[f"{field.name}.columns"].tolist()
+                by_column = {name: value[name] for name in value.dtype.names or ()}
+                values[field.name] = pd.DataFrame(by_column or value, rows, columns)
+            else:
+                values[field.name] = value if value.ndim == 2 else value.tolist()
+    return Programs(**values)
 
 
 def choose(settings: pd.DataFrame, criterion: Selection, config: SelectConfig) -> tuple[str, str]:
