@@ -112,7 +112,8 @@ def _kept(column: pd.Series, least: int, name: str, notes: list[str]) -> dict[st
     if len(sizes) > max(50, len(column) // least) or not kept:
         raise InputError(
             f"split_by: obs column {column.name!r} has {len(sizes)} levels for {len(column)} cells, of which "
-            f"{len(kept)} have {least} cells or more. Name a column of patients, samples or tissues, or lower split_by.min_cells."
+            f"{len(kept)} have {least} cells or more. Name a column of patients, samples or tissues, or lower "
+            "split_by.min_cells."
         )
     small = [f"{level} ({n})" for level, n in sizes.items() if n < least]
     if small:
