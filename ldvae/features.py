@@ -45,7 +45,7 @@ BARCODE = re.compile(
     re.I,
 )
 PEAK = re.compile(r"(chr)?(\d{1,2}|[XYMZW]|MT|(GL|KI)\d+\.\d|[234][LR])[:_-]\d{3,}-\d{3,}$", re.I)
-ANTIBODY = re.compile(r"[_-]TotalSeq[_-]?[ABCD]?\d*$|^(ADT|HTO)[_-]|[_-](ADT|HTO)$|[.-]pAbO$|^Hashtag[_ -]?\d+", re.I)
+ANTIBODY = re.compile(r"[_-]TotalSeq[_-]?[ABCD]?\d*$|^(ADT|HTO)[_-]|[_-](ADT|HTO)$|[.|_-]pAbO$|^Hashtag[_ -]?\d+", re.I)
 SPIKE_IN = re.compile(r"ERCC-\d{5}$")
 
 CELL_COLUMNS = {
@@ -184,7 +184,15 @@ def known(table: pd.DataFrame, names: set[str]) -> int:
 
 
 def genes_in_rows(
-    obs: pd.DataFrame, var: pd.DataFrame, x: Any, where: str, *, transpose: bool | None, prior: int, fixed: bool
+    obs: pd.DataFrame,
+    var: pd.DataFrame,
+    x: Any,
+    where: str,
+    *,
+    transpose: bool | None,
+    prior: int,
+    fixed: bool,
+    can_turn: bool = True,
 ) -> bool:
     """Whether rows are genes, so that the matrix must be transposed.
 
@@ -201,6 +209,9 @@ def genes_in_rows(
     fixed
         The format says that rows are cells (h5ad, zarr, loom). Then it takes evidence to refuse it, and none suffices
         to swap them.
+    can_turn
+        Names come with their axes. Where they do not (one table is called genes, the other barcodes), what the user
+        says has been heeded with the matrix, and contrary evidence means that the two tables are exchanged.
 
     Raises
     ------
@@ -208,7 +219,7 @@ def genes_in_rows(
         If the evidence contradicts the format or does not suffice.
     """
     if transpose is not None:
-        return transpose
+        return transpose and can_turn
     found = orientation(obs, var, x)
     points = found.points + prior
     against = points <= -2 or (points < 0 and found.sums < 0)
@@ -219,6 +230,12 @@ def genes_in_rows(
         if x is not None:
             logger.info("%s: genes are in rows (%s).", where, reasons)
         return points < 0
+    if not can_turn:
+        raise InputError(
+            f"{where}: genes and cells seem to be swapped: what is named as the cells looks like genes ({len(obs)} "
+            f"cells, {len(var)} genes; {reasons}). If the file of the genes holds the barcodes, exchange the two "
+            "files. If all is right, say so: transpose: false (section qc; on the command line --no-transpose)."
+        )
     doubt = (
         "genes and cells seem to be swapped" if against and fixed else "cannot tell which are genes and which are cells"
     )
@@ -252,7 +269,12 @@ def wanted_features(var: pd.DataFrame, where: str, feature_types: Sequence[str] 
             )
         keep = np.isin(kinds, [lower[kind.lower()] for kind in feature_types])
     else:
-        keep = np.isin(kinds, [kind for kind in present if not OTHER_TYPES.search(kind)])
+        # Where 10x's words are used, all else is something else; "gene" may stand beside ncRNA_gene and pseudogene.
+        strict = any(kind.lower() == "gene expression" for kind in present)
+        keep = np.isin(
+            kinds,
+            [k for k in present if (k.lower() in GENE_TYPES if strict else not OTHER_TYPES.search(k))],
+        )
     if keep.all():
         return keep
     left = pd.Series(kinds[~keep]).value_counts()
@@ -272,9 +294,9 @@ def types_of_features(var: pd.DataFrame) -> np.ndarray:
         if column in var:
             kinds = var[column].astype(object).where(var[column].notna(), "").astype(str)
             present = set(kinds)
-            # Words such as protein_coding sort genes; they are no list of feature types.
             if any(kind.lower() in GENE_TYPES or OTHER_TYPES.search(kind) for kind in present):
                 return kinds.to_numpy(object)
+            # Words such as protein_coding sort genes; they are no list of feature types.
     return np.array([type_by_name(str(name)) for name in var.index], dtype=object)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import hashlib
@@ -45,10 +46,17 @@ FORMATS = (
     "h5ad, h5mu, zarr, loom, 10x h5 (.h5), a folder with matrix.mtx, an .mtx with its tables beside it, csv or tsv "
     "(.gz), or demo:pbmc68k"
 )
+READABLE = r"\.(h5ad|h5mu|loom|h5|zarr|((csv|tsv|txt)(\.gz)?))$"
 NAMES_SHOWN = 20
 SHARED_GENES = 1 / 3  # least share of a file's genes that all files must have
 GENES_TABLES = ("features", "genes", "var", "var_names", "gene_names", "all_genes", "gene_metadata")
 CELLS_TABLES = ("barcodes", "cells", "obs", "obs_names", "cell_names", "cell_metadata", "metadata")
+# Columns that tables with genes in rows have before their counts, such as those of featureCounts.
+COLUMNS_OF_GENES = {
+    *SYMBOL_COLUMNS, "gene", "gene_id", "geneid", "gene_ids", "ensembl", "ensembl_id", "ensembl_gene_id", "entrezid",
+    "entrez_id", "description", "biotype", "gene_biotype", "gene_type", "feature_type", "feature_types", "chr",
+    "chrom", "chromosome", "seqnames", "start", "end", "strand", "length", "width", "locus",
+}  # fmt: skip
 MISSING = ("", "NA", "N/A", "NaN", "nan", "<NA>")  # in tables of cells; None and null may be names of groups
 
 
@@ -216,6 +224,12 @@ def reading(path: str | Path, kind: str) -> Iterator[None]:
             yield
     except (InputError, MemoryError):
         raise
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path}: cannot be read as {kind}: is no text in UTF-8 (byte {error.object[error.start]:#04x} at "
+            f"{error.start}). If it is a text file, save it as UTF-8 (iconv -f LATIN1 -t UTF-8); if it is a sheet of "
+            "Excel or an archive, save it as csv or unpack it."
+        ) from error
     except Exception as error:  # it lies in the file; the chained error keeps the details
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
@@ -333,6 +347,12 @@ def find_matrix(folder: Path, genome: str | None) -> Path:
         hint = ""
         if list(folder.rglob("quants_mat.gz")):
             hint = " Salmon alevin writes one with --dumpMtx, alevin-fry with --use-mtx."
+        elif packed := sorted(folder.rglob("*.mtx.*")):
+            hint = f" Unpack {packed[0].name}; only gzip is read as it is."
+        elif readable := sorted(p.name for p in folder.iterdir() if re.search(READABLE, p.name)):
+            files = [str(folder / name) for name in readable]
+            hint = f" Name the file: {files[0]}" if len(files) == 1 else f" List its files: input: [{', '.join(files)}]"
+            hint += "."
         raise InputError(f"{folder}: holds no matrix.mtx(.gz) and is no zarr store; found {inside}.{hint}")
     return found[0]
 
@@ -364,7 +384,6 @@ def files_of(path: str | Path, genome: str | None = None) -> list[Path]:
 
 def read_anndata(path: Path) -> Stored:
     """An h5ad file or zarr store, or the genes of an h5mu file; only the matrix that is chosen will be loaded."""
-    import anndata
     from anndata.io import read_elem
 
     with opened(path) as file:
@@ -374,33 +393,78 @@ def read_anndata(path: Path) -> Stored:
             if modality is None:
                 raise InputError(f"{path}: has no modality called rna or gex; found {', '.join(file['mod'])}.")
             store, prefix = file["mod"][modality], f"mod/{modality}/"
-        if store.attrs.get("encoding-type") != "anndata":  # written before anndata 0.8
-            return in_memory(anndata.io.read_zarr(path) if path.is_dir() else anndata.io.read_h5ad(path))
-        keys = {"X": "X"} | {name: f"layers/{name}" for name in store.get("layers", ())}
-        if "raw/X" in store:
-            if "raw" in keys:
-                keys["layers/raw"] = keys["raw"]
-            keys["raw"] = "raw/X"
-
-        def load(key: str) -> Any:
-            with opened(path) as file:
-                return read_elem(file[prefix + key])
+        if not hasattr(store["obs"], "keys"):
+            return read_old_anndata(path)
+        keys = matrices_of(store)
 
         def others() -> dict[str, Mapping[str, Any]]:
             with opened(path) as file:
                 return {
                     key: elements(file[prefix + key], read_elem)
-                    for key in ("obsm", "varm", "uns")
+                    for key in ("obsm", "varm", "uns", "obsp", "varp")
                     if prefix + key in file
                 }
 
         return Stored(
             read_elem(store["obs"]),
             read_elem(store["var"]),
-            {name: partial(load, key) for name, key in keys.items() if key in store},
+            {name: partial(load_matrix, path, prefix + key) for name, key in keys.items()},
             read_elem(store["raw/var"]) if "raw/var" in store else None,
             others,
         )
+
+
+def read_old_anndata(path: Path) -> Stored:
+    """An h5ad file written before anndata 0.7, whose obs and var are arrays."""
+    import anndata
+
+    adata = anndata.io.read_h5ad(path, backed="r")  # leaves the matrices in the file
+    adata.file.close()
+    with opened(path) as file:
+        keys = matrices_of(file)
+    others = {name: dict(getattr(adata, name)) for name in ("obsm", "varm", "uns")}
+    return Stored(
+        adata.obs,
+        adata.var,
+        {name: partial(load_matrix, path, key) for name, key in keys.items()},
+        None if adata.raw is None else adata.raw.var,
+        lambda: others,
+    )
+
+
+def matrices_of(store: Any) -> dict[str, str]:
+    """Where in an h5ad file or zarr store the matrices are, by name: X, raw and the layers."""
+    keys = {"X": "X"} | {name: f"layers/{name}" for name in store.get("layers", ())}
+    raw = next((key for key in ("raw/X", "raw.X") if key in store), None)
+    if raw is not None:
+        if "raw" in keys:
+            keys["layers/raw"] = keys["raw"]
+        keys["raw"] = raw
+    return {name: key for name, key in keys.items() if key in store}
+
+
+def load_matrix(path: Path, key: str) -> Any:
+    """A matrix of an h5ad file or zarr store, sparse or dense.
+
+    anndata's own reader makes a sparse matrix of the numbers as they are stored, and scipy has none of 16 bit floats.
+    """
+    from anndata.io import read_elem
+
+    with opened(path) as file:
+        group = file[key]
+        if not hasattr(group, "keys") or "indptr" not in group:
+            return read_elem(group)
+        attributes = dict(group.attrs)
+        kind = str(attributes.get("encoding-type", attributes.get("h5sparse_format", "csr")))[:3]
+        shape = tuple(int(n) for n in attributes.get("shape", attributes.get("h5sparse_shape", group.get("shape"))))
+        parts = tuple(as_numbers(group[name][:]) for name in ("data", "indices", "indptr"))
+    return (sparse.csc_matrix if kind == "csc" else sparse.csr_matrix)(parts, shape=shape)
+
+
+def as_numbers(values: np.ndarray) -> np.ndarray:
+    """An array as scipy can take it: in the byte order of the machine, and floats of 16 bits as ones of 32."""
+    kind = np.dtype(np.float32) if values.dtype == np.float16 else values.dtype.newbyteorder("=")
+    return values.astype(kind, copy=False)
 
 
 def elements(group: Any, read_elem: Callable[[Any], Any]) -> dict[str, Any]:
@@ -447,7 +511,9 @@ def in_memory(adata: AnnData) -> Stored:
     raw_var = None if adata.raw is None else adata.raw.var
     # An unnamed lambda of the loop variable would return the last matrix for all.
     loaders: dict[str, Callable[[], Any]] = {name: partial(lambda x: x, x) for name, x in matrices.items()}
-    others: dict[str, Mapping[str, Any]] = {"obsm": dict(adata.obsm), "varm": dict(adata.varm), "uns": dict(adata.uns)}
+    others: dict[str, Mapping[str, Any]] = {
+        name: dict(getattr(adata, name)) for name in ("obsm", "varm", "uns", "obsp", "varp")
+    }
     return Stored(adata.obs, adata.var, loaders, raw_var, lambda: others)
 
 
@@ -495,33 +561,53 @@ def read_h5(path: Path, genome: str | None) -> Stored:
 
     def load() -> sparse.csr_matrix:
         with h5py.File(path) as file:
-            parts = tuple(file[f"{key}/{name}"][:] for name in ("data", "indices", "indptr"))
-        return sparse.csr_matrix(parts, shape=(len(obs), len(var)))[
-            :, own
-        ]  # by cell, though 10x calls it genes x cells
+            parts = tuple(as_numbers(file[f"{key}/{name}"][:]) for name in ("data", "indices", "indptr"))
+        x = as_csr(sparse.csr_matrix(parts, shape=(len(obs), len(var))))  # by cell, though 10x calls it genes x cells
+        return x if x is None or own.all() else x[:, own]
 
     return Stored(obs, var[own], {"X": load}, can_turn=False)
 
 
 def read_loom(path: Path) -> Stored:
-    """A loom file, cell and gene names from whichever attributes hold them."""
-    import anndata
+    """A loom file, cell and gene names from whichever attributes hold them; it has genes in rows."""
     import h5py
 
     with h5py.File(path) as file:
-        cells = [
-            name for name in ("CellID", "obs_names", "cell_id", "barcode", "barcodes") if name in file["col_attrs"]
-        ]
-        genes = [name for name in ("Gene", "var_names", "gene", "gene_name", "Accession") if name in file["row_attrs"]]
-        if not (cells and genes):
-            raise InputError(
-                f"{path}: has no names of its {'genes' if cells else 'cells'}: expected the column attribute CellID "
-                f"and the row attribute Gene, found {', '.join(file['col_attrs'])}; {', '.join(file['row_attrs'])}."
-            )
-    try:
-        return in_memory(anndata.io.read_loom(path, sparse=True, obs_names=cells[0], var_names=genes[0]))
-    except ImportError as error:
-        raise InputError(f"{path}: reading loom needs loompy, which is not installed (pip install loompy).") from error
+        obs, obsm = loom_attributes(file["col_attrs"])
+        var, varm = loom_attributes(file["row_attrs"])
+        keys = {"X": "matrix"} | {name: f"layers/{name}" for name in file.get("layers", ())}
+    cells = [name for name in ("CellID", "obs_names", "cell_id", "barcode", "barcodes") if name in obs]
+    genes = [name for name in ("Gene", "var_names", "gene", "gene_name", "Accession") if name in var]
+    if not (cells and genes):
+        raise InputError(
+            f"{path}: has no names of its {'genes' if cells else 'cells'}: expected the column attribute CellID "
+            f"and the row attribute Gene, found {', '.join(obs)}; {', '.join(var)}."
+        )
+
+    def load(key: str) -> sparse.csr_matrix:
+        with h5py.File(path) as file:
+            matrix, step = file[key], 1000
+            blocks = [sparse.csr_matrix(as_numbers(matrix[i : i + step])) for i in range(0, matrix.shape[0], step)]
+        return sparse.vstack(blocks, format="csr").T.tocsr()
+
+    return Stored(
+        obs.set_index(cells[0]),
+        var.set_index(genes[0]),
+        {name: partial(load, key) for name, key in keys.items()},
+        others=lambda: {"obsm": obsm, "varm": varm},
+    )
+
+
+def loom_attributes(group: Any) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
+    """Attributes of the cells or genes of a loom file: a table of those with one value each, and arrays of the rest."""
+    import h5py
+
+    columns, arrays = {}, {}
+    for name, values in group.items():
+        if isinstance(values, h5py.Dataset) and values.ndim:
+            read = values[:] if values.dtype.kind in "biuf" else values.asstr()[:]
+            (columns if values.ndim == 1 else arrays)[name] = read
+    return pd.DataFrame(columns), arrays
 
 
 def read_mtx(matrix: Path, transpose: bool | None) -> Stored:
@@ -580,17 +666,22 @@ def read_mtx(matrix: Path, transpose: bool | None) -> Stored:
     if splices:
         logger.info("%s: spliced and ambiguous counts of each gene are added; unspliced ones are left out.", matrix)
         genes = genes.iloc[: len(genes) // 3]
-    return Stored(cells.set_index(cells.columns[0]), genes, {"X": load}, can_turn=False)
+    return Stored(typed(cells.set_index(cells.columns[0])), genes, {"X": load}, can_turn=False)
 
 
 def mtx_source(matrix: Path) -> Path | io.BytesIO:
-    """A Matrix Market file for scipy, which unpacks by the name; unpacked here where the content disagrees with it."""
+    """A Matrix Market file for scipy, which unpacks by the name; in memory where the content is not what scipy expects.
+
+    That is, where the content disagrees with the name, or begins with a byte order mark.
+    """
     with matrix.open("rb") as file:
         packed = file.read(2) == GZIP
-    if packed == matrix.name.endswith(".gz"):
-        return matrix
-    # An open file will not do: scipy's reader seeks from its end, and an error there ends the process.
-    return io.BytesIO(opened_bytes(matrix).read())
+    with opened_bytes(matrix) as file:
+        start = file.read(3)
+        if packed == matrix.name.endswith(".gz") and start != codecs.BOM_UTF8:
+            return matrix
+        # An open file will not do: scipy's reader seeks from its end, and an error there ends the process.
+        return io.BytesIO(start.removeprefix(codecs.BOM_UTF8) + file.read())
 
 
 def tables_of(matrix: Path) -> list[Path]:
@@ -702,48 +793,98 @@ class Table(NamedTuple):
     skipped: int  # lines of comments before the header
     header: list[str]  # names of the columns, the first one included
     corner: str  # name of the first column; empty if it has none
+    width: int  # fields in a line; one more than the header where lines end with a separator
+    n_annotations: int = 0  # columns after the first that describe its names: a second name, where the gene lies
 
 
 def layout(path: Path) -> Table:
     """How a text table with names in its first row and column is laid out.
 
-    R leaves out the name of the first column; some tools begin with lines of comments.
+    R leaves out the name of the first column; some tools begin with lines of comments, or end each line by a separator.
     """
     with opened_text(path) as file:
         lines = list(islice(file, 200))
-    skipped = next((i for i, line in enumerate(lines) if not line.startswith("##") and line.strip(" #,;\t\r\n")), 0)
-    first, second = ([*lines[skipped : skipped + 2], "", ""])[:2]
 
     def fields(line: str, mark: str) -> list[str]:
         return next(csv.reader([line.rstrip("\r\n")], delimiter=mark, skipinitialspace=mark == " "), [])
 
-    sizes = {mark: (len(fields(first, mark)), len(fields(second, mark))) for mark in "\t,; "}
-    fitting = [mark for mark, (n, m) in sizes.items() if m > 1 and m - n in (0, 1)]
-    sep = max(fitting or "\t,; ", key=lambda mark: sizes[mark])
-    header = fields(first, sep)
-    if sizes[sep][1] - len(header) == 1:
+    def is_comment(i: int) -> bool:
+        if lines[i].startswith("##") or not lines[i].strip(" #,;\t\r\n"):
+            return True
+        # A header may start with a #, too, but has as many fields as the lines below it.
+        return lines[i].startswith("#") and i + 1 < len(lines) and not any(fitting(i))
+
+    def fitting(i: int) -> dict[str, tuple[int, int]]:
+        first, second = ([*lines[i : i + 2], "", ""])[:2]
+        sizes = {mark: (len(fields(first, mark)), len(fields(second, mark))) for mark in "\t,; "}
+        return {mark: (n, m) for mark, (n, m) in sizes.items() if m > 1 and m - n in (0, 1)}
+
+    skipped = next((i for i in range(len(lines)) if not is_comment(i)), 0)
+    first, second = ([*lines[skipped : skipped + 2], "", ""])[:2]
+    sizes = fitting(skipped)
+    sep = max(sizes or "\t,; ", key=lambda mark: (len(fields(first, mark)), len(fields(second, mark))))
+    header, n_fields = fields(first, sep), len(fields(second, sep))
+    if n_fields > len(header) + 1:
+        raise InputError(
+            f"{path}: its first row has {len(header)} fields, the line below {n_fields}. Expected as many names in the "
+            "first row as there are columns (or one less, as R writes them)."
+        )
+    if sep in sizes and n_fields > len(header):
         header = ["", *header]
-    return Table(sep, skipped, header, header[0] if header else "")
+    width = len(header)
+    if sep != " " and all(line.rstrip("\r\n").endswith(sep) for line in lines[skipped:]) and width > 2:
+        header = header[:-1]
+    described = [name.strip().lower() in COLUMNS_OF_GENES for name in header[1:-1]]
+    return Table(sep, skipped, header, header[0] if header else "", width, [*described, False].index(False))
 
 
 def read_table_of_counts(path: Path) -> Stored:
     """A csv or tsv of counts with names in the first row and column; genes in columns or, as often, in rows."""
     table = layout(path)
-    columns = table.header[1:]
+    columns = table.header[1 + table.n_annotations :]
     if not columns:
         raise InputError(
             f"{path}: cannot be read as a table of counts: expected names in the first row and in the first column."
         )
     if len(set(columns)) < len(columns) and all(re.fullmatch(r"[\d.]+", name) for name in columns):
         raise InputError(f"{path}: the first row holds numbers; expected the names of the genes (or cells) there.")
-    with opened_text(path) as file:
-        for _ in range(table.skipped + 1):
-            file.readline()
-        rows = [first_field(line, table.sep) for line in file if line.strip()]
+    if table.n_annotations:
+        blocks = [block.iloc[:, : 1 + table.n_annotations] for block in rows_of(path, table)]
+        described = pd.concat([pd.DataFrame(columns=blocks[0].columns), *blocks]).set_index(0)
+        described.columns = pd.Index([name.strip() for name in table.header[1 : 1 + table.n_annotations]])
+        obs = typed(described)
+    else:
+        with opened_text(path) as file:
+            for _ in range(table.skipped + 1):
+                file.readline()
+            rows = [first_field(line, table.sep) for line in file if line.strip()]
+        obs = pd.DataFrame(index=pd.Index(rows, dtype=object))
     prior = 2 * int(bool(re.match(r"cell|barcode|bc_|cb$|index$", table.corner, re.I)))
     prior -= 2 * int(bool(re.match(r"gene|symbol|feature|ensembl|ensg|transcript|hgnc|locus", table.corner, re.I)))
-    obs, var = (pd.DataFrame(index=pd.Index(names, dtype=object)) for names in (rows, columns))
+    prior -= 2 * bool(table.n_annotations)
+    var = pd.DataFrame(index=pd.Index(columns, dtype=object))
     return Stored(obs, var, {"X": partial(load_table, path, table)}, prior=prior, fixed=False)
+
+
+def rows_of(path: Path, table: Table, **options: Any) -> Iterator[pd.DataFrame]:
+    """The lines of a text table below its header, in blocks; without options of pandas, text as it stands.
+
+    A line that is too long is an error of pandas, unless columns are chosen (`usecols`): it must see them all.
+    """
+    options = {"dtype": str, "keep_default_na": False} | options
+    with opened_text(path) as file:
+        for block in pd.read_csv(
+            file,
+            sep=table.sep,
+            header=None,
+            names=range(table.width),
+            index_col=False,
+            skiprows=table.skipped + 1,
+            skipinitialspace=table.sep == " ",
+            chunksize=1000,
+            **options,
+        ):
+            yield block.iloc[:, : len(table.header)]
 
 
 def first_field(line: str, sep: str) -> str:
@@ -753,29 +894,19 @@ def first_field(line: str, sep: str) -> str:
     return line.split(sep, 1)[0].rstrip("\r\n")
 
 
-def load_table(path: Path, table: Table, chunk_rows: int = 1000) -> sparse.csr_matrix:
+def load_table(path: Path, table: Table) -> sparse.csr_matrix:
     """The counts of a table as CSR, in its orientation."""
     blocks = []
-    with opened_text(path) as file:
-        for chunk in pd.read_csv(
-            file,
-            sep=table.sep,
-            header=None,
-            names=range(len(table.header)),
-            index_col=False,
-            skiprows=table.skipped + 1,
-            chunksize=chunk_rows,
-            converters={0: str},
-            skipinitialspace=table.sep == " ",
-        ):
-            values = chunk.iloc[:, 1:]
-            text = values.columns[[not pd.api.types.is_numeric_dtype(kind) for kind in values.dtypes]]
-            if len(text):
-                raise InputError(
-                    f"{path}: column {table.header[text[0]]!r} holds text (e.g. {values[text[0]].dropna().iloc[0]!r}) "
-                    "where counts are expected. Keep annotations of cells in a table of their own (obs_table)."
-                )
-            blocks.append(sparse.csr_matrix(values.to_numpy(np.float64)))
+    described = dict.fromkeys(range(table.n_annotations + 1), str)
+    for block in rows_of(path, table, dtype=None, keep_default_na=True, converters=described):
+        values = block.iloc[:, 1 + table.n_annotations :]
+        text = values.columns[[kind.kind not in "iuf" for kind in values.dtypes]]
+        if len(text):
+            raise InputError(
+                f"{path}: column {table.header[text[0]]!r} holds text (e.g. {str(values[text[0]].dropna().iloc[0])!r}) "
+                "where counts are expected. Keep annotations of cells in a table of their own (obs_table)."
+            )
+        blocks.append(sparse.csr_matrix(values.to_numpy(np.float64)))
     if not blocks:
         raise InputError(f"{path}: holds a first row of names, but no counts below it.")
     return sparse.vstack(blocks, format="csr")
@@ -787,18 +918,10 @@ def read_annotation(path: Path) -> pd.DataFrame:
     Text is whatever does not look like a number, and numbers with zeros before them (donor 007).
     """
     table = layout(path)
-    with opened_text(path) as file:
-        values = pd.read_csv(
-            file,
-            sep=table.sep,
-            header=None,
-            names=range(len(table.header)),
-            index_col=False,
-            skiprows=table.skipped + 1,
-            dtype=str,
-            keep_default_na=False,
-            skipinitialspace=table.sep == " ",
-        ).set_index(0)
+    values = pd.concat([pd.DataFrame(), *rows_of(path, table)])
+    if values.empty:
+        raise InputError(f"{path}: holds no cells below its first row.")
+    values = values.set_index(0)
     values.columns = pd.Index([name.strip() for name in table.header[1:]])
     return typed(values)
 
@@ -880,7 +1003,7 @@ def counts_of(
             refuse_matrix(stored, where, kind, chosen, "values that are no numbers (or true and false)")
     obsm, varm = others.get("obsm", {}), {} if raw else others.get("varm", {})
     if genes_in_rows(
-        obs, var, x, where, transpose=transpose if stored.can_turn else None, prior=stored.prior, fixed=stored.fixed
+        obs, var, x, where, transpose=transpose, prior=stored.prior, fixed=stored.fixed, can_turn=stored.can_turn
     ):
         obs, var, obsm, varm = var, obs, varm, obsm
         x = None if x is None else x.T.tocsr()
@@ -902,13 +1025,19 @@ def counts_of(
 
 
 def as_csr(matrix: Any) -> sparse.csr_matrix | None:
-    """A matrix of numbers, dense or sparse, as CSR; None for other values."""
+    """A matrix of numbers, dense or sparse, as CSR; None for other values.
+
+    Raises
+    ------
+    ValueError
+        If indices of a sparse matrix lie outside of it: scipy's compiled code would read and write there.
+    """
     if not (sparse.issparse(matrix) or isinstance(matrix, np.ndarray)) or matrix.dtype.kind not in "iuf":
         return None
-    if matrix.dtype == np.float16:  # scipy has no sparse matrices of it
-        if sparse.issparse(matrix):
-            matrix = type(matrix)((matrix.data.astype(np.float32), matrix.indices, matrix.indptr), matrix.shape)
-        matrix = matrix.astype(np.float32)
+    if isinstance(matrix, np.ndarray):
+        return sparse.csr_matrix(as_numbers(matrix))
+    if matrix.format in ("csr", "csc"):
+        matrix.check_format(full_check=True)
     x = sparse.csr_matrix(matrix)
     if x.indptr.dtype != x.indices.dtype:  # as anndata's concatenation on disk writes; scipy cannot work on it
         x = sparse.csr_matrix((x.data, x.indices, x.indptr), x.shape)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import anndata
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -278,7 +279,10 @@ LAYOUTS = (
     "alevin", "alevin-fry, spliced and unspliced", "Parse, old names, with a prefix", "STARsolo, raw beside filtered",
     "BD Rhapsody", "R write.table", "semicolons", "byte order mark", "UTF-16 of Excel",
     "csv gzipped without suffix", "csv called gz that is none", "matrix gzipped without suffix", "a path with braces",
-    "h5ad, almost integers", "h5ad, symbols beside identifiers", "h5ad, CSC of 16 bits",
+    "h5ad, almost integers", "h5ad, symbols beside identifiers", "h5ad, CSC of 16 bits", "h5ad, CSR of float16",
+    "h5ad, other byte order", "h5ad of 2018", "kallisto, filtered beside unfiltered", "bustools", "featureCounts",
+    "columns of identifiers and symbols", "separators at the ends of lines", "header with a hash",
+    "matrix with a byte order mark",
 )  # fmt: skip
 
 
@@ -335,7 +339,84 @@ def layout_of(folder: Path, kind: str) -> Path:
         "h5ad, CSC of 16 bits": lambda: h5ad(
             folder, AnnData(sparse.csc_matrix(X.astype(np.uint16)), plain().obs, plain().var)
         ),
+        "h5ad, CSR of float16": lambda: stored_as(h5ad(folder, plain()), "X/data", np.float16),
+        "h5ad, other byte order": lambda: stored_as(
+            h5ad(folder, AnnData(X, plain().obs, plain().var)), "X", np.dtype(np.float32).newbyteorder("S")
+        ),
+        "h5ad of 2018": lambda: old_h5ad(folder / "x.h5ad"),
+        "kallisto, filtered beside unfiltered": lambda: (
+            [
+                write_mtx(
+                    folder / "kb" / name,
+                    X + add,
+                    {"cells_x_genes.genes.txt": SYMBOLS, "cells_x_genes.barcodes.txt": BARCODES},
+                    "cells_x_genes.mtx",
+                )
+                for name, add in (("counts_unfiltered", 1), ("counts_filtered", 0))
+            ][1].parent
+        ),
+        "bustools": lambda: write_mtx(
+            folder / "bus", X, {"output.genes.txt": SYMBOLS, "output.barcodes.txt": BARCODES}, "output.mtx"
+        ),
+        "featureCounts": lambda: feature_counts(folder / "counts.txt"),
+        "columns of identifiers and symbols": lambda: described(folder / "x.tsv", ids),
+        "separators at the ends of lines": lambda: edited(
+            write_csv(folder / "x.csv", SYMBOLS, genes_in_rows=True), lambda text: text.replace("\n", ",\r\n")
+        ),
+        "header with a hash": lambda: edited(
+            write_csv(folder / "x.tsv", SYMBOLS, genes_in_rows=True, corner="gene", sep="\t"), lambda text: "#" + text
+        ),
+        "matrix with a byte order mark": lambda: bom(write_mtx(folder / "m", X.T, ten_x) / "matrix.mtx").parent,
     }[kind]()
+
+
+def edited(path: Path, edit: Callable[[str], str]) -> Path:
+    path.write_bytes(edit(path.read_text()).encode())
+    return path
+
+
+def stored_as(path: Path, key: str, dtype: object) -> Path:
+    """An h5ad file, an array of which is stored in another type, as other tools than anndata do."""
+    with h5py.File(path, "a") as file:
+        values, attributes = file[key][:], dict(file[key].attrs)
+        del file[key]
+        file[key] = values.astype(dtype)
+        file[key].attrs.update(attributes)
+    return path
+
+
+def old_h5ad(path: Path) -> Path:
+    """As anndata 0.6 wrote it: tables as arrays of records, categories in uns."""
+    with h5py.File(path, "w") as file:
+        obs = np.zeros(60, dtype=[("index", "S30"), ("cell_type", "i1")])
+        obs["index"], obs["cell_type"] = BARCODES, np.arange(60) % 2
+        var = np.zeros(60, dtype=[("index", "S30")])
+        var["index"] = SYMBOLS
+        file["obs"], file["var"] = obs, var
+        file["uns/cell_type_categories"] = np.array(["B", "T"], dtype="S")
+        x, group = sparse.csr_matrix(X), file.create_group("X")
+        group.attrs["h5sparse_format"], group.attrs["h5sparse_shape"] = "csr", X.shape
+        group["data"], group["indices"], group["indptr"] = x.data, x.indices, x.indptr
+    return path
+
+
+def feature_counts(path: Path) -> Path:
+    """Of subread: where each gene lies, and its length, which is a number, before the counts."""
+    table = pd.DataFrame(X.T.astype(int), SYMBOLS, [f"/data/{name}.bam" for name in BARCODES])
+    for i, (name, value) in enumerate(
+        {"Chr": "1;1", "Start": "1;9", "End": "4;12", "Strand": "+;+", "Length": 8}.items()
+    ):
+        table.insert(i, name, value)
+    command = '# Program:featureCounts v2.0.1; Command:"featureCounts" "-T" "4"\n'
+    path.write_text(command + table.to_csv(sep="\t", index_label="Geneid"))
+    return path
+
+
+def described(path: Path, ids: list[str]) -> Path:
+    table = pd.DataFrame(X.T.astype(int), ids, BARCODES)
+    table.insert(0, "gene_name", SYMBOLS)
+    path.write_text(table.to_csv(sep="\t", index_label="gene_id"))
+    return path
 
 
 def rhapsody(path: Path) -> Path:
@@ -382,6 +463,110 @@ def test_layouts_of_many_tools_give_the_same_counts(kind: str, tmp_path: Path) -
     assert read.var_names.tolist() == SYMBOLS
     assert len(files_of(path)) in (1, 3)
     assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+
+
+@pytest.mark.filterwarnings("ignore::anndata.OldFormatWarning")
+@pytest.mark.parametrize("kind", ["h5ad", "h5ad of 2018", "loom"])
+def test_the_header_of_a_file_is_read_without_its_matrix(kind: str, tmp_path: Path) -> None:
+    path = h5ad(tmp_path, plain()) if kind == "h5ad" else old_h5ad(tmp_path / "x.h5ad")
+    if kind == "loom":
+        path = loom(tmp_path / "x.loom")
+    with h5py.File(path, "a") as file:  # what cannot be read is not read
+        del file["matrix" if kind == "loom" else "X/data"]
+        file["matrix" if kind == "loom" else "X/data"] = np.array(["no", "numbers"], dtype="S")
+    header = read_input([path], counts=False)
+    assert header.shape == (60, 60)
+    assert header.var_names.tolist() == SYMBOLS
+    with pytest.raises(InputError):
+        read_input([path])
+
+
+def loom(path: Path) -> Path:
+    with h5py.File(path, "w") as file:
+        file["matrix"], file["layers/spliced"] = X.T, (X // 2).T
+        file["row_attrs/Gene"], file["col_attrs/CellID"] = np.array(SYMBOLS, "S"), np.array(BARCODES, "S")
+        file["col_attrs/donor"], file["col_attrs/umap"] = np.array(["a", "b"] * 30, "S"), X[:, :2]
+    return path
+
+
+def test_loom_is_read_with_layers_and_attributes_of_any_shape(tmp_path: Path) -> None:
+    read = read_input([loom(tmp_path / "x.loom")])
+    np.testing.assert_array_equal(read.X.toarray(), X)
+    assert read.obs["donor"].tolist() == ["a", "b"] * 30
+    np.testing.assert_array_equal(read.obsm["umap"], X[:, :2])
+    spliced = read_input([tmp_path / "x.loom"], layer="spliced")
+    np.testing.assert_array_equal(spliced.X.toarray(), X // 2)
+
+
+@pytest.mark.parametrize("kind", ["csr", "csc", "10x"])
+def test_indices_outside_of_a_matrix_are_refused(kind: str, tmp_path: Path) -> None:
+    """scipy's compiled code would write there: the process died, or other numbers changed."""
+    path = h5ad(tmp_path, plain())
+    if kind == "csc":
+        h5ad(tmp_path, AnnData(sparse.csc_matrix(X), plain().obs, plain().var))
+    if kind == "10x":
+        with h5py.File(tmp_path / "x.h5ad") as old, h5py.File(tmp_path / "x.h5", "w") as new:
+            for name in ("data", "indices", "indptr"):
+                new[f"matrix/{name}"] = old[f"X/{name}"][:]
+            new["matrix/barcodes"], new["matrix/features/name"] = np.array(BARCODES, "S"), np.array(SYMBOLS, "S")
+        path = tmp_path / "x.h5"
+    key = "matrix" if kind == "10x" else "X"
+    np.testing.assert_array_equal(read_input([path]).X.toarray(), X)
+    with h5py.File(path, "a") as file:
+        file[f"{key}/indices"][5] = 10**6
+    with pytest.raises(InputError, match=r"cannot be read as .*: indices must be < 60.*may be damaged"):
+        read_input([path])
+
+
+def test_exchanged_tables_are_refused_until_they_are_said_to_be_right(tmp_path: Path) -> None:
+    folder = write_mtx(tmp_path / "m", X[:40].T, {"barcodes.tsv": SYMBOLS, "features.tsv": BARCODES[:40]})
+    with pytest.raises(InputError, match=r"seem to be swapped.*exchange the two files.*transpose: false"):
+        read_input([folder])
+    assert read_input([folder], transpose=False).obs_names.tolist() == SYMBOLS
+
+
+def test_a_table_that_is_no_matrix_of_counts_is_refused(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "x.csv", SYMBOLS, genes_in_rows=True, corner="gene")
+    text = path.read_text()
+    lines = text.splitlines()
+    wrong = {
+        re.sub(r",0(?=[,\n])", ",FALSE", re.sub(r",[1-9]\d*(?=[,\n])", ",TRUE", text)): "holds text .e.g. 'True'.",
+        "\n".join([*lines[:5], f"{lines[5]},3", *lines[6:]]): "Expected 61 fields in line",
+        "\n".join([lines[0], *(f"{line},1,2" for line in lines[1:])]): "first row has 61 fields, the line below 63",
+        "\n".join([*lines[:5], lines[5].rsplit(",", 2)[0], *lines[6:]]): "NaN values .*values are missing",
+    }
+    for changed, message in wrong.items():
+        path.write_text(changed)
+        with pytest.raises(InputError, match=message):
+            read_input([path])
+    path.write_bytes(text.replace("MT-CO1", "Gen é").encode("latin-1"))
+    with pytest.raises(InputError, match=r"is no text in UTF-8 .byte 0xe9.*iconv"):
+        read_input([path])
+
+
+def test_a_folder_of_files_says_how_they_are_listed(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        plain().write_h5ad(tmp_path / f"{name}.h5ad")
+    with pytest.raises(InputError, match=r"List its files: input: \[.*/a.h5ad, .*/b.h5ad\]\."):
+        read_input([tmp_path])
+
+
+def test_words_of_10x_leave_out_whatever_is_not_gene_expression(tmp_path: Path) -> None:
+    adata = plain()
+    adata.var["feature_types"] = ["Gene Expression"] * 50 + ["Metabolite"] * 10
+    np.testing.assert_array_equal(read_input([h5ad(tmp_path, adata)]).X.toarray(), X[:, :50])
+    names = [*SYMBOLS[:58], "CD3:UCHT1|CD3E|AHS0231|pAbO", "CD4:SK3|CD4|AHS0032|pAbO"]  # AbSeq of BD
+    np.testing.assert_array_equal(read_input([h5ad(tmp_path, plain(names))]).X.toarray(), X[:, :58])
+
+
+def test_columns_of_cells_beside_a_matrix_have_their_types(tmp_path: Path) -> None:
+    files = {
+        "all_genes.csv": ["gene_id,gene_name", *(f"i{i},{name}" for i, name in enumerate(SYMBOLS))],
+        "cell_metadata.csv": ["bc_wells,sample,age", *(f"{b},007,{i}" for i, b in enumerate(BARCODES))],
+    }
+    read = read_input([write_mtx(tmp_path / "parse", X, files, "count_matrix.mtx")])
+    assert read.obs["age"].tolist() == list(range(60))
+    assert set(read.obs["sample"]) == {"007"}
 
 
 @pytest.mark.parametrize("kind", ["X", "layer", "raw", "layer beside raw"])
