@@ -422,7 +422,7 @@ def read_old_anndata(path: Path) -> Stored:
     adata.file.close()
     with opened(path) as file:
         keys = matrices_of(file)
-    others = {name: dict(getattr(adata, name)) for name in ("obsm", "varm", "uns")}
+    others: dict[str, Mapping[str, Any]] = {name: dict(getattr(adata, name)) for name in ("obsm", "varm", "uns")}
     return Stored(
         adata.obs,
         adata.var,
@@ -602,7 +602,8 @@ def loom_attributes(group: Any) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
     """Attributes of the cells or genes of a loom file: a table of those with one value each, and arrays of the rest."""
     import h5py
 
-    columns, arrays = {}, {}
+    columns: dict[str, np.ndarray] = {}
+    arrays: dict[str, np.ndarray] = {}
     for name, values in group.items():
         if isinstance(values, h5py.Dataset) and values.ndim:
             read = values[:] if values.dtype.kind in "biuf" else values.asstr()[:]
