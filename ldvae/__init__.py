@@ -10,13 +10,25 @@ from ldvae.errors import InputError
 if TYPE_CHECKING:
     from ldvae import model, pl, programs, simulate
     from ldvae.model import LinearSCVI
+    from ldvae.results import read_results
     from ldvae.sweep import fit_sweep
 
     __version__: str
 
-__all__ = ["InputError", "LinearSCVI", "__version__", "fit_sweep", "model", "pl", "programs", "settings", "simulate"]
+__all__ = [
+    "InputError",
+    "LinearSCVI",
+    "__version__",
+    "fit_sweep",
+    "model",
+    "pl",
+    "programs",
+    "read_results",
+    "settings",
+    "simulate",
+]
 
-OBJECTS = {"LinearSCVI": "ldvae.model", "fit_sweep": "ldvae.sweep"}
+OBJECTS = {"LinearSCVI": "ldvae.model", "fit_sweep": "ldvae.sweep", "read_results": "ldvae.results"}
 MODULES = {"model", "pl", "programs", "simulate"}
 
 

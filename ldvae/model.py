@@ -164,15 +164,14 @@ class LinearSCVI:
 
     Examples
     --------
-    >>> import numpy as np
-    >>> from anndata import AnnData
     >>> from ldvae import LinearSCVI
-    >>> adata = AnnData(np.random.default_rng(0).poisson(1.0, (200, 50)).astype("float32"))
-    >>> LinearSCVI.setup_anndata(adata)
+    >>> from ldvae.simulate import simulate
+    >>> adata = simulate(n_obs=300, n_vars=100, n_up=10, n_down=5).to_anndata()
+    >>> LinearSCVI.setup_anndata(adata, batch_key="batch", labels_key="identity")
     >>> model = LinearSCVI(adata, n_latent=4, seed=0)
-    >>> model.train(max_epochs=2, enable_progress_bar=False)
+    >>> model.train(max_epochs=5, enable_progress_bar=False)
     >>> model.get_loadings().shape
-    (50, 4)
+    (100, 4)
     """
 
     @checked(older_init)
@@ -278,6 +277,17 @@ class LinearSCVI:
         ------
         InputError
             If a key is missing, a column has missing values, gene names repeat, or the entries are no counts.
+
+        Examples
+        --------
+        Continues the example of `LinearSCVI`.
+
+        >>> adata.obs["batch"].cat.categories.tolist()
+        ['batch_0', 'batch_1']
+        >>> LinearSCVI.setup_anndata(adata, batch_key="batch", labels_key="identity")
+        >>> model = LinearSCVI(adata)
+        >>> model.summary_stats["n_batch"]
+        2
         """
         register(
             adata,
@@ -322,17 +332,12 @@ class LinearSCVI:
 
         Examples
         --------
-        >>> import numpy as np
-        >>> from anndata import AnnData
-        >>> from ldvae import LinearSCVI
-        >>> adata = AnnData(np.random.default_rng(0).poisson(1.0, (90, 20)).astype("float32"))
-        >>> LinearSCVI.setup_anndata(adata)
-        >>> model = LinearSCVI(adata, n_latent=2, seed=0)
-        >>> model.train(1, enable_progress_bar=False)
-        >>> other = adata[:, 19:1:-1].copy()  # in another order, and without the genes "0" and "1"
+        Continues the example of `LinearSCVI`.
+
+        >>> other = adata[:50, 99:1:-1].copy()  # in another order, and without gene_0 and gene_1
         >>> LinearSCVI.prepare_query_anndata(other, model)
         >>> model.get_latent_representation(other).shape
-        (90, 2)
+        (50, 4)
         """
         if isinstance(reference_model, LinearSCVI):
             wanted = reference_model._genes()
@@ -409,29 +414,81 @@ class LinearSCVI:
 
     @checked()
     def get_anndata_manager(self, adata: AnnData, required: bool = False) -> AnnDataManager:
-        """The registered fields of an AnnData, as this model reads them."""
+        """The registered fields of an AnnData, as this model reads them.
+
+        Examples
+        --------
+        Continues the example of `LinearSCVI`.
+
+        >>> manager = model.get_anndata_manager(adata)
+        >>> manager.get_from_registry("X").shape
+        (300, 100)
+        """
         return AnnDataManager(adata, self._registry, own=adata is self.adata)
 
     @checked()
     def get_from_registry(self, adata: AnnData, registry_key: str) -> Any:
-        """A registered field of an AnnData: "X", "batch", "labels", …; see `AnnDataManager.get_from_registry`."""
+        """A registered field of an AnnData: "X", "batch", "labels", …; see `AnnDataManager.get_from_registry`.
+
+        Examples
+        --------
+        Continues the example of `LinearSCVI`.
+
+        >>> model.get_from_registry(adata, "batch").shape
+        (300, 1)
+        """
         return self.get_anndata_manager(adata).get_from_registry(registry_key)
 
     def data_registry(self, registry_key: str) -> Any:
-        """A registered field of the model's data, as `get_from_registry` gives it."""
+        """A registered field of the model's data, as `get_from_registry` gives it.
+
+        Examples
+        --------
+        Continues the example of `LinearSCVI`.
+
+        >>> model.data_registry("X").shape
+        (300, 100)
+        """
         return self.adata_manager.get_from_registry(registry_key)
 
     def get_state_registry(self, registry_key: str) -> AttrDict:
-        """Categories or sizes of a registered field."""
+        """Categories or sizes of a registered field.
+
+        Examples
+        --------
+        Continues the example of `LinearSCVI`.
+
+        >>> model.get_state_registry("batch")["categorical_mapping"].tolist()
+        ['batch_0', 'batch_1']
+        """
         return AttrDict(self.registry["field_registries"][registry_key]["state_registry"])
 
     def get_setup_arg(self, setup_arg: str) -> Any:
-        """An argument that `setup_anndata` was given."""
+        """An argument that `setup_anndata` was given.
+
+        Examples
+        --------
+        Continues the example of `LinearSCVI`.
+
+        >>> model.get_setup_arg("batch_key")
+        'batch'
+        """
         return self.registry["setup_args"][setup_arg]
 
     @checked()
     def deregister_manager(self, adata: AnnData | None = None) -> None:
-        """Forget the model's data (or do nothing for other data: none are kept); memory is freed."""
+        """Forget the model's data (or do nothing for other data: none are kept); memory is freed.
+
+        Examples
+        --------
+        Continues the example of `LinearSCVI`.
+
+        >>> model.deregister_manager()
+        >>> model.adata is None
+        True
+        >>> model.get_loadings().shape  # of the weights alone
+        (100, 4)
+        """
         if adata is None or adata is self.adata:
             self._data = None
 
@@ -454,7 +511,15 @@ class LinearSCVI:
 
     @checked()
     def get_var_names(self, legacy_mudata_format: bool = False) -> np.ndarray:
-        """Gene names in the order of the model, shape (n_vars,)."""
+        """Gene names in the order of the model, shape (n_vars,).
+
+        Examples
+        --------
+        Continues the example of `LinearSCVI`.
+
+        >>> model.get_var_names()[:2].tolist()
+        ['gene_0', 'gene_1']
+        """
         return np.array(self._registry.var_names, dtype=object)
 
     def _own(self) -> ModelData:
@@ -549,6 +614,15 @@ class LinearSCVI:
             If an argument cannot be used, or the loss becomes NaN or infinite.
         TypeError
             For an argument that does not exist.
+
+        Examples
+        --------
+        Continues the example of `LinearSCVI`.
+
+        >>> again = LinearSCVI(adata, n_latent=4, seed=1)
+        >>> again.train(max_epochs=3, plan_kwargs={"lr": 5e-3}, enable_progress_bar=False)
+        >>> list(again.history["elbo_train"].index)
+        [0, 1, 2]
         """
         trainer_kwargs = {**(trainer_config or {}), **trainer_kwargs}
         if "enable_progress_bar" in trainer_kwargs:  # of trainer_config
@@ -597,6 +671,17 @@ class LinearSCVI:
         """Train on a given split with a given schedule: what `train` does after its arguments are settled.
 
         See `ldvae.train.fit` for the parameters and what is returned.
+
+        Examples
+        --------
+        Continues the example of `LinearSCVI`.
+
+        >>> from ldvae.data import split_cells
+        >>> from ldvae.train import FitConfig
+        >>> again = LinearSCVI(adata, n_latent=4, seed=1)
+        >>> done = again.fit(split_cells(adata.n_obs, 0.8, 0.1, seed=0), FitConfig(max_epochs=2), seed=1)
+        >>> done.epochs
+        2
         """
         _, source = self._counts(None)
         if isinstance(checkpoint, str | Path):
@@ -703,7 +788,16 @@ class LinearSCVI:
         return next(self.module.parameters()).device
 
     def to_device(self, device: str | int | torch.device) -> None:
-        """Move the module: "cpu", "cuda", "cuda:0", or the number of a GPU."""
+        """Move the module: "cpu", "cuda", "cuda:0", or the number of a GPU.
+
+        Examples
+        --------
+        Continues the example of `LinearSCVI`.
+
+        >>> model.to_device("cpu")
+        >>> model.device
+        device(type='cpu')
+        """
         self.module.to(device_named(device))
 
     # ---------------------------------------------------------------- decoder
@@ -716,16 +810,41 @@ class LinearSCVI:
         DataFrame
             Genes by Z_0, Z_1, …: change of the gene's score before the softmax per unit of z. Raw: factors come in
             an arbitrary rotation, order and sign; see `get_programs` for what can be read.
+
+        Examples
+        --------
+        Continues the example of `LinearSCVI`.
+
+        >>> loadings = model.get_loadings()
+        >>> loadings.columns.tolist()
+        ['Z_0', 'Z_1', 'Z_2', 'Z_3']
+        >>> strongest = loadings["Z_0"].nlargest(10).index
         """
         columns = [f"Z_{k}" for k in range(self.n_latent)]
         return pd.DataFrame(self.module.get_loadings(), index=self._genes(), columns=columns)
 
     def get_offset(self) -> pd.Series:
-        """Score of every gene before the softmax where z is zero, without batch or covariates; shape (n_vars,)."""
+        """Score of every gene before the softmax where z is zero, without batch or covariates; shape (n_vars,).
+
+        Examples
+        --------
+        Continues the example of `LinearSCVI`.
+
+        >>> model.get_offset().shape
+        (100,)
+        """
         return pd.Series(self._folded()[1], index=self._genes(), name="offset")
 
     def get_batch_loadings(self) -> pd.DataFrame:
-        """What each batch adds to the score of every gene before the softmax; no columns where there is one batch."""
+        """What each batch adds to the score of every gene before the softmax; no columns where there is one batch.
+
+        Examples
+        --------
+        Continues the example of `LinearSCVI`.
+
+        >>> model.get_batch_loadings().columns.tolist()
+        ['batch_0', 'batch_1']
+        """
         n_batch = self._registry.shape.n_batch
         names = list(self._registry.categories["batch"]) if n_batch > 1 else []
         start = self.n_latent
@@ -733,7 +852,17 @@ class LinearSCVI:
         return pd.DataFrame(weight[:, start : start + len(names)], index=self._genes(), columns=names)
 
     def get_covariate_loadings(self) -> pd.DataFrame:
-        """What each category and each unit of the further covariates adds to the score of every gene."""
+        """What each category and each unit of the further covariates adds to the score of every gene.
+
+        Examples
+        --------
+        Continues the example of `LinearSCVI`.
+
+        >>> adata.obs["age"] = 40.0 + (adata.obs["batch"] == "batch_1") * 10
+        >>> LinearSCVI.setup_anndata(adata, continuous_covariate_keys=["age"])
+        >>> LinearSCVI(adata, n_latent=4).get_covariate_loadings().columns.tolist()
+        ['age']
+        """
         registry = self._registry
         names = [f"{key}={value}" for key in registry.categorical_covariate_keys for value in registry.categories[key]]
         names += registry.continuous_covariate_keys
@@ -754,6 +883,16 @@ class LinearSCVI:
         -------
         Programs
             Tables of loadings, scores, intervals and stability; see `ldvae.programs` and docs/programs.md.
+
+        Examples
+        --------
+        Continues the example of `LinearSCVI`.
+
+        >>> other = LinearSCVI(adata, n_latent=4, seed=1)
+        >>> other.train(max_epochs=5, enable_progress_bar=False)
+        >>> programs = model.get_programs(other)
+        >>> programs.loadings.index.equals(adata.var_names)
+        True
         """
         fits = (self, *others)
         adata, source = self._counts(None)
@@ -803,6 +942,17 @@ class LinearSCVI:
         -------
         DataFrame
             Points by genes. Further covariates are taken as zero.
+
+        Examples
+        --------
+        Continues the example of `LinearSCVI`.
+
+        >>> import numpy as np
+        >>> profiles = model.decode(np.array([[0, 0, 0, 0], [2, 0, 0, 0]]), library_size=1e4)
+        >>> profiles.shape
+        (2, 100)
+        >>> profiles.sum(axis=1).round().tolist()
+        [10000.0, 10000.0]
         """
         if isinstance(library_size, str):
             raise InputError(
@@ -868,6 +1018,16 @@ class LinearSCVI:
         -------
         ndarray
             float32, shape (n_obs, n_latent); two of them with `return_dist`.
+
+        Examples
+        --------
+        Continues the example of `LinearSCVI`.
+
+        >>> adata.obsm["X_ldvae"] = model.get_latent_representation()
+        >>> adata.obsm["X_ldvae"].shape
+        (300, 4)
+        >>> model.get_latent_representation(indices="batch == 'batch_1'").shape[1]
+        4
         """
         warn_no_effect(data_loader_kwargs)
         self._check_trained()
@@ -894,6 +1054,13 @@ class LinearSCVI:
         """Library size of cells: its posterior mean, or a draw; float32, shape (n_obs, 1).
 
         A model that takes the observed library size has no posterior mean of it; `give_mean=False` gives the observed.
+
+        Examples
+        --------
+        Continues the example of `LinearSCVI`.
+
+        >>> model.get_latent_library_size().shape
+        (300, 1)
         """
         warn_no_effect(data_loader_kwargs)
         self._check_trained()
@@ -919,6 +1086,16 @@ class LinearSCVI:
         Tensor
             The mean over cells, or with `return_mean=False` of each cell, shape (n_obs,). The training history has
             the negative of it.
+
+        Examples
+        --------
+        Continues the example of `LinearSCVI`.
+
+        >>> elbo = model.get_elbo()
+        >>> bool(elbo < 0)
+        True
+        >>> model.get_elbo(return_mean=False).shape
+        torch.Size([300])
         """
         warn_no_effect(data_loader_kwargs or {})
         elbo = -self._elbo_terms(adata, indices, batch_size, seed).loss()
@@ -939,6 +1116,14 @@ class LinearSCVI:
         """-log p(x | z) with one draw of the latent variables, as {"reconstruction_loss": …}; lower is better.
 
         The mean over cells in nats, or with `return_mean=False` of each cell, shape (n_obs,).
+
+        Examples
+        --------
+        Continues the example of `LinearSCVI`.
+
+        >>> error = model.get_reconstruction_error(indices=model.validation_indices)
+        >>> list(error)
+        ['reconstruction_loss']
         """
         warn_no_effect(data_loader_kwargs or {})
         error = self._elbo_terms(adata, indices, batch_size, seed).reconstruction
@@ -972,6 +1157,13 @@ class LinearSCVI:
             Draws decoded together; memory grows with it.
         seed
             Of the draws; none: the model's.
+
+        Examples
+        --------
+        Continues the example of `LinearSCVI`.
+
+        >>> bool(model.get_marginal_ll(n_mc_samples=20) > model.get_elbo())
+        True
         """
         warn_no_effect(data_loader_kwargs or {})
         _, source, rows = self._rows(adata, indices)
@@ -1044,6 +1236,15 @@ class LinearSCVI:
         DataFrame or ndarray
             float32, cells (or draws) by genes, the index naming the cell; (n_samples, n_obs, n_genes) for several draws
             that are not averaged.
+
+        Examples
+        --------
+        Continues the example of `LinearSCVI`.
+
+        >>> table = model.get_normalized_expression(gene_list=["gene_0", "gene_1"], library_size=1e4)
+        >>> table.shape
+        (300, 2)
+        >>> by_identity = table.groupby(adata.obs["identity"], observed=True).mean()
         """
         warn_no_effect(data_loader_kwargs or {})
         if give_mean and (n_samples > 1 or n_samples_overall is not None):
@@ -1099,6 +1300,16 @@ class LinearSCVI:
         dict
             "mean"; "dropout" (probability of an inflated zero) for zinb; "dispersions" (theta) but for poisson; each of
             shape (n_obs, n_vars), or (n_samples, n_obs, n_vars) for several draws without `give_mean`.
+
+        Examples
+        --------
+        Continues the example of `LinearSCVI`.
+
+        >>> parameters = model.get_likelihood_parameters()
+        >>> sorted(parameters)
+        ['dispersions', 'mean']
+        >>> parameters["mean"].shape
+        (300, 100)
         """
         warn_no_effect(data_loader_kwargs)
         _, cells = self._cells(adata, indices, batch_size)
@@ -1141,6 +1352,14 @@ class LinearSCVI:
         -------
         sparse.GCXS
             float32, shape (n_obs, n_genes), or (n_obs, n_genes, n_samples) for several draws.
+
+        Examples
+        --------
+        Continues the example of `LinearSCVI`.
+
+        >>> drawn = model.posterior_predictive_sample(gene_list=["gene_0", "gene_1"], n_samples=3)
+        >>> drawn.shape
+        (300, 2, 3)
         """
         warn_no_effect(data_loader_kwargs)
         from sparse import GCXS, concatenate
@@ -1197,6 +1416,13 @@ class LinearSCVI:
         -------
         DataFrame
             Genes by genes, float64.
+
+        Examples
+        --------
+        Continues the example of `LinearSCVI`.
+
+        >>> model.get_feature_correlation_matrix(n_samples=2, correlation_type="pearson").shape
+        (100, 100)
         """
         _, cells = self._cells(adata, indices, None)
         generator = self._generator(seed)
@@ -1226,6 +1452,15 @@ class LinearSCVI:
         """The mixture of the posteriors of cells, a density over latent coordinates (for "ln", before the softmax).
 
         Components are Student's t with `dof` degrees of freedom, or normal for None.
+
+        Examples
+        --------
+        Continues the example of `LinearSCVI`.
+
+        >>> import torch
+        >>> density = model.get_aggregated_posterior()
+        >>> density.log_prob(torch.zeros(4)).shape
+        torch.Size([])
         """
         self._check_trained()
         _, cells = self._cells(adata, indices, batch_size)
@@ -1260,6 +1495,14 @@ class LinearSCVI:
             Degrees of freedom of Student components; none: normal ones.
         seed
             Of the choice of these cells; none: the model's.
+
+        Examples
+        --------
+        Continues the example of `LinearSCVI`.
+
+        >>> model.differential_abundance(sample_key="batch")
+        >>> adata.obsm["da_log_probs"].shape
+        (300, 2)
         """
         self._check_trained()
         data, cells = self._cells(adata, None, None)
@@ -1331,6 +1574,15 @@ class LinearSCVI:
         -------
         DataFrame
             A row per gene and comparison, with the reference's columns.
+
+        Examples
+        --------
+        Continues the example of `LinearSCVI`.
+
+        >>> table = model.differential_expression(groupby="identity", group1="identity_0", mode="change")
+        >>> table["comparison"].unique().tolist()
+        ['identity_0 vs Rest']
+        >>> called = table.index[table["is_de_fdr_0.05"]]
         """
         options = DeOptions(
             mode=mode,
@@ -1516,6 +1768,15 @@ class LinearSCVI:
             Of the reference; without effect.
         **anndata_write_kwargs
             For `AnnData.write_h5ad`.
+
+        Examples
+        --------
+        Continues the example of `LinearSCVI`.
+
+        >>> model.save("model")
+        >>> LinearSCVI.load("model", adata=adata).get_loadings().equals(model.get_loadings())
+        True
+        >>> model.save("model", overwrite=True, save_anndata=True)  # with the data, to be loaded without them
         """
         if save_kwargs:
             logger.warning("save_kwargs: accepted as in scvi-tools, without effect in ldvae.")
@@ -1537,6 +1798,14 @@ class LinearSCVI:
         ------
         InputError
             If the model has what the reference's does not: covariates, size factors, gene-cell dispersion.
+
+        Examples
+        --------
+        Continues the example of `LinearSCVI`.
+
+        >>> model.export_scvi_tools("for_scvi_tools")
+        >>> LinearSCVI.load("for_scvi_tools", adata=adata).get_loadings().equals(model.get_loadings())
+        True
         """
         write_scvi_tools(self._saved(), Path(dir_path), prefix=prefix or "", overwrite=overwrite)
 
@@ -1570,6 +1839,17 @@ class LinearSCVI:
         ------
         InputError
             If there is no model, it cannot be read, or the data do not fit it.
+
+        Examples
+        --------
+        Continues the example of `LinearSCVI`.
+
+        >>> model.save("model")
+        >>> again = LinearSCVI.load("model", adata=adata)
+        >>> again.is_trained
+        True
+        >>> LinearSCVI.load("model", adata=False).get_loadings().shape  # without data
+        (100, 4)
         """
         # A device by name or number decides; the accelerator is asked where none is named.
         where = pick_device(accelerator) if isinstance(device, str) and device == "auto" else device_named(device)
@@ -1597,7 +1877,16 @@ class LinearSCVI:
     @staticmethod
     @checked()
     def load_registry(dir_path: str | Path, prefix: str | None = None) -> dict[str, Any]:
-        """The registry of a saved model, in the layout of the reference's."""
+        """The registry of a saved model, in the layout of the reference's.
+
+        Examples
+        --------
+        Continues the example of `LinearSCVI`.
+
+        >>> model.save("model")
+        >>> LinearSCVI.load_registry("model")["setup_args"]["batch_key"]
+        'batch'
+        """
         return read_model(Path(dir_path), prefix or "").registry.reference_layout()
 
     @staticmethod
@@ -1645,6 +1934,17 @@ class LinearSCVI:
             "latent_posterior_parameters", or "latent_posterior_parameters_with_counts" to keep the counts.
         use_latent_qzm_key, use_latent_qzv_key
             Where obsm has the mean and the variance of q(z); they are computed if it does not.
+
+        Examples
+        --------
+        Continues the example of `LinearSCVI`.
+
+        >>> before = model.get_latent_representation()
+        >>> model.minify_adata()
+        >>> model.adata.X.nnz  # the counts are gone, what the model says of the cells stays
+        0
+        >>> bool((model.get_latent_representation() == before).all())
+        True
         """
         if minified_data_type not in MINIFIED_TYPES:
             raise InputError(
@@ -1679,7 +1979,18 @@ class LinearSCVI:
 
     @checked()
     def view_anndata_setup(self, adata: AnnData | None = None, hide_state_registries: bool = False) -> None:
-        """Print what is registered of the data: arguments, sizes and, unless hidden, categories."""
+        """Print what is registered of the data: arguments, sizes and, unless hidden, categories.
+
+        Examples
+        --------
+        Continues the example of `LinearSCVI`.
+
+        >>> model.view_anndata_setup(hide_state_registries=True)
+        Anndata setup of LinearSCVI
+        Arguments of setup_anndata:
+          batch_key: 'batch'
+        ...
+        """
         registry = AnnDataManager(self._own_adata() if adata is None else adata, self._registry).registry
         lines = ["Anndata setup of LinearSCVI", setup_lines(registry["setup_args"]), "Sizes:"]
         lines += [f"  {name}: {size}" for name, size in self.summary_stats.items()]
@@ -1693,11 +2004,32 @@ class LinearSCVI:
     @classmethod
     @checked()
     def view_setup_args(cls, dir_path: str | Path, prefix: str | None = None) -> None:
-        """Print the arguments of `setup_anndata` that a saved model was made with."""
+        """Print the arguments of `setup_anndata` that a saved model was made with.
+
+        Examples
+        --------
+        Continues the example of `LinearSCVI`.
+
+        >>> model.save("model")
+        >>> LinearSCVI.view_setup_args("model")
+        Arguments of setup_anndata:
+          batch_key: 'batch'
+        ...
+        """
         print(setup_lines(cls.load_registry(dir_path, prefix)["setup_args"]))
 
     def view_setup_method_args(self) -> None:
-        """Print the arguments of `setup_anndata` that this model was made with."""
+        """Print the arguments of `setup_anndata` that this model was made with.
+
+        Examples
+        --------
+        Continues the example of `LinearSCVI`.
+
+        >>> model.view_setup_method_args()
+        Arguments of setup_anndata:
+          batch_key: 'batch'
+        ...
+        """
         print(setup_lines(self.registry["setup_args"]))
 
     @property

@@ -27,7 +27,15 @@ class Simulation(NamedTuple):
     theta: pd.Series  # indexed by gene: inverse dispersion
 
     def to_anndata(self) -> AnnData:
-        """Counts in X, truth in obsm["X_programs"] and varm["program_loadings"] (data frames)."""
+        """Counts in X, truth in obsm["X_programs"] and varm["program_loadings"] (data frames).
+
+        Examples
+        --------
+        >>> from ldvae.simulate import simulate
+        >>> adata = simulate(n_obs=200, n_vars=300).to_anndata()
+        >>> adata.varm["program_loadings"].columns[0]
+        'identity_0'
+        """
         from anndata import AnnData
 
         adata = AnnData(X=self.counts, obs=self.cells.copy())
@@ -85,6 +93,19 @@ def simulate(
         In ``additive`` the scores of a program are the share of the counts it gives, and its loadings are the mean log
         rate of the cells, weighted by that share, minus that of all cells: the effect as it occurs. The log ratio of a
         pure profile, which no cell of an activity has, would be a larger effect, above all for the lowered genes.
+
+    Examples
+    --------
+    >>> from ldvae.simulate import simulate
+    >>> truth = simulate(n_obs=200, n_vars=300, seed=1)
+    >>> truth.loadings.shape
+    (300, 8)
+    >>> truth.to_anndata()
+    AnnData object with n_obs × n_vars = 200 × 300
+        obs: 'batch', 'identity'
+        var: 'mean_expression', 'theta'
+        obsm: 'X_programs'
+        varm: 'program_loadings'
     """
     n_programs = n_identity + n_activity
     _check(scenario, n_obs, n_vars, n_identity, n_activity, n_up + n_down, n_batch)

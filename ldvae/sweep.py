@@ -37,6 +37,14 @@ class Sweep(NamedTuple):
             Id of a setting, such as k10-3fa9c1; none: the only one.
         config
             As for `LinearSCVI.get_programs`.
+
+        Examples
+        --------
+        Continues the example of `fit_sweep`.
+
+        >>> programs = fits.get_programs()
+        >>> programs.table["n_runs"].unique().tolist()
+        [2]
         """
         settings = list(self.runs["setting"].unique())
         if setting is None and len(settings) > 1:

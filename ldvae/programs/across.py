@@ -30,7 +30,16 @@ class MetaPrograms(NamedTuple):
 
 
 def loadings_of(frame: Frame) -> pd.DataFrame:
-    """Loadings of the programs of a frame: change of the log rate per standard deviation, genes by programs."""
+    """Loadings of the programs of a frame: change of the log rate per standard deviation, genes by programs.
+
+    Examples
+    --------
+    Continues the example of `find_programs`.
+
+    >>> table = gp.loadings_of(gp.frame(programs, mean, truth.theta))
+    >>> bool(np.allclose(table, gp.gauge(programs.loadings, mean), atol=1e-6))
+    True
+    """
     return pd.DataFrame(frame.basis @ np.linalg.pinv(frame.joint[1:]).T, frame.genes, frame.programs)
 
 
@@ -68,6 +77,15 @@ def meta_programs(frames: Mapping[str, Frame], *, min_similarity: float = 0.5) -
     ----------
     Gavish et al., Nature 618, 598 (2023), and Andreatta and Carmona's GeneNMF cluster programs of samples likewise, by
     shared top genes and by cosines.
+
+    Examples
+    --------
+    Continues the example of `find_programs`.
+
+    >>> frame = gp.frame(programs, mean, truth.theta)
+    >>> meta = gp.meta_programs({"one": frame, "two": frame})  # of two datasets
+    >>> meta.table["n_datasets"].tolist()
+    [2, 2, 2, 2]
     """
     if len(frames) < 2:
         raise InputError(f"Comparing programs needs at least two datasets, found {len(frames)}. Name more of them.")

@@ -52,6 +52,14 @@ def gauge(loadings: Table, mean_expression: ArrayLike) -> Table:
     -------
     DataFrame or ndarray
         As given, with sum_g p_g L_gk = 0 for each factor k.
+
+    Examples
+    --------
+    Continues the example of `find_programs`.
+
+    >>> gauged = gp.gauge(truth.loadings, mean)
+    >>> bool(np.allclose(mean @ gauged, 0))
+    True
     """
     share = np.asarray(mean_expression, float)
     share = share / share.sum()
@@ -73,6 +81,12 @@ def information(mean: ArrayLike, theta: ArrayLike | None = None) -> np.ndarray:
     -------
     ndarray
         sqrt(mean / (1 + mean / theta)), shape (n_vars,).
+
+    Examples
+    --------
+    >>> from ldvae import programs as gp
+    >>> gp.information([0.1, 10.0], theta=[2.0, 2.0]).round(2).tolist()
+    [0.31, 1.29]
     """
     mean = np.asarray(mean, float)
     dispersion = np.zeros_like(mean) if theta is None else np.atleast_2d(1 / np.asarray(theta, float)).mean(axis=0)
@@ -101,6 +115,16 @@ def consensus(scores: Sequence[Table], loadings: Sequence[Table], n_components: 
     -----
     M never exists: with B = [L_1 … L_S] / S = Q R and the inner products G of the centred scores, M^T M is
     Q (R G R^T) Q^T, so all that grows with the number of cells is G and one product for the scores.
+
+    Examples
+    --------
+    Continues the example of `find_programs`.
+
+    >>> weight = gp.information(mean, truth.theta)
+    >>> weighted = [gp.gauge(table, mean).mul(weight, axis=0) for table in loadings]
+    >>> shared = gp.consensus(scores, weighted, n_components=4)
+    >>> shared.scores.shape, shared.loadings.shape
+    ((300, 4), (100, 4))
     """
     fits = checked_fits(scores, loadings)
     every = np.arange(len(fits))
@@ -148,6 +172,15 @@ def reproducible_rank(
     genes. What the fits share against what each has alone, c_k / (1 - c_k), grows in proportion to h; so
     s_k = c_k / (1 - c_k) / h belongs to one fit, and the correlation shown is 4 s_k / (1 + 4 s_k). The threshold of 0.9
     means s_k > 9/4.
+
+    Examples
+    --------
+    Continues the example of `find_programs`.
+
+    >>> weight = gp.information(mean, truth.theta)
+    >>> weighted = [gp.gauge(table, mean).mul(weight, axis=0) for table in loadings]
+    >>> gp.reproducible_rank(scores, weighted).rank
+    4
     """
     fits = checked_fits(scores, loadings)
     columns = ["correlation", "lower", "upper"]
@@ -195,6 +228,12 @@ def outliers(elbo: ArrayLike, standard_error: ArrayLike = 0.0, *, mads: float = 
     -------
     ndarray
         Boolean, shape (n_fits,); never the better half.
+
+    Examples
+    --------
+    >>> from ldvae import programs as gp
+    >>> gp.outliers([250.1, 250.3, 250.2, 257.0], standard_error=0.5).tolist()
+    [False, False, False, True]
     """
     elbo = np.asarray(elbo, float)
     middle = np.median(elbo)

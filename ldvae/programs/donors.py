@@ -33,6 +33,16 @@ def donor_means(
     DataFrame
         Columns cell_type, condition, donor, n_cells, program, mean, high: the share of these cells among the highest
         tenth of all cells. Groups of fewer than 10 cells are left out.
+
+    Examples
+    --------
+    Continues the example of `find_programs`.
+
+    >>> obs = truth.cells.assign(donor=[f"D{i % 6}" for i in range(300)])
+    >>> obs["condition"] = obs["donor"].isin(["D0", "D1", "D2"]).map({True: "treated", False: "control"})
+    >>> means = gp.donor_means(programs.scores, obs, donor="donor", condition="condition")
+    >>> len(means), means["n_cells"].unique().tolist()  # six donors by four programs
+    (24, [50])
     """
     obs = obs.reindex(scores.index)
     kinds = obs[cell_type] if cell_type is not None else pd.Series("all cells", scores.index)
@@ -75,6 +85,17 @@ def compare_conditions(means: pd.DataFrame) -> pd.DataFrame:
     Donors that were seen in both conditions are compared with themselves (paired t) where there are three of them;
     otherwise Welch's t between donors. The test takes the donors as a sample; the number of cells only makes
     the mean of each more precise.
+
+    Examples
+    --------
+    Continues the example of `find_programs`.
+
+    >>> obs = truth.cells.assign(donor=[f"D{i % 6}" for i in range(300)])
+    >>> obs["condition"] = obs["donor"].isin(["D0", "D1", "D2"]).map({True: "treated", False: "control"})
+    >>> means = gp.donor_means(programs.scores, obs, donor="donor", condition="condition")
+    >>> table = gp.compare_conditions(means)
+    >>> table[["condition", "reference", "paired"]].drop_duplicates().to_numpy().tolist()
+    [['treated', 'control', False]]
     """
     columns = ["program", "cell_type", "condition", "reference", "paired", "n_donors", "effect", "lower", "upper", "p"]
     rows = []

@@ -58,6 +58,10 @@ def effects_on_all_genes(
 
     Examples
     --------
+    >>> import numpy as np
+    >>> import pandas as pd
+    >>> from scipy import sparse
+    >>> from ldvae.programs import effects_on_all_genes
     >>> rng = np.random.default_rng(0)
     >>> score = rng.normal(size=400)
     >>> counts = sparse.csr_matrix(rng.poisson(5 * np.exp(np.outer(score, [0.5, 0.0]))))

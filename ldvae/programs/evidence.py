@@ -43,6 +43,14 @@ def associations(
         Spearman's r. padj is Benjamini and Hochberg's over the table; explained is the share of the variance of the
         scores (for a number: of the ranks) that the variable, with all its levels, explains. Cells count as
         independent, which cells of one donor are not: read the effect, not the p-value.
+
+    Examples
+    --------
+    Continues the example of `find_programs`.
+
+    >>> table = gp.associations(programs.scores, truth.cells)
+    >>> table["variable"].unique().tolist()
+    ['batch', 'identity']
     """
     obs = obs.reindex(scores.index)
     rows: list[pd.DataFrame] = []
@@ -84,7 +92,16 @@ def associations(
 
 
 def strength(table: pd.DataFrame) -> pd.Series:
-    """How close each association is, from 0 to 1: |r| of a number, |2 AUC - 1| of a level."""
+    """How close each association is, from 0 to 1: |r| of a number, |2 AUC - 1| of a level.
+
+    Examples
+    --------
+    Continues the example of `find_programs`.
+
+    >>> table = gp.associations(programs.scores, truth.cells)
+    >>> bool(gp.strength(table).between(0, 1).all())
+    True
+    """
     return (2 * table["auc"] - 1).where(table["kind"] == "categorical", table["effect"]).abs()
 
 
@@ -130,6 +147,14 @@ def technical_flags(
     that explains the program best: a T cell program that follows the ribosomal share because T cells do is innocent.
     A doublet call or any other yes-or-no column counts only where its cells score high. A biological column with
     the same groups as a technical one cannot excuse it, nor be told from it, and the reason says so.
+
+    Examples
+    --------
+    Continues the example of `find_programs`.
+
+    >>> flags = gp.technical_flags(programs.scores, truth.cells, programs.table["share"], technical=["batch"])
+    >>> flags.tolist()  # no program follows the batch
+    ['', '', '', '']
     """
     obs = obs.reindex(scores.index)
     others = variables if variables is not None else list(obs.columns)
@@ -277,6 +302,15 @@ def enrichment(programs: Programs, library: Mapping[str, Sequence[str]], name: s
     DataFrame
         Columns program, side, term, library, overlap, n_term, odds_ratio, p, padj, genes: terms that share a gene with
         the side; padj is Benjamini and Hochberg's over the terms of one side.
+
+    Examples
+    --------
+    Continues the example of `find_programs`.
+
+    >>> library = {"first program": gp.gene_sets(programs)["P1_positive"], "others": ["gene_1", "gene_2"]}
+    >>> found = gp.enrichment(programs, library, "my sets")
+    >>> found.iloc[0][["program", "side", "term"]].tolist()
+    ['P1', 'positive', 'first program']
     """
     background = set(programs.loadings.index)
     terms = {term: background.intersection(genes) for term, genes in library.items()}
@@ -345,6 +379,16 @@ def describe(
     least 20 cells and 1 % of the cells, in which score and genes are both high (the smaller AUC above 0.8), never the
     number of a cluster; where there is none, the best enriched term (padj below 0.05). A headline belongs to the one
     program that it fits best; another program takes its next, or none.
+
+    Examples
+    --------
+    Continues the example of `find_programs`.
+
+    >>> table = gp.describe(programs, gp.associations(programs.scores, truth.cells), obs=truth.cells)
+    >>> table.index.tolist()
+    ['P1', 'P2', 'P3', 'P4']
+    >>> "label" in table
+    True
     """
     listed = top_genes(programs, 10)
     table = programs.table.copy()

@@ -91,6 +91,24 @@ def find_programs(
     -------
     Programs
         With one fit the same without averaging; `warnings` says what cannot be known from it.
+
+    Examples
+    --------
+    Three fits of the same cells, here made by adding noise to the truth:
+
+    >>> import numpy as np
+    >>> from ldvae import programs as gp
+    >>> from ldvae.simulate import simulate
+    >>> truth = simulate(n_obs=300, n_vars=100, n_identity=2, n_activity=2, n_up=10, n_down=5)
+    >>> rng = np.random.default_rng(0)
+    >>> scores = [truth.scores + rng.normal(0, 0.1, truth.scores.shape) for _ in range(3)]
+    >>> loadings = [truth.loadings for _ in range(3)]
+    >>> mean = truth.mean_expression * 2000  # counts in a cell
+    >>> programs = gp.find_programs(scores, loadings, mean=mean, theta=truth.theta)
+    >>> programs.rank
+    4
+    >>> bool((programs.table["stability"] > 0.9).all())
+    True
     """
     config = config or RotationConfig()
     genes = pd.Index(genes if genes is not None else names_of(loadings[0], "gene"), name="gene")
@@ -269,6 +287,13 @@ def top_genes(programs: Programs, n_top: int = 30) -> pd.DataFrame:
     -------
     DataFrame
         Columns program, side, rank, gene, loading, lower, upper, weighted.
+
+    Examples
+    --------
+    Continues the example of `find_programs`.
+
+    >>> gp.top_genes(programs, n_top=2).query("program == 'P1'")[["side", "rank"]].to_numpy().tolist()
+    [['positive', 1], ['positive', 2], ['negative', 1], ['negative', 2]]
     """
     parts = []
     for name, weighted in programs.weighted.items():
@@ -286,6 +311,14 @@ def gene_sets(programs: Programs) -> dict[str, list[str]]:
     """The member genes of each side of each program, the heaviest first: `P1_positive`, `P1_negative`, ….
 
     A side without members is left out.
+
+    Examples
+    --------
+    Continues the example of `find_programs`.
+
+    >>> sets = gp.gene_sets(programs)
+    >>> sorted(sets)[:2]
+    ['P1_negative', 'P1_positive']
     """
     sets = {}
     for name, members in programs.members.items():
@@ -300,6 +333,13 @@ def split_sides(programs: Programs) -> pd.DataFrame:
     """Programs without negative numbers, as NMF tools such as starCAT expect: `P1_pos`, `P1_neg`, … by genes.
 
     The two sides of a program become two programs, of the weighted loadings; their scores are not those of the program.
+
+    Examples
+    --------
+    Continues the example of `find_programs`.
+
+    >>> gp.split_sides(programs).shape
+    (8, 100)
     """
     sides = {}
     for name, weighted in programs.weighted.items():

@@ -46,6 +46,14 @@ def frame(programs: Programs, mean: ArrayLike, theta: ArrayLike | None = None) -
         From `find_programs`.
     mean, theta
         As given there.
+
+    Examples
+    --------
+    Continues the example of `find_programs`.
+
+    >>> frame = gp.frame(programs, mean, truth.theta)
+    >>> frame.genes[:2].tolist()
+    ['gene_0', 'gene_1']
     """
     share = np.asarray(mean, float) / np.sum(mean)
     weight = information(mean, theta)
@@ -105,6 +113,16 @@ def project(
     For each cell the maximum a posteriori of its components u under counts ~ NB(exp(l + offset + basis u), theta)
     with a library size l of its own and u ~ N(0, 1), as in the cells the programs were made from; by Fisher scoring for
     many cells at once.
+
+    Examples
+    --------
+    Continues the example of `find_programs`.
+
+    >>> frame = gp.frame(programs, mean, truth.theta)
+    >>> other = simulate(n_obs=50, n_vars=100, n_identity=2, n_activity=2, n_up=10, n_down=5, seed=0)
+    >>> projection = gp.project(frame, other.counts, other.loadings.index, cells=other.cells.index)
+    >>> projection.scores.shape, projection.missing
+    ((50, 4), [])
     """
     names = pd.Index(np.asarray(genes, dtype=str))
     position = pd.Series(np.arange(len(names)), names)[~names.duplicated()].reindex(frame.genes)

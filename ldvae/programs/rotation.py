@@ -70,6 +70,16 @@ def rotate(
     weighted by their squared length. (Varimax weights them by its square, and then a few extreme rows decide, Kaiser's
     normalisation does not weight them, and then noise does.) It depends on a table only through fourth moments,
     so the search costs the same for a thousand and for a million cells.
+
+    Examples
+    --------
+    Continues the example of `find_programs`.
+
+    >>> weight = gp.information(mean, truth.theta)
+    >>> weighted = [gp.gauge(table, mean).mul(weight, axis=0) for table in loadings]
+    >>> shared = gp.consensus(scores, weighted, n_components=4)
+    >>> gp.rotate(shared, rank=4, intercept=False).loadings.shape
+    (100, 4)
     """
     scores, loadings = contribution.scores[:, :rank], contribution.loadings[:, :rank]
     if intercept and rank > 1:  # one direction has two ends but is one program
@@ -104,6 +114,16 @@ def drop_baseline(rotation: Rotation, *, genes: float = 0.5, cells: float = 0.85
     cells
         Smallest share of the candidate in the squared scores of its cells, scores scaled so that they sum to one. In
         simulations 0.92 or more for the state without programs; on blood cells no program had more than 0.75.
+
+    Examples
+    --------
+    Continues the example of `find_programs`.
+
+    >>> weight = gp.information(mean, truth.theta)
+    >>> weighted = [gp.gauge(table, mean).mul(weight, axis=0) for table in loadings]
+    >>> rotation = gp.rotate(gp.consensus(scores, weighted, n_components=4), rank=4)
+    >>> rotation.loadings.shape[1] - gp.drop_baseline(rotation).loadings.shape[1] in (0, 1)
+    True
     """
     scores, loadings, transform = rotation
     if not np.any(transform[0]) or transform.shape[0] != transform.shape[1]:
@@ -133,6 +153,16 @@ def orient(rotation: Rotation) -> Rotation:
     three quarters of the sum of squares. Otherwise the sign is that of a sum: the excess of one side in the sum of
     squares (-1 to 1), a quarter of the skewness of the scores, and their mean over their standard deviation, where the
     last two count for no more than 0.5 each.
+
+    Examples
+    --------
+    Continues the example of `find_programs`.
+
+    >>> weight = gp.information(mean, truth.theta)
+    >>> weighted = [gp.gauge(table, mean).mul(weight, axis=0) for table in loadings]
+    >>> rotation = gp.rotate(gp.consensus(scores, weighted, n_components=4), rank=4, intercept=False)
+    >>> gp.orient(rotation).scores.std(axis=0).round(6).tolist()
+    [1.0, 1.0, 1.0, 1.0]
     """
     scores, loadings, transform = rotation
     scale = np.linalg.norm(transform[1:], axis=0)  # the components have unit variance and do not correlate
@@ -170,6 +200,17 @@ def align_scores(contribution: Contribution, rotation: Rotation) -> Alignment:
     Below 0.9, t is replaced by the unit vector in the plane of both whose cosine with m is 0.9. This is linear in the
     components, so scores of other cells follow (`project`). M = scores @ loadings.T holds for the scores of the
     rotation only.
+
+    Examples
+    --------
+    Continues the example of `find_programs`.
+
+    >>> weight = gp.information(mean, truth.theta)
+    >>> weighted = [gp.gauge(table, mean).mul(weight, axis=0) for table in loadings]
+    >>> shared = gp.consensus(scores, weighted, n_components=4)
+    >>> oriented = gp.orient(gp.rotate(shared, rank=4, intercept=False))
+    >>> gp.align_scores(shared, oriented).agreement.shape
+    (4,)
     """
     directions = rotation.transform[1:]
     lengths = np.linalg.norm(directions, axis=0)

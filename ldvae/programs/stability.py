@@ -39,6 +39,17 @@ def stability(
     -----
     A fit's own loadings are the regression of its contribution on the consensus scores. The interval is that of the
     mean over fits (Student's t); it holds the randomness of the fits, not that of the cells sampled.
+
+    Examples
+    --------
+    Continues the example of `find_programs`.
+
+    >>> weight = gp.information(mean, truth.theta)
+    >>> weighted = [gp.gauge(table, mean).mul(weight, axis=0) for table in loadings]
+    >>> shared = gp.consensus(scores, weighted, n_components=4)
+    >>> rotation = gp.rotate(shared, rank=4, intercept=False)
+    >>> gp.stability(shared, rotation, scores, weighted).cosines.shape  # programs by fits
+    (4, 3)
     """
     fits = checked_fits(scores, loadings)
     rank = rotation.transform.shape[0] - 1
