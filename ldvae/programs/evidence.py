@@ -92,7 +92,17 @@ def associations(
 
 
 def strength(table: pd.DataFrame) -> pd.Series:
-    """How close each association is, from 0 to 1: |r| of a number, |2 AUC - 1| of a level.
+    """How close each association is, from 0 to 1.
+
+    Parameters
+    ----------
+    table
+        From `associations`.
+
+    Returns
+    -------
+    Series
+        Row by row: the absolute value of r of a number, and of 2 AUC - 1 of a level.
 
     Examples
     --------
