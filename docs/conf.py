@@ -53,6 +53,10 @@ html_css_files = ["site.css"]
 html_theme_options = {"show_navbar_depth": 1, "show_toc_level": 2, "home_page_in_toc": True}
 
 
+#: A table whose rows become paragraphs on a phone (_static/site.css).
+STACKED = (":::{table}", ":class: stacked", "")
+
+
 def cell(text: object) -> str:
     """Text for a cell of a Markdown table."""
     return " ".join(str(text).split()).replace("|", "\\|")
@@ -86,20 +90,22 @@ def write_reference() -> None:
             "",
             summary(options),
             "",
+            *STACKED,
             "| option | default | values | meaning |",
             "|---|---|---|---|",
         ]
         for name, field in options.model_fields.items():
             columns = (f"`{name}`", default(field.default), kind(field.annotation), field.description)
             lines.append(f"| {' | '.join(map(cell, columns))} |")
-        lines.append("")
+        lines += [":::", ""]
     (HERE / "reference" / "options.inc.md").write_text("\n".join(lines), encoding="utf-8")
 
-    lines = ["| file | what it holds | written by | read by |", "|---|---|---|---|"]
+    lines = [*STACKED, "| file | what it holds | written by | read by |", "|---|---|---|---|"]
     lines += [
         f"| `{file.path}` | {cell(file.holds)} | `{file.writer}` | {', '.join(f'`{verb}`' for verb in file.readers)} |"
         for file in results.FILES
     ]
+    lines.append(":::")
     (HERE / "reference" / "results.inc.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
