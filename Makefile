@@ -31,9 +31,10 @@ lint: install  ## what must pass before a change is merged, besides the tests
 	mypy
 	snakemake --lint
 
-docs: install  ## the site, in docs/_build/html; tutorials run, warnings are errors
+docs: install  ## the site, in docs/_build/html; tutorials run, warnings are errors, links are checked
 	rm -rf docs/api/generated
 	sphinx-build -W --keep-going -q -b html docs docs/_build/html
+	python docs/check_links.py docs/_build/html
 
 test-ranges:  ## quick tests with the newest (or RESOLUTION=lowest-direct: oldest) versions that pyproject.toml allows; needs uv
 	uv venv -q --clear .venv-ranges && uv pip install -q --python .venv-ranges/bin/python --resolution $(or $(RESOLUTION),highest) -e '.[workflow,dev]'

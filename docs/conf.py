@@ -41,8 +41,12 @@ nb_merge_streams = True
 autosummary_generate = True
 autodoc_typehints = "none"
 numpydoc_show_class_members = False
-numpydoc_validation_checks = {"GL06", "GL07", "GL10", "SS01", "PR02", "RT03"}
-numpydoc_validation_exclude = {r"\.__init__$"}
+numpydoc_validation_checks = {"GL06", "GL07", "GL10", "SS01", "PR01", "PR02", "RT03"}
+numpydoc_validation_exclude = {
+    r"\.__init__$",
+    r"\.(count|index)$",  # of tuples
+    r"\.(?!LinearSCVI$)[A-Z]\w+$",  # results: their fields have comments
+}
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 

@@ -73,7 +73,7 @@ logger = logging.getLogger(__name__)
 
 ARCHITECTURE = ModelConfig()  # the defaults
 
-# Arguments of the reference's Trainer and data splitter that change no number: accepted, and said to do nothing.
+# Arguments of scvi-tools' Trainer and data splitter that change no number: accepted, and said to do nothing.
 NO_EFFECT = frozenset(
     [
         "benchmark",
@@ -416,6 +416,13 @@ class LinearSCVI:
     def get_anndata_manager(self, adata: AnnData, required: bool = False) -> AnnDataManager:
         """The registered fields of an AnnData, as this model reads them.
 
+        Parameters
+        ----------
+        adata
+            Data with the fields of the model's.
+        required
+            Of scvi-tools; without effect.
+
         Examples
         --------
         Continues the example of `LinearSCVI`.
@@ -430,6 +437,13 @@ class LinearSCVI:
     def get_from_registry(self, adata: AnnData, registry_key: str) -> Any:
         """A registered field of an AnnData: "X", "batch", "labels", …; see `AnnDataManager.get_from_registry`.
 
+        Parameters
+        ----------
+        adata
+            Data with the fields of the model's.
+        registry_key
+            Name of the field.
+
         Examples
         --------
         Continues the example of `LinearSCVI`.
@@ -441,6 +455,11 @@ class LinearSCVI:
 
     def data_registry(self, registry_key: str) -> Any:
         """A registered field of the model's data, as `get_from_registry` gives it.
+
+        Parameters
+        ----------
+        registry_key
+            As for `get_from_registry`.
 
         Examples
         --------
@@ -454,6 +473,11 @@ class LinearSCVI:
     def get_state_registry(self, registry_key: str) -> AttrDict:
         """Categories or sizes of a registered field.
 
+        Parameters
+        ----------
+        registry_key
+            Name of the field.
+
         Examples
         --------
         Continues the example of `LinearSCVI`.
@@ -465,6 +489,11 @@ class LinearSCVI:
 
     def get_setup_arg(self, setup_arg: str) -> Any:
         """An argument that `setup_anndata` was given.
+
+        Parameters
+        ----------
+        setup_arg
+            Name of the argument.
 
         Examples
         --------
@@ -478,6 +507,11 @@ class LinearSCVI:
     @checked()
     def deregister_manager(self, adata: AnnData | None = None) -> None:
         """Forget the model's data (or do nothing for other data: none are kept); memory is freed.
+
+        Parameters
+        ----------
+        adata
+            Data to forget; none: the model's.
 
         Examples
         --------
@@ -494,7 +528,7 @@ class LinearSCVI:
 
     @property
     def registry(self) -> dict[str, Any]:
-        """What was registered, in the layout of the reference's registry."""
+        """What was registered, in the layout of scvi-tools' registry."""
         return self._registry.reference_layout()
 
     registry_ = registry
@@ -512,6 +546,11 @@ class LinearSCVI:
     @checked()
     def get_var_names(self, legacy_mudata_format: bool = False) -> np.ndarray:
         """Gene names in the order of the model, shape (n_vars,).
+
+        Parameters
+        ----------
+        legacy_mudata_format
+            Of scvi-tools; without effect.
 
         Examples
         --------
@@ -578,7 +617,7 @@ class LinearSCVI:
         shuffle_set_split
             Without it, the first cells train, the next validate.
         load_sparse_tensor
-            Of the reference; the counts are always sparse here.
+            Of scvi-tools; the counts are always sparse here.
         batch_size
             Cells in a minibatch; none: 128.
         early_stopping
@@ -587,14 +626,14 @@ class LinearSCVI:
             `external_indexing`: arrays of rows to train on, validate on and test on; `drop_last`.
         plan_kwargs
             optimizer, lr, weight_decay, eps, n_epochs_kl_warmup, n_steps_kl_warmup, min_kl_weight, max_kl_weight,
-            reduce_lr_on_plateau, lr_factor, lr_patience, lr_threshold, lr_min, lr_scheduler_metric: the reference's;
+            reduce_lr_on_plateau, lr_factor, lr_patience, lr_threshold, lr_min, lr_scheduler_metric: scvi-tools';
             schedule: "constant", "cosine" or "plateau"; beta2: decay rate of Adam's mean of squared gradients (0.999;
             the workflow's 0.99 fits abundant genes and held-out cells better); and start_at_mean: whether an untrained
             decoder starts at the mean profile of the training cells (False).
         plan_config, trainer_config
             The same as plan_kwargs and as trainer_kwargs, which come first.
         datamodule
-            Of the reference; the cells come from the model's AnnData.
+            Of scvi-tools; the cells come from the model's AnnData.
         callbacks
             Functions to call after every epoch with an `ldvae.train.EpochReport`; of Lightning's, an EarlyStopping is
             taken for the options of that name, those that only show or log are without effect, and others are refused.
@@ -672,6 +711,17 @@ class LinearSCVI:
 
         See `ldvae.train.fit` for the parameters and what is returned.
 
+        Parameters
+        ----------
+        split
+            Rows to train, validate and test on (`ldvae.data.Split`).
+        config
+            Schedule (`ldvae.train.FitConfig`).
+        seed
+            Of the order of the cells and of all noise.
+        checkpoint, on_epoch, stop
+            As for `ldvae.train.fit`.
+
         Examples
         --------
         Continues the example of `LinearSCVI`.
@@ -699,7 +749,7 @@ class LinearSCVI:
 
     @property
     def history(self) -> dict[str, pd.DataFrame] | None:
-        """Metrics by epoch: a DataFrame of one column for each name of the reference."""
+        """Metrics by epoch: a DataFrame of one column for each name of scvi-tools."""
         return self.history_
 
     @property
@@ -722,11 +772,11 @@ class LinearSCVI:
 
     @property
     def init_params_(self) -> dict[str, Any]:
-        """The arguments of the constructor, in the layout of the reference."""
+        """The arguments of the constructor, in the layout of scvi-tools."""
         return reference_attributes(self._saved())["init_params_"]
 
     def _get_user_attributes(self) -> list[tuple[str, Any]]:
-        """The attributes that the reference saves, by its names."""
+        """The attributes that scvi-tools saves, by its names."""
         return list(reference_attributes(self._saved()).items())
 
     @property
@@ -788,7 +838,12 @@ class LinearSCVI:
         return next(self.module.parameters()).device
 
     def to_device(self, device: str | int | torch.device) -> None:
-        """Move the module: "cpu", "cuda", "cuda:0", or the number of a GPU.
+        """Move the module to a device.
+
+        Parameters
+        ----------
+        device
+            "cpu", "cuda", "cuda:0", or the number of a GPU.
 
         Examples
         --------
@@ -1013,6 +1068,8 @@ class LinearSCVI:
             Mean and variance of the posterior (for "ln", before the softmax).
         seed
             Of what is drawn; none: the model's.
+        dataloader, **data_loader_kwargs
+            Of scvi-tools; the cells come from `adata`.
 
         Returns
         -------
@@ -1055,6 +1112,17 @@ class LinearSCVI:
 
         A model that takes the observed library size has no posterior mean of it; `give_mean=False` gives the observed.
 
+        Parameters
+        ----------
+        adata, indices, batch_size
+            As for `get_latent_representation`.
+        give_mean
+            The posterior mean, instead of a draw.
+        dataloader, **data_loader_kwargs
+            Of scvi-tools; the cells come from `adata`.
+        seed
+            Of the draws; none: the model's.
+
         Examples
         --------
         Continues the example of `LinearSCVI`.
@@ -1080,6 +1148,17 @@ class LinearSCVI:
         seed: int | None = None,
     ) -> Tensor:
         """Evidence lower bound with one draw of the latent variables; nats per cell, higher is better.
+
+        Parameters
+        ----------
+        adata, indices, batch_size
+            As for `get_latent_representation`.
+        return_mean
+            The mean over cells, instead of each cell's.
+        dataloader, data_loader_kwargs
+            Of scvi-tools; the cells come from `adata`.
+        seed
+            Of the draws; none: the model's.
 
         Returns
         -------
@@ -1116,6 +1195,17 @@ class LinearSCVI:
         """-log p(x | z) with one draw of the latent variables, as {"reconstruction_loss": …}; lower is better.
 
         The mean over cells in nats, or with `return_mean=False` of each cell, shape (n_obs,).
+
+        Parameters
+        ----------
+        adata, indices, batch_size
+            As for `get_latent_representation`.
+        return_mean
+            The mean over cells, instead of each cell's.
+        dataloader, data_loader_kwargs
+            Of scvi-tools; the cells come from `adata`.
+        seed
+            Of the draws; none: the model's.
 
         Examples
         --------
@@ -1157,6 +1247,8 @@ class LinearSCVI:
             Draws decoded together; memory grows with it.
         seed
             Of the draws; none: the model's.
+        dataloader, data_loader_kwargs
+            Of scvi-tools; the cells come from `adata`.
 
         Examples
         --------
@@ -1223,13 +1315,15 @@ class LinearSCVI:
         return_numpy
             An array instead of a DataFrame; draws that are not averaged always come as an array.
         silent
-            Of the reference; nothing is printed.
+            Of scvi-tools; nothing is printed.
         give_mean
             Decode the posterior mean instead of a draw: nothing is random then.
         seed
             Of the draws; none: the model's.
         **importance_weighting_kwargs
             max_cells, truncation, n_mc_samples, n_mc_samples_per_pass; see `ldvae.posterior.importance_weights`.
+        dataloader, data_loader_kwargs
+            Of scvi-tools; the cells come from `adata`.
 
         Returns
         -------
@@ -1295,6 +1389,19 @@ class LinearSCVI:
     ) -> dict[str, np.ndarray]:
         """Parameters of the distribution of the counts given draws from the posterior.
 
+        Parameters
+        ----------
+        adata, indices, batch_size
+            As for `get_latent_representation`.
+        n_samples
+            Draws for each cell.
+        give_mean
+            Average over the draws of a cell.
+        dataloader, **data_loader_kwargs
+            Of scvi-tools; the cells come from `adata`.
+        seed
+            Of the draws; none: the model's.
+
         Returns
         -------
         dict
@@ -1347,6 +1454,10 @@ class LinearSCVI:
             Genes to return, in the order of the model.
         seed
             Of the draws; none: the model's.
+        dataloader, **data_loader_kwargs
+            Of scvi-tools; the cells come from `adata`.
+        silent
+            Of scvi-tools; nothing is printed.
 
         Returns
         -------
@@ -1408,7 +1519,7 @@ class LinearSCVI:
         correlation_type
             "spearman" keeps all draws in memory, n_obs × n_samples × n_vars floats; "pearson" does not.
         silent
-            Of the reference; nothing is printed.
+            Of scvi-tools; nothing is printed.
         seed
             Of the draws; none: the model's.
 
@@ -1452,6 +1563,13 @@ class LinearSCVI:
         """The mixture of the posteriors of cells, a density over latent coordinates (for "ln", before the softmax).
 
         Components are Student's t with `dof` degrees of freedom, or normal for None.
+
+        Parameters
+        ----------
+        adata, indices, batch_size
+            As for `get_latent_representation`.
+        dof
+            Degrees of freedom of Student's t; None: normal components.
 
         Examples
         --------
@@ -1559,7 +1677,7 @@ class LinearSCVI:
         subset_idx
             Cells that groups may hold.
         silent
-            Of the reference; nothing is printed.
+            Of scvi-tools; nothing is printed.
         seed
             Of what is drawn; none: the model's.
         importance_weighting_kwargs
@@ -1573,7 +1691,7 @@ class LinearSCVI:
         Returns
         -------
         DataFrame
-            A row per gene and comparison, with the reference's columns.
+            A row per gene and comparison, with scvi-tools' columns.
 
         Examples
         --------
@@ -1765,7 +1883,7 @@ class LinearSCVI:
         save_anndata
             Save the data too, as `adata.h5ad`.
         save_kwargs, legacy_mudata_format, datamodule
-            Of the reference; without effect.
+            Of scvi-tools; without effect.
         **anndata_write_kwargs
             For `AnnData.write_h5ad`.
 
@@ -1794,10 +1912,15 @@ class LinearSCVI:
     def export_scvi_tools(self, dir_path: str | Path, prefix: str | None = None, overwrite: bool = False) -> None:
         """Save the model as scvi-tools 1.4.2 does, so that its own `LinearSCVI.load` reads it.
 
+        Parameters
+        ----------
+        dir_path, prefix, overwrite
+            As for `save`.
+
         Raises
         ------
         InputError
-            If the model has what the reference's does not: covariates, size factors, gene-cell dispersion.
+            If the model has what scvi-tools' has not: covariates, size factors, gene-cell dispersion.
 
         Examples
         --------
@@ -1833,7 +1956,7 @@ class LinearSCVI:
         accelerator, device
             Where to put the model: "auto", "cpu", "gpu", or a device such as "cuda:0" or its number.
         backup_url, datamodule, allowed_classes_names_list
-            Of the reference; they cannot be used.
+            Of scvi-tools; they cannot be used.
 
         Raises
         ------
@@ -1877,7 +2000,12 @@ class LinearSCVI:
     @staticmethod
     @checked()
     def load_registry(dir_path: str | Path, prefix: str | None = None) -> dict[str, Any]:
-        """The registry of a saved model, in the layout of the reference's.
+        """The registry of a saved model, in the layout of scvi-tools'.
+
+        Parameters
+        ----------
+        dir_path, prefix
+            As given to `save`.
 
         Examples
         --------
@@ -1898,7 +2026,15 @@ class LinearSCVI:
         prefix: str | None = None,
         save_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
-        """Convert a model saved by scvi-tools before 0.15.0 (three files) to a directory as `save` writes it."""
+        """Convert a model saved by scvi-tools before 0.15.0 (three files) to a directory as `save` writes it.
+
+        Parameters
+        ----------
+        dir_path, prefix
+            Folder of the old files, and what their names begin with.
+        output_dir_path, overwrite, save_kwargs
+            As for `save`.
+        """
         write_model(
             read_legacy(Path(dir_path), prefix or ""), Path(output_dir_path), prefix=prefix or "", overwrite=overwrite
         )
@@ -1981,6 +2117,13 @@ class LinearSCVI:
     def view_anndata_setup(self, adata: AnnData | None = None, hide_state_registries: bool = False) -> None:
         """Print what is registered of the data: arguments, sizes and, unless hidden, categories.
 
+        Parameters
+        ----------
+        adata
+            Data to describe; none: the model's.
+        hide_state_registries
+            Leave out categories and names of genes.
+
         Examples
         --------
         Continues the example of `LinearSCVI`.
@@ -2005,6 +2148,11 @@ class LinearSCVI:
     @checked()
     def view_setup_args(cls, dir_path: str | Path, prefix: str | None = None) -> None:
         """Print the arguments of `setup_anndata` that a saved model was made with.
+
+        Parameters
+        ----------
+        dir_path, prefix
+            As given to `save`.
 
         Examples
         --------
@@ -2088,7 +2236,7 @@ def check_size(registry: Registry, config: ModelConfig) -> None:
 
 
 def training_options(plan: Mapping[str, Any], trainer: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of the reference's plan and trainer as fields of `FitConfig`; others are refused."""
+    """Arguments of scvi-tools' plan and trainer as fields of `FitConfig`; others are refused."""
     plan, trainer = check(plan), check(trainer)
     if plan.pop("reduce_lr_on_plateau", False):
         plan["schedule"] = "plateau"
@@ -2146,7 +2294,7 @@ def honoured_callbacks(callbacks: Any) -> tuple[dict[str, Any], list[Callable[[E
 
 
 def warn_no_effect(arguments: Mapping[str, Any]) -> None:
-    """Say which arguments of the reference change nothing here."""
+    """Say which arguments of scvi-tools change nothing here."""
     if unknown := sorted(set(arguments) - NO_EFFECT):
         raise TypeError(f"unexpected keyword argument {unknown[0]!r}")
     if arguments:

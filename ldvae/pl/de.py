@@ -37,8 +37,8 @@ def volcano(
     Parameters
     ----------
     table
-        A table of `LinearSCVI.differential_expression` or de/*.tsv.gz: `lfc_mean` (log2 fold change, posterior mean),
-        `bayes_factor` (natural log), genes in the column `gene` or as index.
+        A table of `LinearSCVI.differential_expression` or ``de/CONTRAST.tsv.gz``: `lfc_mean` (log2 fold change,
+        posterior mean), `bayes_factor` (natural log), genes in the column `gene` or as index.
     significant
         Which genes are called; None takes the column `is_de_fdr_…`.
     n_names
@@ -54,7 +54,8 @@ def volcano(
 
     Returns
     -------
-    The axes. An infinite Bayes factor (all posterior samples agree) is drawn at the upper edge of the finite ones.
+    Axes
+        An infinite Bayes factor (all posterior samples agree) is drawn at the upper edge of the finite ones.
 
     Examples
     --------
@@ -65,7 +66,7 @@ def volcano(
     >>> [text.get_text() for text in ax.texts]
     ['ISG15']
     """
-    source = "a table of differential_expression, or de/*.tsv.gz"
+    source = "a table of differential_expression, or de/CONTRAST.tsv.gz"
     need(table, ["lfc_mean", "bayes_factor"], "volcano", source)
     significant = called(table) if significant is None else significant
     genes = table["gene"] if "gene" in table else table.index.to_series()
@@ -115,7 +116,7 @@ def agreement(
     Parameters
     ----------
     table
-        A table with both fold changes, such as de/*.tsv.gz with a pseudobulk test.
+        A table with both fold changes, such as ``de/CONTRAST.tsv.gz`` with a pseudobulk test.
     x, y
         Its columns.
     significant
@@ -138,7 +139,7 @@ def agreement(
     >>> ax.get_ylabel()
     'log2 fold change, pseudobulk'
     """
-    need(table, [x, y], "agreement", "de/*.tsv.gz of a contrast that was tested by pseudobulk too")
+    need(table, [x, y], "agreement", "de/CONTRAST.tsv.gz of a contrast that was tested by pseudobulk too")
     if significant is None:
         padj = table["pseudobulk_padj"] if "pseudobulk_padj" in table else pd.Series(np.nan, index=table.index)
         significant = padj < 0.05

@@ -40,7 +40,8 @@ def loadings(
 
     Returns
     -------
-    The axes: positive side on top in red, negative side below in blue, each strongest first from the outside.
+    Axes
+        The axes: positive side on top in red, negative side below in blue, each strongest first from the outside.
 
     Examples
     --------

@@ -50,7 +50,8 @@ def training(
 
     Returns
     -------
-    The axes. They start where the first fifth of the epochs has passed, which would flatten the rest.
+    Axes
+        They start where the first fifth of the epochs has passed, which would flatten the rest.
 
     Examples
     --------

@@ -125,7 +125,8 @@ def scores(
 
     Returns
     -------
-    The axes; a list of them for several programs. Colours end at the 1st and 99th percentile.
+    Axes, or a list of Axes
+        The axes; a list of them for several programs. Colours end at the 1st and 99th percentile.
 
     Examples
     --------
@@ -259,7 +260,8 @@ def groups(
 
     Returns
     -------
-    The axes. Boxes: median and quartiles; lines: 5th to 95th percentile.
+    Axes
+        Boxes: median and quartiles; lines: 5th to 95th percentile.
 
     Examples
     --------

@@ -46,7 +46,8 @@ def ppc(
 
     Returns
     -------
-    The axes. Genes whose prediction is infinite or not a number stand as red triangles on the upper edge.
+    Axes
+        Genes whose prediction is infinite or not a number stand as red triangles on the upper edge.
 
     Examples
     --------

@@ -62,8 +62,9 @@ def qc_violins(
 
     Returns
     -------
-    The axes; a list of them for several metrics. Counts and genes are on a logarithmic axis; shapes are made from
-    20,000 cells of a batch at most, taken at random.
+    Axes, or a list of Axes
+        The axes; a list of them for several metrics. Counts and genes are on a logarithmic axis; shapes are made from
+        20,000 cells of a batch at most, taken at random.
 
     Examples
     --------

@@ -156,7 +156,8 @@ def palette(n: int, given: Sequence[str] | None = None) -> list[str]:
 
     Returns
     -------
-    `n` colours as hexadecimal text; the first seven are those of Okabe and Ito, all differ.
+    list of str
+        `n` colours as hexadecimal text; the first seven are those of Okabe and Ito, all differ.
 
     Examples
     --------

@@ -32,6 +32,11 @@ class MetaPrograms(NamedTuple):
 def loadings_of(frame: Frame) -> pd.DataFrame:
     """Loadings of the programs of a frame: change of the log rate per standard deviation, genes by programs.
 
+    Parameters
+    ----------
+    frame
+        What `frame` gathers of the programs.
+
     Examples
     --------
     Continues the example of `find_programs`.

@@ -283,6 +283,13 @@ def top_genes(programs: Programs, n_top: int = 30) -> pd.DataFrame:
 
     By the loading alone rare genes would come first, whose loadings are mostly noise.
 
+    Parameters
+    ----------
+    programs
+        From `find_programs`.
+    n_top
+        Genes of each side.
+
     Returns
     -------
     DataFrame
@@ -312,6 +319,11 @@ def gene_sets(programs: Programs) -> dict[str, list[str]]:
 
     A side without members is left out.
 
+    Parameters
+    ----------
+    programs
+        From `find_programs`.
+
     Examples
     --------
     Continues the example of `find_programs`.
@@ -333,6 +345,11 @@ def split_sides(programs: Programs) -> pd.DataFrame:
     """Programs without negative numbers, as NMF tools such as starCAT expect: `P1_pos`, `P1_neg`, … by genes.
 
     The two sides of a program become two programs, of the weighted loadings; their scores are not those of the program.
+
+    Parameters
+    ----------
+    programs
+        From `find_programs`.
 
     Examples
     --------

@@ -154,6 +154,11 @@ def orient(rotation: Rotation) -> Rotation:
     squares (-1 to 1), a quarter of the skewness of the scores, and their mean over their standard deviation, where the
     last two count for no more than 0.5 each.
 
+    Parameters
+    ----------
+    rotation
+        From `rotate`.
+
     Examples
     --------
     Continues the example of `find_programs`.
