@@ -49,14 +49,21 @@ class Settings:
 settings = Settings()
 
 
-def default_seed() -> int | None:
-    """Seed of a model that is given none: that of the settings, or torch's; None if nobody has set either."""
+def default_seed(untouched: int) -> int | None:
+    """Seed of a model that is given none: that of the settings, or torch's; None if nobody has set either.
+
+    Parameters
+    ----------
+    untouched
+        `torch.initial_seed()` when `LinearSCVI` was imported. torch draws it at random from 64 bits (53 on some
+        systems), so that one below 2**32 was given to `torch.manual_seed` before.
+    """
     import torch
 
     if settings.seed is not None:
         return settings.seed
-    untouched = torch.Generator().initial_seed()
-    return None if torch.initial_seed() == untouched else torch.initial_seed()
+    seed = torch.initial_seed()
+    return seed if seed != untouched or seed < 2**32 else None
 
 
 def fresh_seed() -> int:

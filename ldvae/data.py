@@ -621,7 +621,7 @@ class Snapshot(NamedTuple):
         elif self.where != now.where:
             found.append(f"{where} is another matrix")
         if not self.annotation.reset_index(drop=True).equals(now.annotation.reset_index(drop=True)):
-            found.append(f"the columns {', '.join(map(str, now.annotation.columns))} of adata.obs")
+            found.append(f"adata.obs: {', '.join(map(str, self.annotation.columns))}")
         return found
 
 

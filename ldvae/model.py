@@ -129,6 +129,9 @@ TRAINER_KEYS = frozenset(
 )
 
 
+SEED_OF_TORCH = torch.initial_seed()  # before anybody who imports this file gives one
+
+
 class LinearSCVI:
     """Linearly decoded variational autoencoder of single-cell counts.
 
@@ -201,7 +204,7 @@ class LinearSCVI:
             registry = registered(adata)
         self._registry = registry if isinstance(registry, Registry) else Registry.from_dict(dict(registry))
         check_size(self._registry, self.config)
-        default = default_seed() if seed is None else seed
+        default = default_seed(SEED_OF_TORCH) if seed is None else seed
         self.seed = fresh_seed() if default is None else default
         if default is None:
             logger.info(
@@ -1808,8 +1811,13 @@ class LinearSCVI:
 
     def _batch_codes(self, transform_batch: Any) -> list[int | None]:
         """Codes of batches given by name, one or a list; None stands for each cell's own."""
-        one = transform_batch is None or isinstance(transform_batch, str) or not isinstance(transform_batch, Iterable)
         categories = list(self._registry.categories["batch"])
+        one = transform_batch is None or isinstance(transform_batch, str | bytes)
+        one = (
+            one
+            or not isinstance(transform_batch, Iterable)
+            or (isinstance(transform_batch, tuple) and code_of(transform_batch, categories) is not None)
+        )
         codes: list[int | None] = []
         for name in [transform_batch] if one else transform_batch:
             code = code_of(name, categories)

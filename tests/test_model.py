@@ -321,7 +321,7 @@ def drop_lane(adata):
         (normalise_in_place, r"have changed .*the values of adata\.X.*non-integer"),
         (reorder_genes, r"have changed .*the genes.*not in the model's order"),
         (drop_a_gene, r"have changed .*the genes.*1 of the model's 20 genes are missing"),
-        (new_lane, r"have changed .*lane of adata\.obs.*Category c"),
+        (new_lane, r"have changed .*adata\.obs: .*lane.*Category c"),
         (no_matrix, r"adata\.X is None"),
         (drop_lane, r"have changed .*lane not found in adata\.obs"),
     ],
@@ -619,3 +619,36 @@ def test_the_package_gives_its_parts_lazily_by_name():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False True\n"
     assert (Path(ldvae.__file__).parent / "py.typed").exists()
+
+
+LOOP_WITHOUT_SEEDS = """
+import sys, warnings
+import anndata, numpy, torch
+{before}
+import ldvae
+from ldvae import LinearSCVI
+{after}
+warnings.simplefilter("ignore")
+counts = numpy.random.default_rng(0).poisson(1, (60, 12)).astype(numpy.float32)
+adata = anndata.AnnData(counts)
+LinearSCVI.setup_anndata(adata)
+weights = [LinearSCVI(adata, n_latent=2).module.decoder.weight.sum().item() for _ in range(3)]
+print(len(set(weights)))
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "fits"),
+    [
+        ("", "", 3),
+        ("torch.manual_seed(5)", "", 1),
+        ("", "torch.manual_seed(2**40)", 1),
+        ("", "ldvae.settings.seed = 0", 1),
+        ("", "ldvae.settings.seed = 0; ldvae.settings.seed = None", 3),
+    ],
+)
+def test_restarts_in_a_loop_differ_unless_somebody_gave_a_seed(before, after, fits):
+    # In a process of its own, whose random state nobody has touched.
+    code = LOOP_WITHOUT_SEEDS.format(before=before, after=after)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{fits}\n"
