@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
 from scipy import sparse, stats
+
+from ldvae.methods import Sentence
 
 SCALE = 1e4  # counts per ten thousand, as scanpy normalises by default in its tutorials
 FLOOR = 0.1  # added to both means, in counts per ten thousand, so that every fold change is finite
@@ -89,3 +91,23 @@ def rank_sum_test(
     table.iloc[expressed, table.columns.get_loc("wilcoxon_p")] = values
     table.iloc[expressed, table.columns.get_loc("wilcoxon_padj")] = stats.false_discovery_control(values)
     return table
+
+
+REFERENCES = {
+    "mannwhitney": "Mann HB, Whitney DR. On a test of whether one of two random variables is stochastically larger "
+    "than the other. Annals of Mathematical Statistics 18, 50–60 (1947).",
+    "bh": "Benjamini Y, Hochberg Y. Controlling the false discovery rate: a practical and powerful approach to "
+    "multiple testing. Journal of the Royal Statistical Society B 57, 289–300 (1995).",
+}
+
+
+def methods(fdr: float, min_auc: float) -> Iterator[Sentence]:
+    """What the methods section says of the test, with its limits."""
+    yield Sentence(
+        "All measured genes were compared between groups of cells by the Wilcoxon rank-sum test of SciPy "
+        "[@mannwhitney], on counts as shares of a cell's total; called are genes with a p value below "
+        f"{fdr:g}, adjusted by the method of Benjamini and Hochberg [@bh], and an AUC of at least {min_auc:g} or at "
+        f"most {1 - min_auc:g}.",
+        REFERENCES,
+        ("scipy.stats",),
+    )

@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+CODE = ("ldvae", "workflow", "Snakefile", "main.nf", "nextflow.config")
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:
@@ -25,7 +26,7 @@ def versions(packages: Sequence[str]) -> dict[str, str]:
 def commit(root: Path = ROOT) -> str:
     """The commit of the clone that the code lies in, with -dirty if it was changed since; empty where there is none.
 
-    What lies in config/ is the user's to edit, and no code.
+    What lies outside of the package and the workflow, such as config/ and docs/, is no code of a result.
 
     Parameters
     ----------
@@ -37,7 +38,7 @@ def commit(root: Path = ROOT) -> str:
         return ""
     # Jobs side by side must not wait for each other's lock of the index.
     git = ["git", "--no-optional-locks", "-C", str(root)]
-    status = ["status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)config"]
+    status = ["status", "--porcelain", "--untracked-files=no", "--", *CODE]
     try:
         head, changed = (
             subprocess.run([*git, *command], capture_output=True, text=True, timeout=30, check=True).stdout.strip()

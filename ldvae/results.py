@@ -297,12 +297,14 @@ DONORS = File(
     holds="By program, cell type and pair of conditions, with donors as units: effect (standard deviations) with its "
     "95 % interval, p, padj; the same for the share of cells among the highest tenth (high_effect, high_p, high_padj).",
     writer="programs",
+    readers=("report",),
     text=("cell_type", "condition", "reference"),
 )
 DONOR_MEANS = File(
     path="programs/donor_means.tsv",
     holds="By cell type, condition, donor and program: n_cells, mean of the scores, share of high cells.",
     writer="programs",
+    readers=("report",),
     text=("cell_type", "condition", "donor"),
 )
 ENRICHMENT = File(
@@ -321,6 +323,7 @@ ALL_GENES = File(
     holds="By program and measured gene, modelled or not: effect (change of the log of its expected share per standard "
     "deviation of the score), se and z.",
     writer="programs",
+    readers=("report",),
     text=("gene",),
 )
 PROGRAMS_MODEL = File(
@@ -349,7 +352,8 @@ DE = File(
     path="de",
     holds="contrasts.tsv (one row for each contrast: groups, numbers of cells, genes called changed), summary.json "
     "(what was skipped and why, settings); for each contrast a table of the modelled genes (lfc_…: log2), one of all "
-    "measured genes by ranks (auc, log2fc, shares of cells with the gene), and a volcano plot.",
+    "measured genes by ranks and, with replicates, pseudobulks (auc, log2fc, shares of cells with the gene, "
+    "pseudobulk_lfc: log2), and a volcano plot.",
     writer="de",
     readers=("report",),
     contents=("contrasts.tsv", "summary.json"),

@@ -34,6 +34,7 @@ class World:
     n_seeds: int = 3
     n_programs: int = 6
     n_contrasts: int = 2
+    donors: bool = False
     nasty: bool = False
     extras: bool = True
     seed: int = 0
@@ -333,6 +334,8 @@ def _write_programs(
                 "program": name,
                 "label": (world.labels[k] if k < len(world.labels) else genes[k * 20]),
                 "share": 0.5**k / 2,
+                "agreement": 0.4 if k == 1 else 0.9 + 0.01 * k,
+                "settled": np.nan if world.n_seeds == 1 else 1.0 if k else 0.6,
                 "stability": cosines.mean(),
                 "stability_min": cosines.min(),
                 "n_runs": len(runs),
@@ -358,6 +361,22 @@ def _write_programs(
     }
     for name, table in tables.items():
         _table(place / f"{name}.tsv", table, index=False)
+    measured = [*genes, *(f"UNMODELLED{i}" for i in range(5))]
+    own = np.random.default_rng(world.seed + 1)
+    effects = own.normal(0, 0.2, (len(names), len(measured)))
+    all_genes = pd.DataFrame(
+        {
+            "program": np.repeat(names, len(measured)),
+            "gene": np.tile(np.array(measured, dtype=object), len(names)),
+            "effect": effects.ravel(),
+            "se": 0.05,
+            "z": effects.ravel() / 0.05,
+        }
+    )
+    _table(place / "all_genes.tsv.gz", all_genes, index=False)
+    means, donors = _donors(own, world, names)
+    _table(place / "donor_means.tsv", means, index=False)
+    _table(place / "donors.tsv", donors, index=False)
     for name in ("loading", "weighted"):
         wide = consensus.pivot(index="gene", columns="program", values=name).reindex(index=genes, columns=names)
         _table(place / ("loadings.tsv" if name == "loading" else "weighted.tsv"), wide)
@@ -372,10 +391,35 @@ def _write_programs(
         "n_obs": world.n_obs,
         "intercept": False,
         "warnings": [],
-        "settings": {"rotation": "joint", "promax": 2},
+        "settings": {"balance": 1.0, "power": 2.0}
+        | ({"replicate_key": "donor", "condition_key": "condition"} if world.donors else {}),
     }
     _json(place / "summary.json", summary)
-    return {name: place / f"{name}.tsv" for name in tables} | {"programs_summary": place / "summary.json"}
+    paths = {name: place / f"{name}.tsv" for name in (*tables, "donors", "donor_means")}
+    return paths | {"programs_summary": place / "summary.json", "all_genes": place / "all_genes.tsv.gz"}
+
+
+def _donors(rng: np.random.Generator, world: World, names: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Means of five donors in both conditions, and their comparison: the first program changes in the first type."""
+    columns = ["cell_type", "condition", "donor", "n_cells", "program", "mean", "high"]
+    more = ["program", "cell_type", "condition", "reference", "paired", "n_donors", "effect", "lower", "upper", "p"]
+    more += ["padj", "high_effect", "high_p", "high_padj"]
+    if not world.donors:
+        return pd.DataFrame(columns=columns), pd.DataFrame(columns=more)
+    means, tests = [], []
+    for program in names:
+        for kind in world.labels:
+            change = 2.0 if (program, kind) == (names[0], world.labels[0]) else 0.0
+            shifts = rng.normal(change, 0.2, 5)
+            for donor, shift in enumerate(shifts):
+                for condition, value in (("ctrl", 0.0), ("stim", shift)):
+                    row = {"cell_type": kind, "condition": condition, "donor": f"d{donor}", "n_cells": 20 + donor}
+                    means.append(row | {"program": program, "mean": value, "high": 0.1})
+            effect, p = float(shifts.mean()), 1e-4 if change else 0.5
+            row = {"program": program, "cell_type": kind, "condition": "stim", "reference": "ctrl", "paired": True}
+            row |= {"n_donors": 5, "effect": effect, "lower": effect - 0.2, "upper": effect + 0.2, "p": p, "padj": p}
+            tests.append(row | {"high_effect": 0.1, "high_p": p, "high_padj": p})
+    return pd.DataFrame(means, columns=columns), pd.DataFrame(tests, columns=more)
 
 
 def _write_annotated(
@@ -421,6 +465,18 @@ def _write_de(
             table["pseudobulk_lfc"] = effect + rng.normal(0, 0.3, len(genes))
             table["pseudobulk_p"] = np.exp(-np.abs(effect) * 4)
             table["pseudobulk_padj"] = np.minimum(1, table["pseudobulk_p"] * 5)
+        table["auc"] = 0.5 + 0.4 * np.tanh(effect)
+        table["wilcoxon_padj"] = np.exp(-np.abs(effect) * 9)
+        table["detected1"], table["detected2"] = table["non_zeros_proportion1"], table["non_zeros_proportion2"]
+        ranked = table[["gene", "auc", "wilcoxon_padj", "detected1", "detected2"]].assign(log2fc=effect)
+        if i == 0:
+            ranked = ranked.assign(pseudobulk_lfc=table["pseudobulk_lfc"], pseudobulk_padj=table["pseudobulk_padj"])
+        ranked["called"] = (ranked["wilcoxon_padj"] < 0.05) & ((ranked["auc"] - 0.5).abs() >= 0.1)
+        first = ranked["pseudobulk_padj"] < 0.05 if i == 0 else ranked["called"]
+        table["both"] = table["is_de_fdr_0.05"] & first
+        more = ranked.head(3).assign(gene=[f"UNMODELLED{k}" for k in range(3)], auc=[0.99, 0.02, 0.5])
+        all_file = folder / "de" / f"{name}.all_genes.tsv.gz"
+        _table(all_file, pd.concat([ranked, more]), index=False)
         path = folder / "de" / f"{name}.tsv.gz"
         _table(path, table.sort_values("proba_de", ascending=False), index=False)
         files.append(path)
@@ -433,6 +489,9 @@ def _write_de(
             "column": "cell_type",
         }
         row |= {"n1": 200, "n2": 500, "pseudobulk": i == 0, "n_de": int(table["is_de_fdr_0.05"].sum())}
+        row |= {"file_all_genes": all_file.name, "n_ranked": int(ranked["called"].sum())}
+        row |= {"n_pseudobulk": int(first.sum()) if i == 0 else None, "n_both": int(table["both"].sum())}
+        row |= {"reason": "" if table["both"].any() else "The groups overlap."}
         rows.append(row)
     _table(folder / "de" / "contrasts.tsv", pd.DataFrame(rows), index=False)
     _json(folder / "de" / "summary.json", {"warnings": [], "settings": {"delta": 0.25, "fdr": 0.05}})

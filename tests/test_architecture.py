@@ -16,8 +16,8 @@ ALLOWED = {
     "cli": BASICS | {"steps", "results", "provenance"},
     "steps": BASICS
     | {"model", "programs", "markers", "report", "pl", "io", "results", "demo", "simulate", "provenance", "likelihoods"}
-    | {"names", "train", "posterior", "module", "data"},  # the parts of the model, for the step train
-    "report": BASICS | {"names", "pl", "results", "likelihoods", "programs"},
+    | {"names", "methods", "train", "posterior", "module", "data"},  # the parts of the model, for the step train
+    "report": BASICS | {"names", "methods", "pl", "results", "programs"},
     "pl": {"errors"},
     "sweep": BASICS | {"model", "posterior", "programs", "data"},
     "model": BASICS
@@ -30,8 +30,9 @@ ALLOWED = {
     "backends": BASICS | {"module", "likelihoods", "data"},
     "module": BASICS | {"likelihoods", "data"},
     "likelihoods": {"errors"},
-    "programs": BASICS,
-    "markers": BASICS,
+    "programs": BASICS | {"methods"},
+    "markers": BASICS | {"methods"},
+    "methods": set(),
     "results": BASICS | {"io"},
     "data": BASICS | {"counts", "rows", "categories"},
     "rows": {"errors"},

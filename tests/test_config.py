@@ -417,7 +417,6 @@ def odd(tmp_path):
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
-        ({"de": {"replicate_key": "donor"}}, "de.replicate_key: obs column 'donor' has no value for 10 of 40 cells"),
         ({"setup": {"batch_key": "donor"}}, "setup.batch_key: obs column 'donor' has no value for 10 of 40 cells"),
         ({"setup": {"stratify_by": "donor"}}, "setup.stratify_by: obs column 'donor' has no value for 10"),
         ({"setup": {"categorical_covariate_keys": ["donor"]}}, "categorical_covariate_keys: obs column 'donor' has no"),

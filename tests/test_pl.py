@@ -48,8 +48,8 @@ for what in ("mean", "variance", "zeros"):
 DE = pd.DataFrame({"gene": LOADINGS.index, "lfc_mean": RNG.normal(size=40), "bayes_factor": RNG.normal(size=40)})
 DE = DE.assign(delta=0.25, pseudobulk_lfc=DE["lfc_mean"] + 0.1, pseudobulk_padj=0.5)
 DE["is_de_fdr_0.05"] = DE["bayes_factor"] > 1
-DONORS = pd.DataFrame({"replicate": ["d1", "d1", "d2", "d2"], "condition": ["ctrl", "stim"] * 2})
-DONORS = DONORS.assign(program="P1", cell_type="B", score=[-0.4, 1.9, -0.2, 2.2])
+DONORS = pd.DataFrame({"donor": ["d1", "d1", "d2", "d2"], "condition": ["ctrl", "stim"] * 2})
+DONORS = DONORS.assign(program="P1", cell_type="B", mean=[-0.4, 1.9, -0.2, 2.2])
 
 FIGURES = {
     "training": lambda **how: pl.training(HISTORY, **how),

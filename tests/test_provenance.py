@@ -15,8 +15,10 @@ def git(folder: Path, *arguments: str) -> str:
 
 def test_the_commit_of_a_clone_says_whether_the_code_was_changed_since(tmp_path):
     git(tmp_path, "init", "-q")
-    (tmp_path / "code.py").write_text("1\n")
-    (tmp_path / "config").mkdir()
+    for folder in ("ldvae", "config", "docs"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "ldvae" / "code.py").write_text("1\n")
+    (tmp_path / "docs" / "index.md").write_text("1\n")
     (tmp_path / "config" / "config.yaml").write_text("edited: false\n")
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "-q", "-m", "first")
@@ -26,7 +28,9 @@ def test_the_commit_of_a_clone_says_whether_the_code_was_changed_since(tmp_path)
     assert commit(tmp_path) == head
     (tmp_path / "config" / "config.yaml").write_text("edited: true\n")
     assert commit(tmp_path) == head
-    (tmp_path / "code.py").write_text("2\n")
+    (tmp_path / "docs" / "index.md").write_text("2\n")
+    assert commit(tmp_path) == head
+    (tmp_path / "ldvae" / "code.py").write_text("2\n")
     assert commit(tmp_path) == f"{head}-dirty"
     # Installed below it, the code is not that of the repository.
     (tmp_path / "site-packages").mkdir()

@@ -15,7 +15,8 @@ from ldvae.config import DeConfig
 from ldvae.errors import InputError
 from ldvae.io import read_table
 from ldvae.model import LinearSCVI
-from ldvae.steps.de import de, distinct_names, find_contrasts, pseudobulk, why_none
+from ldvae.programs import doubtful_replicates
+from ldvae.steps.de import de, distinct_names, find_contrasts, pseudobulk, sum_by_replicate, why_no_count, why_none
 
 GENES = [f"G{i}" for i in range(40)]
 UP = GENES[:5]  # fourfold in stim, in both types
@@ -182,10 +183,12 @@ def test_all_measured_genes_are_ranked_and_what_both_find_is_counted(tables: tup
         assert sorted(ranked.index) == sorted([*GENES, "not_modelled"])
         assert ranked["called"].sum() == row["n_ranked"]
         assert table["both"].sum() == row["n_both"] >= 5
-        assert row["n_both"] <= min(row["n_de"], row["n_ranked"])
+        assert row["n_both"] <= min(row["n_de"], row["n_pseudobulk"])
+        assert (ranked["pseudobulk_padj"] < 0.05).sum() == row["n_pseudobulk"]
     stim = read_table(folder / contrasts["file_all_genes"][0], index="gene")
     assert "not_modelled" in stim.index[:5]
     assert stim.loc["not_modelled", ["auc", "detected1", "detected2"]].tolist() == [1, 1, 0]
+    assert stim.loc["not_modelled", "pseudobulk_lfc"] > 1, "pseudobulks know the genes that the model does not"
 
 
 def test_no_call_has_its_reason() -> None:
@@ -203,15 +206,60 @@ def test_pseudobulk_pairs_donors_that_are_on_both_sides(counts: AnnData) -> None
     adata.X = sparse.csr_matrix(x.astype(np.float32))
     config = DeConfig(contrasts=[{"column": "condition", "group1": "stim", "group2": "ctrl"}])
     (pair,) = find_contrasts(adata.obs, config)
-    paired = pseudobulk(adata, pair, donor.astype(str), config)
-    apart = pseudobulk(adata, pair, (donor + 4 * (adata.obs["condition"] == "stim")).to_numpy(str), config)
-    assert paired is not None
-    assert apart is not None
+
+    def test(replicates: np.ndarray) -> pd.DataFrame:
+        keys = [adata.obs["condition"]]
+        table, reason = pseudobulk(
+            sum_by_replicate(adata, np.arange(adata.n_obs), replicates.astype(object), keys), pair, config
+        )
+        assert reason == ""
+        assert table is not None
+        return table
+
+    paired = test(donor.astype(str))
+    apart = test((donor + 4 * (adata.obs["condition"] == "stim")).to_numpy(str))
     assert paired.loc["G10", "pseudobulk_p"] < 0.01 < apart.loc["G10", "pseudobulk_p"]
+
+
+def test_sums_by_replicate_are_those_of_the_cells_and_cells_without_one_are_left_out(counts: AnnData) -> None:
+    config = DeConfig(contrasts=[{"column": "condition", "group1": "stim", "group2": "ctrl", "within": "type"}])
+    pair = find_contrasts(counts.obs, config)[1]
+    donors = counts.obs["donor"].astype(str).to_numpy(object)
+    donors[:30] = None
+    bulks = sum_by_replicate(counts, np.arange(counts.n_obs), donors, [counts.obs["condition"], counts.obs["type"]])
+    for donor in "0123":
+        cells = pair.rows1[donors[pair.rows1] == donor]
+        assert len(cells)
+        assert (bulks.part[:30] == -1).all()
+        expected = np.asarray(counts.X[cells].sum(axis=0)).ravel()
+        np.testing.assert_array_equal(bulks.sums[np.unique(bulks.part[cells])].sum(axis=0), expected)
 
 
 def test_without_two_replicates_there_is_no_pseudobulk(counts: AnnData, caplog: pytest.LogCaptureFixture) -> None:
     config = DeConfig(contrasts=[{"column": "condition", "group1": "stim", "group2": "ctrl"}])
     (pair,) = find_contrasts(counts.obs, config)
-    assert pseudobulk(counts, pair, counts.obs["condition"].to_numpy(str), config) is None
-    assert "no pseudobulk check, with 1 and 1 replicates of at least 10 cells; it needs 2." in caplog.text
+    replicates = counts.obs["condition"].to_numpy(object)
+    bulks = sum_by_replicate(counts, np.arange(counts.n_obs), replicates, [counts.obs["condition"]])
+    table, reason = pseudobulk(bulks, pair, config)
+    assert table is None
+    assert "no pseudobulk test, with 1 and 1 replicates of at least 10 cells; it needs 2." in reason
+    assert reason in caplog.text
+
+
+def test_tests_of_the_counts_say_why_they_call_no_gene() -> None:
+    ranked = pd.DataFrame({"called": [False] * 2, "auc": [0.55, 0.47], "wilcoxon_padj": [0.01, 0.2]}, ["IL7R", "ACTB"])
+    assert "1 of 2 have an adjusted p below 0.05, but the largest AUC is that of IL7R, 0.55" in why_no_count(
+        ranked, DeConfig()
+    )
+    assert "smallest adjusted p is that of ACTB, 0.2" in why_no_count(ranked.iloc[1:], DeConfig())
+    bulk = ranked.assign(called=True, pseudobulk_padj=[0.4, np.nan])
+    assert "The pseudobulk test calls no gene: the smallest adjusted p is that of IL7R, 0.4." in why_no_count(
+        bulk, DeConfig()
+    )
+    assert why_no_count(bulk.assign(pseudobulk_padj=0.01), DeConfig()) == ""
+
+
+def test_replicates_that_are_no_donors_are_named() -> None:
+    names = pd.Series(["101", "doublet_or_unknown", "Nathan", "NA", "Unna", "unassigned-2"])
+    told = " ".join(doubtful_replicates(names, "donor"))
+    assert [name for name in names if repr(name) in told] == ["doublet_or_unknown", "NA", "unassigned-2"]

@@ -137,7 +137,6 @@ def _check_columns(dataset: Dataset, obs: pd.DataFrame) -> list[str]:
                 problems.append(f"{section}.{option}: no obs column {column!r}.{suggestion(column, known)}")
     setup = dataset.setup
     groups = [("setup.batch_key", setup.batch_key), ("setup.stratify_by", setup.stratify_by)]
-    groups += [("de.replicate_key", dataset.de.replicate_key)]
     groups += [("setup.categorical_covariate_keys", key) for key in setup.categorical_covariate_keys]
     numbers = [("setup.continuous_covariate_keys", key) for key in setup.continuous_covariate_keys]
     numbers += [("setup.size_factor_key", key) for key in [setup.size_factor_key] if key is not None]
@@ -152,7 +151,9 @@ def _check_columns(dataset: Dataset, obs: pd.DataFrame) -> list[str]:
     problems += [f"{where}: {problem}" for where, key in numbers if key in obs for problem in _check_numbers(obs[key])]
     if (key := setup.size_factor_key) in obs and obs[key].dtype.kind in "iuf" and (obs[key] <= 0).any():
         problems.append(f"setup.size_factor_key: obs column {key!r} must be above zero, found {obs[key].min():g}.")
-    for where, key in (*groups, ("setup.labels_key", setup.labels_key)):
+    # Cells without a label or without a donor are left out of what labels and donors are for.
+    partial = [("setup.labels_key", setup.labels_key), ("de.replicate_key", dataset.de.replicate_key)]
+    for where, key in (*groups, *partial):
         if key in obs and (problem := _too_many_groups(obs[key])):
             problems.append(f"{where}: {problem}")
     return problems

@@ -663,7 +663,9 @@ class ReportConfig(Options):
     n_cells: int = Field(
         20_000, ge=100, description="Maximum number of cells drawn in a UMAP; a random subset if there are more."
     )
-    n_genes_searchable: int = Field(5000, ge=1, description="Maximum number of genes that the page's search knows.")
+    n_genes_searchable: int = Field(
+        40_000, ge=1, description="Maximum number of measured genes that the page's search knows; the surest effects."
+    )
     n_de_rows: int = Field(
         30_000, ge=100, description="Maximum number of rows of all tables of differential expression together."
     )

@@ -17,7 +17,7 @@ def donors(
     table: pd.DataFrame,
     program: str,
     *,
-    value: str = "score",
+    value: str = "mean",
     ax: Axes | None = None,
     show: Show = None,
     save: Save = None,
@@ -27,11 +27,12 @@ def donors(
     Parameters
     ----------
     table
-        One row per donor, cell type and condition: `program`, `cell_type`, `condition`, `replicate` and the mean score.
+        programs/donor_means.tsv, or what `ldvae.programs.donor_means` returns: a row per program, donor, cell type and
+        condition, with `program`, `cell_type`, `condition`, `donor` and `mean` (of the scores).
     program
         Which program.
     value
-        Column to draw.
+        Column to draw: mean, or high (share of the cells among the highest tenth).
     ax
         Axes to draw on; None makes a figure as wide as the cell types need.
     show
@@ -43,13 +44,13 @@ def donors(
     --------
     >>> import pandas as pd
     >>> from ldvae import pl
-    >>> table = pd.DataFrame({"replicate": ["d1", "d1", "d2", "d2"], "condition": ["ctrl", "stim"] * 2})
-    >>> table = table.assign(program="P2", cell_type="B", score=[-0.4, 1.9, -0.2, 2.2])
+    >>> table = pd.DataFrame({"donor": ["d1", "d1", "d2", "d2"], "condition": ["ctrl", "stim"] * 2})
+    >>> table = table.assign(program="P2", cell_type="B", mean=[-0.4, 1.9, -0.2, 2.2])
     >>> ax = pl.donors(table, "P2", show=False)
     >>> [label.get_text() for label in ax.get_xticklabels()]
     ['B']
     """
-    need(table, ["program", "cell_type", "condition", "replicate", value], "donors", "a table with a row per donor")
+    need(table, ["program", "cell_type", "condition", "donor", value], "donors", "programs/donor_means.tsv")
     rows = table[table["program"] == program]
     if rows.empty:
         found = ", ".join(map(str, table["program"].unique()))
@@ -62,7 +63,7 @@ def donors(
     ax = new_axes(ax, show, save, (max(4.5, 1.2 + 0.28 * len(types) * max(len(conditions), 1)), 3.2))
     ax.axhline(0, color=RULE, linewidth=0.8, zorder=0)
     x = rows["cell_type"].map(types.index) + rows["condition"].map(offset)
-    for _, pair in rows.assign(x=x).groupby(["cell_type", "replicate"], sort=False):
+    for _, pair in rows.assign(x=x).groupby(["cell_type", "donor"], sort=False):
         if len(pair) > 1:
             pair = pair.sort_values("x")
             ax.plot(pair["x"], pair[value], color=MUTED, linewidth=0.5, alpha=0.6, zorder=1)
@@ -75,9 +76,11 @@ def donors(
         ax.hlines(means, middle - step * 0.38, middle + step * 0.38, color=INK, linewidth=1.4, zorder=3)
     ax.set_xticks(range(len(types)), [short(kind) for kind in types], rotation=45 if len(types) > 3 else 0)
     if len(types) > 3:
-        for label in ax.get_xticklabels():
-            label.set(ha="right", rotation_mode="anchor")
-    ax.set(ylabel=f"Mean score of {program}", xlim=(-0.6, len(types) - 0.4))
+        for name in ax.get_xticklabels():
+            name.set(ha="right", rotation_mode="anchor")
+    ax.set(
+        ylabel=f"Mean score of {program}" if value == "mean" else f"{program}: {value}", xlim=(-0.6, len(types) - 0.4)
+    )
     ax.tick_params(axis="x", length=0)
     ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
     finish(ax.figure, show, save)

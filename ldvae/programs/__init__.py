@@ -10,7 +10,7 @@ from .consensus import (
     outliers,
     reproducible_rank,
 )
-from .donors import compare_conditions, donor_means
+from .donors import compare_conditions, donor_means, doubtful_replicates
 from .effects import effects_on_all_genes
 from .evidence import associations, describe, enrichment, strength, technical_flags
 from .find import Programs, find_programs, gene_sets, split_sides, top_genes
@@ -34,6 +34,7 @@ __all__ = [
     "consensus",
     "describe",
     "donor_means",
+    "doubtful_replicates",
     "drop_baseline",
     "effects_on_all_genes",
     "enrichment",

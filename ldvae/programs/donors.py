@@ -2,16 +2,51 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import scipy  # imports scipy.stats when it is first used: a second and 45 MB that a training need not have
 
+from ldvae.methods import Sentence
+
 # Fewest cells from which a donor has a mean in a cell type, and fewest donors in a comparison.
 LEAST_CELLS, LEAST_DONORS = 10, 3
 # Share of all cells that counts as high in a program.
 HIGH = 0.1
+
+
+# What the name of a "replicate" says of cells that come from no donor in particular.
+DOUBTFUL = re.compile(
+    r"(?i)\b(unknown|unassigned|unlabell?ed|doublets?|multiplets?|ambiguous|negative|nan|none|na|n/a)\b"
+)
+
+
+def doubtful_replicates(replicates: pd.Series, key: str) -> list[str]:
+    """Warn of replicates whose name says that their cells are of no one donor.
+
+    Parameters
+    ----------
+    replicates
+        Replicate of each cell.
+    key
+        Name of the column, for the message.
+
+    Examples
+    --------
+    >>> doubtful_replicates(pd.Series(["101", "doublet_or_unknown", "101"]), "donor")[0][:60]
+    "donor 'doublet_or_unknown' (1 cell) reads like cells of no o"
+    """
+    counts = replicates.dropna().astype(str).value_counts()
+    return [
+        f"{key} {name!r} ({n:,} cell{'s' if n != 1 else ''}) reads like cells of no one donor, but is tested as a "
+        "donor of its own. Leave these cells without a value in this column, so that no test of donors counts them."
+        for name, n in counts.items()
+        if DOUBTFUL.search(str(name).replace("_", " "))
+    ]
 
 
 def donor_means(
@@ -133,3 +168,15 @@ def _test(first: np.ndarray, second: np.ndarray, paired: bool) -> tuple[float, f
     test = scipy.stats.ttest_rel(second, first) if paired else scipy.stats.ttest_ind(second, first, equal_var=False)
     interval = test.confidence_interval()
     return difference, float(interval.low), float(interval.high), float(test.pvalue)
+
+
+def methods(settings: Mapping[str, Any]) -> Sentence:
+    """What the methods section says of the comparison of conditions, with the options that ran."""
+    return Sentence(
+        f"Programs were compared between levels of {settings['condition_key']} with {settings['replicate_key']} as "
+        f"units: scores were averaged over the cells (at least {LEAST_CELLS}) of each replicate, condition and cell "
+        "type, and compared by a paired t test where three replicates were in both conditions, otherwise by Welch's t test "
+        f"(SciPy), with at least {LEAST_DONORS} replicates; p values were adjusted over all programs, cell types and "
+        "conditions.",
+        tools=("scipy.stats",),
+    )

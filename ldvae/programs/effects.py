@@ -8,9 +8,12 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from ldvae.methods import Sentence
+
+from .regression import regress_counts
+
 BLOCK = 1 << 22  # expected counts held at a time, float64: 32 MB
 TOLERANCE = 1e-3  # largest Newton step, in log fold change, at which a block has converged
-MAX_LOG_RATE = 30.0
 RIDGE = 1.0  # precision of the normal prior of an effect: a gene with a handful of counts stays near zero
 
 
@@ -71,8 +74,6 @@ def effects_on_all_genes(
     """
     design = np.column_stack([np.ones(len(scores)), scores.to_numpy(float)])
     n_obs, n_terms = design.shape
-    upper = np.triu_indices(n_terms)  # the Hessian is symmetric
-    pairs = design[:, upper[0]] * design[:, upper[1]]
     offset = np.log(np.maximum(np.asarray(total_counts, float), 1))
     by_gene = sparse.csc_array(counts)
     effect = np.zeros((n_terms, by_gene.shape[1]))
@@ -80,8 +81,8 @@ def effects_on_all_genes(
     step = max(1, BLOCK // n_obs)
     for start in range(0, by_gene.shape[1], step):
         columns = slice(start, start + step)
-        effect[:, columns], error[:, columns] = _newton(
-            by_gene[:, columns].toarray().astype(float), design, pairs, offset, max_iterations
+        effect[:, columns], error[:, columns] = _effects(
+            by_gene[:, columns].toarray().astype(float), design, offset, max_iterations
         )
     names = scores.columns
     table = pd.DataFrame(
@@ -95,31 +96,31 @@ def effects_on_all_genes(
     return table.assign(z=table["effect"] / table["se"])
 
 
-def _newton(
-    x: np.ndarray, design: np.ndarray, pairs: np.ndarray, offset: np.ndarray, max_iterations: int
+def _effects(
+    x: np.ndarray, design: np.ndarray, offset: np.ndarray, max_iterations: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Coefficients and standard errors of a block of genes, each of shape (n_terms, n_genes)."""
     n_obs, n_terms = design.shape
-    upper = np.triu_indices(n_terms)
-    penalty = RIDGE * np.diag(np.arange(n_terms) > 0)  # none on the intercept
-    beta = np.zeros((n_terms, x.shape[1]))
-    beta[0] = np.log(np.maximum(x.sum(axis=0), 0.5) / np.exp(offset).sum())
+    start = np.zeros((n_terms, x.shape[1]))
+    start[0] = np.log(np.maximum(x.sum(axis=0), 0.5) / np.exp(offset).sum())
+    fit = regress_counts(
+        x,
+        design,
+        offset,
+        start,
+        precision=RIDGE * (np.arange(n_terms) > 0),  # none on the intercept
+        tolerance=TOLERANCE,
+        max_iterations=max_iterations,
+    )
+    pearson = ((x - fit.rate) ** 2 / np.maximum(fit.rate, 1e-12)).sum(axis=0) / max(1, n_obs - n_terms)
+    variance = np.diagonal(np.linalg.inv(fit.hessian), axis1=1, axis2=2).T
+    return fit.coefficients, np.sqrt(variance * np.maximum(1, pearson))
 
-    def expected() -> tuple[np.ndarray, np.ndarray]:
-        rate = np.exp(np.minimum(design @ beta + offset[:, None], MAX_LOG_RATE))
-        hessian = np.empty((x.shape[1], n_terms, n_terms))
-        hessian[:, upper[0], upper[1]] = hessian[:, upper[1], upper[0]] = (pairs.T @ rate).T
-        return rate, hessian + penalty
 
-    rate, hessian = expected()
-    for _ in range(max_iterations):
-        gradient = design.T @ (x - rate) - penalty @ beta
-        step = np.linalg.solve(hessian, gradient.T[..., None])[..., 0].T
-        # The exponential makes a long step overshoot: no coefficient moves by more than 1.
-        beta += step / np.maximum(1, np.abs(step).max(axis=0))
-        rate, hessian = expected()
-        if np.abs(step).max() < TOLERANCE:
-            break
-    pearson = ((x - rate) ** 2 / np.maximum(rate, 1e-12)).sum(axis=0) / max(1, n_obs - n_terms)
-    variance = np.diagonal(np.linalg.inv(hessian), axis1=1, axis2=2).T
-    return beta, np.sqrt(variance * np.maximum(1, pearson))
+def methods() -> Sentence:
+    """What the methods section says of the effects on all genes."""
+    return Sentence(
+        "Effects of the programs on all measured genes are those of a Poisson regression of the counts on the scores "
+        "of all programs, with the logarithm of the library size as offset, a normal prior of unit variance on the "
+        "effects, and standard errors that allow for overdispersion."
+    )

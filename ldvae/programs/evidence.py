@@ -9,6 +9,7 @@ import pandas as pd
 import scipy  # imports scipy.stats when it is first used: a second and 45 MB that a training need not have
 
 from ldvae.errors import InputError
+from ldvae.methods import Sentence, listed
 
 from .consensus import TINY
 from .find import SIDES, SMALLEST_SHARE, Programs, gene_sets, top_genes
@@ -531,3 +532,20 @@ def _phrase(row: pd.Series) -> str:
     if row["kind"] == "categorical":
         return f"{row['variable']} = {row['level']} (AUC {row['auc']:.2f})"
     return f"{row['variable']} (r = {row['effect']:.2f})"
+
+
+REFERENCES = {
+    "bh": "Benjamini Y, Hochberg Y. Controlling the false discovery rate: a practical and powerful approach to "
+    "multiple testing. Journal of the Royal Statistical Society B 57, 289–300 (1995).",
+}
+
+
+def methods(libraries: Sequence[str]) -> Iterator[Sentence]:
+    """What the methods section says of gene sets and p values; `libraries` are the names of the gene sets."""
+    if libraries:
+        yield Sentence(
+            f"The genes of the programs were tested for enrichment of the sets in {listed(libraries)} by the "
+            "hypergeometric test of SciPy.",
+            tools=("scipy.stats",),
+        )
+    yield Sentence("p values were adjusted by the method of Benjamini and Hochberg [@bh].", REFERENCES)

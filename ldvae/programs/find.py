@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, islice
 from math import comb
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,9 +14,11 @@ from numpy.typing import ArrayLike
 
 from ldvae.config import RotationConfig
 from ldvae.errors import InputError
+from ldvae.methods import Sentence
 
 from .consensus import SELECT, Contribution, ReproducibleRank, Table, consensus, gauge, information, reproducible_rank
-from .rotation import Rotation, align_scores, drop_baseline, orient, rotate
+from .rotation import ALIGNED, N_JUDGED, Rotation, align_scores, drop_baseline, orient, rotate
+from .rotation import methods as methods_of_rotation
 from .stability import members_of, stability
 
 # Below this many nats per cell (the information-weighted square of the contribution) there is nothing to rotate.
@@ -362,3 +365,33 @@ def split_sides(programs: Programs) -> pd.DataFrame:
     for name, weighted in programs.weighted.items():
         sides[f"{name}_pos"], sides[f"{name}_neg"] = weighted.clip(lower=0), (-weighted).clip(lower=0)
     return pd.DataFrame(sides).T
+
+
+REFERENCES = {
+    "cnmf": "Kotliar D, Veres A, Nagy MA, et al. Identifying gene expression programs of cell-type identity and "
+    "cellular activity with single-cell RNA-seq. eLife 8, e43803 (2019). doi:10.7554/eLife.43803",
+}
+
+
+def methods(summary: Mapping[str, Any], n_programs: int) -> Iterator[Sentence]:
+    """What the methods section says of the consensus and its rotation, from programs/summary.json."""
+    n_runs = len(summary["runs"])
+    if n_runs > 1:
+        yield Sentence(
+            "Factors differ from seed to seed, so gene programs were made by consensus (compare [@cnmf]).", REFERENCES
+        )
+    rotated = methods_of_rotation(summary.get("settings", {}))
+    averaged = f"averaged over {n_runs} runs that differ in their seed, " if n_runs > 1 else ""
+    yield Sentence(
+        "Loadings were centred under the mean expression and weighted by the root of their Fisher information; their "
+        "products with the centred scores, which no rotation of the factors changes, were "
+        f"{averaged}cut to rank {summary.get('rank', n_programs)} and rotated to simple structure: {rotated.text}. "
+        f"This gave {n_programs} program{'s' if n_programs != 1 else ''}"
+        f"{', an intercept included' if summary.get('intercept') else ''}.",
+        rotated.references,
+    )
+    yield Sentence(
+        "A score has unit variance; a loading is the log fold change per standard deviation of the score. Genes are "
+        "ranked by loading times root information. A score whose agreement with the heaviest "
+        f"{N_JUDGED} genes of its program was below {ALIGNED:g} was turned towards them."
+    )

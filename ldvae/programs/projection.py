@@ -14,6 +14,7 @@ from ldvae.errors import InputError
 
 from .consensus import TINY, information
 from .find import Programs, names_of
+from .regression import regress_counts
 
 
 class Frame(NamedTuple):
@@ -163,30 +164,17 @@ def _most_likely(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Components of each cell, shape (n_obs, rank), and the expected counts of each gene summed over cells."""
     design = np.hstack([np.ones((len(basis), 1)), basis])
-    first, second = np.triu_indices(design.shape[1])
-    products = design[:, first] * design[:, second]
-    prior = np.ones(design.shape[1])
-    prior[0] = 1e-6  # the library size has none, but a cell without counts must have an answer
+    precision = np.ones(design.shape[1])
+    precision[0] = 1e-6  # the library size has no prior, but a cell without counts must have an answer
     found = np.zeros((counts.shape[0], basis.shape[1]))
     expected = np.zeros(len(basis))
     for start in range(0, counts.shape[0], 1000):
-        x = counts[start : start + 1000].toarray()
-        at = np.zeros((len(x), design.shape[1]))
-        at[:, 0] = np.log(np.maximum(x.sum(axis=1), 0.5)) - np.logaddexp.reduce(offset)
-        for _ in range(50):
-            rate = np.exp(np.minimum(at @ design.T + offset, 50))
-            damped = 1 + rate / theta
-            gradient = ((x - rate) / damped) @ design - prior * at * (np.arange(design.shape[1]) > 0)
-            hessian = np.zeros((len(x), design.shape[1], design.shape[1]))
-            hessian[:, first, second] = hessian[:, second, first] = (rate / damped) @ products
-            step = np.linalg.solve(hessian + np.diag(prior), gradient[:, :, None])[:, :, 0]
-            # Fisher scoring overshoots where the rates grow quickly; a step of one standard deviation never does.
-            step /= np.maximum(np.abs(step).max(axis=1, keepdims=True), 1)
-            at += step
-            if np.abs(step).max() < 1e-5:
-                break
-        found[start : start + 1000] = at[:, 1:]
-        expected += np.exp(np.minimum(at @ design.T + offset, 50)).sum(axis=0)
+        x = counts[start : start + 1000].toarray().T
+        at = np.zeros((design.shape[1], x.shape[1]))
+        at[0] = np.log(np.maximum(x.sum(axis=0), 0.5)) - np.logaddexp.reduce(offset)
+        fit = regress_counts(x, design, offset, at, precision=precision, theta=theta, tolerance=1e-5, max_iterations=50)
+        found[start : start + 1000] = fit.coefficients[1:].T
+        expected += fit.rate.sum(axis=1)
     return found, expected
 
 

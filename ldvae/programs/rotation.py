@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from threadpoolctl import threadpool_limits
+
+from ldvae.methods import Sentence
 
 from .consensus import TINY, Contribution, blocks
 
@@ -314,3 +317,26 @@ def _promax(scores: np.ndarray, transform: np.ndarray, power: float) -> np.ndarr
         block = transform[0] + scores[rows] @ transform[1:]
         target += block.T @ (np.sign(block) * np.abs(block) ** power)
     return target / np.linalg.norm(target, axis=0)
+
+
+REFERENCES = {
+    "varimax": "Rohe K, Zeng M. Vintage factor analysis with varimax performs statistical inference. Journal of the "
+    "Royal Statistical Society B 85, 1037–1060 (2023). doi:10.1093/jrsssb/qkad029",
+    "promax": "Hendrickson AE, White PO. Promax: a quick method for rotation to oblique simple structure. British "
+    "Journal of Statistical Psychology 17, 65–70 (1964).",
+}
+
+
+def methods(settings: Mapping[str, Any]) -> Sentence:
+    """What the rotation of the programs maximised, with the options that ran."""
+    balance, power = settings.get("balance"), settings.get("power")
+    of = "the scores" if balance == 0 else "the scores and the loadings"
+    text = f"the sum over factors of fourth powers, relative to the squared length of a row, was maximised over {of}"
+    if balance:
+        text += f" (weight of the loadings {balance:g})"
+    text += ", a criterion of the family of varimax [@varimax]"
+    if power is not None and power > 1:
+        text += f", followed by a promax rotation of power {power:g} [@promax]"
+    elif power is not None:
+        text += ", without an oblique step"
+    return Sentence(text, REFERENCES)

@@ -204,6 +204,35 @@ def program_by_group(program: str, scores: np.ndarray, groups: dict[str, pd.Seri
     )
 
 
+def program_donors(program: str, means: pd.DataFrame, tests: pd.DataFrame) -> Drawing:
+    """Mean scores of a program, a point for each donor, by cell type and condition."""
+    ax = pl.donors(means, program, show=False)
+    rows = means[means["program"] == program]
+    own = tests[tests["program"] == program] if len(tests) else tests
+    caption = "Each point a donor, by cell type and condition; thin lines join a donor's points, bars are their means."
+    if len(own):
+        significant = list(own.loc[own["padj"] < 0.05, "cell_type"].unique())
+        kinds = own["cell_type"].nunique()
+        caption += f" The conditions differ (adjusted p below 0.05) in {len(significant)} of {kinds} cell types."
+    else:
+        caption += " Too few donors for a test: read the effects only."
+    types, conditions = (list(dict.fromkeys(rows[name])) for name in ("cell_type", "condition"))
+    step = 0.7 / max(len(conditions), 1)
+    x = rows["cell_type"].map(types.index) + step * (
+        rows["condition"].map(conditions.index) - (len(conditions) - 1) / 2
+    )
+    name = f"program_{program}_donors"
+    show = {"cell_type": "", "condition": "", "mean": "mean score", "n_cells": "cells"}
+    return Drawing(
+        name=name,
+        figure=figure_of(ax),
+        title=f"Score of {program} by donor",
+        caption=caption,
+        hover=(Hover(axes=ax, block=name, x="x", y="mean", name="donor", show=show),),
+        blocks={name: rows.assign(x=x)[["donor", "cell_type", "condition", "mean", "n_cells", "x"]]},
+    )
+
+
 def cells_map(umap: np.ndarray, groups: pd.Series, colours: Sequence[str], note: str) -> Drawing:
     """The cells, coloured and labelled by the levels of a column."""
     ax = pl.cells(None, groups, basis=umap, colours=colours, show=False)

@@ -16,10 +16,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from ldvae import pl
 from ldvae.config import ReportConfig
 from ldvae.names import find_own
+from ldvae.programs.find import DISAGREES, SETTLED
 from ldvae.report import figures, prose
 from ldvae.report.drawing import Drawing, Rendered
 from ldvae.report.results import Results
 
+EFFECT_STEP, Z_STEP = 1 / 2000, 1 / 100  # of a packed number; report.js has them too
 MAX_LEVELS = 60  # levels of a column that are shown; the largest are
 
 TITLES = {
@@ -27,6 +29,7 @@ TITLES = {
     "training": "Training",
     "choice": "Model choice",
     "programs": "Programs",
+    "conditions": "Between conditions",
     "fit": "Does the model fit?",
     "de": "Differential expression",
 }
@@ -53,6 +56,9 @@ DOWNLOADS = {
         "programs/consensus.tsv": "all genes with intervals",
         "programs/stability.tsv": "cosines over runs",
         "programs/associations.tsv": "programs against the annotation of the cells",
+        "programs/all_genes.tsv.gz": "effects on every measured gene",
+        "programs/donors.tsv": "programs between conditions, donors as units",
+        "programs/donor_means.tsv": "mean scores of each donor",
         "programs/enrichment.tsv": "gene sets",
         "programs/programs.gmt": "the programs as gene sets",
         "programs/starcat.tsv": "non-negative, for starCAT",
@@ -152,12 +158,15 @@ def render_report(results: Results, config: ReportConfig) -> tuple[str, dict[str
         "results": results,
         "reason": prose.sentence(str(results.best.get("reason", ""))),
         "warnings": prose.warnings(results),
-        "methods": prose.methods(results),
+        "findings": prose.findings(results),
+        "methods": results.methods,
         "qc": _qc(page, results),
         "training": _training(page, results),
         "choice": _choice(page, results),
         "cells": _cells_map(page, results, groups, cells),
         "programs": _programs(page, results, groups, cells, config),
+        "conditions": _conditions(page, results),
+        "measured": _measured(results, config),
         "fit": _fit(page, results, config),
         "de": _de(page, results, config),
         "making": _making(page, results),
@@ -165,7 +174,7 @@ def render_report(results: Results, config: ReportConfig) -> tuple[str, dict[str
     context["blocks"] = {name: _columns(frame) for name, frame in page.blocks.items()}
     html = _environment().get_template("report.html.j2").render(context)
     documents = {name: rendered.document for name, rendered in page.rendered.items()}
-    return html, documents, _summary(results, context["warnings"])
+    return html, documents, _summary(results, context["warnings"], context["findings"])
 
 
 def render_index(summaries: list[dict[str, Any]], unfinished: list[dict[str, Any]]) -> str:
@@ -300,19 +309,25 @@ def _qc(page: Page, results: Results) -> dict[str, Any]:
         ],
     )
     of_types = [
-        {"type": name, **counts, "kept": counts["after"] / max(counts["before"], 1)}
+        {
+            "type": name,
+            **counts,
+            "kept": counts["after"] / max(counts["before"], 1),
+            "note": "lost more than a third" if counts["after"] < counts["before"] * 2 / 3 else "",
+        }
         for name, counts in qc.get("per_type", {}).items()
     ]
     clustered = qc.get("types") == "clusters"
     types = Table(
         name="qc-types",
         title="Cells per cluster before quality control" if clustered else "Cells per cell type",
-        frame=pd.DataFrame(of_types, columns=["type", "before", "after", "kept"]).sort_values("kept"),
+        frame=pd.DataFrame(of_types, columns=["type", "before", "after", "kept", "note"]).sort_values("kept"),
         columns=[
             Column(key="type", title="Cluster" if clustered else "Cell type"),
             Column(key="before", title="Before", kind="number"),
             Column(key="after", title="After", kind="number"),
             Column(key="kept", title="Kept", kind="bar"),
+            Column(key="note", title="Warning"),
         ],
         note="Limits that fit the common types can remove most cells of a rare one.",
     )
@@ -522,15 +537,29 @@ def _programs_table(results: Results) -> Table:
     columns = [
         Column(key="program", title="Program", kind="program"),
         Column(key="label", title="Label"),
-        Column(key="share", title="Share", kind="bar", help="of what the programs contribute together"),
+        Column(key="share", title="Share", kind="bar", help="of everything that the fits explain"),
+        Column(
+            key="agreement",
+            title="Agreement",
+            kind="number",
+            help="of the scores with the program's own genes; 1: full",
+        ),
+        Column(
+            key="settled", title="Settled", kind="bar", help="share of the halves of the seeds in which it is found"
+        ),
         Column(key="stability", title="Stability", kind="number", help="mean cosine of single runs with the consensus"),
         Column(key="n_runs_found", title="Found in runs", kind="number", help=f"with a cosine above {threshold:g}"),
         Column(key="best_association", title="Strongest association"),
         Column(key="technical", title="May be technical"),
     ]
     if len(results.chosen_runs) == 1:  # alike with itself, which tells nothing
-        columns = [column for column in columns if column.key not in ("stability", "n_runs_found")]
-    return Table(name="programs", title="Programs", frame=frame, columns=columns, page=60)
+        columns = [column for column in columns if column.key not in ("stability", "n_runs_found", "settled")]
+    columns = [column for column in columns if column.key in frame]
+    total = frame["share"].sum()
+    note = f"The shares add up to {total:.0%}: "
+    note += "programs overlap, so that some of it counts twice." if total > 1.005 else "the rest does not reproduce."
+    note = note if abs(total - 1) > 0.005 else "The shares add up to 100%."
+    return Table(name="programs", title="Programs", frame=frame, columns=columns, page=60, note=note)
 
 
 def _overview(
@@ -623,6 +652,8 @@ def _panel(
         drawn.append(figures.program_map(name, results.umap[cells], scores[cells], note))
     if groups:
         drawn.append(figures.program_by_group(name, scores, groups))
+    if len(results.donor_means):
+        drawn.append(figures.program_donors(name, results.donor_means, results.donors))
     associations = results.associations[results.associations["program"] == name]
     associations = associations.sort_values("effect", key=np.abs, ascending=False)
     enrichment = results.enrichment[results.enrichment["program"] == name].sort_values("p")
@@ -636,10 +667,12 @@ def _panel(
                 Column(key="level", title="Level"),
                 Column(key="effect", title="Effect", kind="number", help="difference in SD, or correlation"),
                 Column(key="auc", title="AUC", kind="number"),
-                Column(key="padj", title="Adjusted p", kind="p"),
+                *([] if len(results.donors) else [Column(key="padj", title="Adjusted p", kind="p")]),
             ],
             page=8,
-            note="p values take cells as independent, which cells of one donor are not: read the effects first.",
+            note="Cells are no independent replicates, so no p values are shown here; the donors give them."
+            if len(results.donors)
+            else "p values take cells as independent, which cells of one donor are not: read the effects first.",
         ),
         Table(
             name=f"enrichment-{name}",
@@ -656,12 +689,90 @@ def _panel(
             page=8,
         ),
     ]
+    row = results.programs.loc[name]
     return {
         "name": name,
-        "row": results.programs.loc[name],
+        "row": row,
+        "disagrees": bool(row.get("agreement", 1.0) < DISAGREES),
+        "unsettled": bool(row.get("settled", 1.0) < SETTLED),
+        "limit": DISAGREES,
         "figures": [page.draw(drawing) for drawing in drawn],
         "tables": [page.table(table) for table in tables if len(table.frame)],
     }
+
+
+def _conditions(page: Page, results: Results) -> dict[str, Any] | None:
+    """Programs between conditions with donors as units; None where there were none."""
+    table = results.donors
+    if table.empty:
+        return None
+    names = list(results.programs.index)
+    pairs = table[["condition", "reference"]].drop_duplicates().itertuples(index=False)
+    drawn = []
+    for condition, reference in pairs:
+        own = table[(table["condition"] == condition) & (table["reference"] == reference)]
+        effects = own.pivot(index="program", columns="cell_type", values="effect").reindex(names).dropna(how="all")
+        drawn.append(
+            page.draw(
+                figures.heatmap(
+                    effects.rename(index={name: prose.short_name(results, name) for name in names}),
+                    name=f"conditions_{figures.slug(f'{condition}_{reference}')}",
+                    title=f"{condition} against {reference}",
+                    caption=f"Mean score over donors in {condition} minus that in {reference}, in standard deviations. "
+                    "Empty: too few donors.",
+                    value="Difference (SD)",
+                )
+            )
+        )
+    shown = Table(
+        name="donors",
+        title="Differences, strongest evidence first",
+        frame=table.sort_values("p", kind="stable"),
+        columns=[
+            Column(key="program", title="Program", kind="program"),
+            Column(key="cell_type", title="Cell type"),
+            Column(key="condition", title="Condition"),
+            Column(key="reference", title="Against"),
+            Column(key="effect", title="Difference (SD)", kind="number", help="of the mean scores over donors"),
+            Column(key="lower", title="from", kind="number", help="95 % interval"),
+            Column(key="upper", title="to", kind="number", help="95 % interval"),
+            Column(key="padj", title="Adjusted p", kind="p", help="over all programs, cell types and conditions"),
+            Column(key="high_effect", title="High cells", kind="number", help="difference of the shares of high cells"),
+            Column(key="high_padj", title="Adjusted p, high cells", kind="p"),
+            Column(key="n_donors", title="Donors", kind="number"),
+            Column(key="paired", title="Paired", help="each donor was seen in both conditions"),
+        ],
+        page=15,
+        search=True,
+    )
+    significant = int((table["padj"] < 0.05).sum())
+    return {
+        "figures": drawn,
+        "table": page.table(shown),
+        "significant": significant,
+        "n": len(table),
+        "paired": bool(table["paired"].astype(bool).all()),
+    }
+
+
+def _measured(results: Results, config: ReportConfig) -> dict[str, Any]:
+    """Effects of the programs on all measured genes, packed for the search: 16 bits for each effect and each z."""
+    table = results.all_genes
+    if table.empty:
+        return {}
+    effects = table.pivot(index="gene", columns="program", values="effect")[list(results.programs.index)]
+    z = table.pivot(index="gene", columns="program", values="z").loc[effects.index, effects.columns]
+    strongest = z.abs().max(axis=1).fillna(0).nlargest(config.n_genes_searchable, keep="first").index
+    effects, z = (part.loc[sorted(strongest)].fillna(0) for part in (effects, z))
+    pack = {"effect": (effects, EFFECT_STEP), "z": (z, Z_STEP)}
+    packed: dict[str, Any] = {
+        name: {
+            program: _base64(np.clip(np.round(part[program].to_numpy() / step), -32767, 32767).astype("<i2"))
+            for program in part
+        }
+        for name, (part, step) in pack.items()
+    }
+    return {"gene": list(effects.index), "n": len(effects), "of": table["gene"].nunique(), **packed}
 
 
 def _fit(page: Page, results: Results, config: ReportConfig) -> dict[str, Any] | None:
@@ -738,11 +849,12 @@ def _fit_by_batch(fit: pd.DataFrame, batches: list[str]) -> Table:
 def _de(page: Page, results: Results, config: ReportConfig) -> dict[str, Any] | None:
     if results.contrasts.empty:
         return None
-    n_rows = max(50, config.n_de_rows // len(results.contrasts))
+    n_rows = max(50, config.n_de_rows // (2 * len(results.contrasts)))  # of each of a contrast's two tables
     panels = []
     for position, row in enumerate(results.contrasts.to_dict("records"), start=1):
         if row["contrast"] in results.de:
-            panels.append(_contrast(page, results.de[row["contrast"]], row, position, n_rows))
+            panels.append(_contrast(page, results, row, position, n_rows))
+    replicated = "n_pseudobulk" in results.contrasts and results.contrasts["n_pseudobulk"].notna().any()
     overview = Table(
         name="contrasts",
         title="Contrasts",
@@ -751,27 +863,26 @@ def _de(page: Page, results: Results, config: ReportConfig) -> dict[str, Any] | 
             column
             for column in [
                 Column(key="contrast", title="Contrast", kind="contrast"),
-                Column(key="group1", title="Group 1"),
-                Column(key="group2", title="Group 2"),
-                Column(key="within", title="Within"),
                 Column(key="n1", title="Cells 1", kind="number"),
                 Column(key="n2", title="Cells 2", kind="number"),
-                Column(key="n_de", title="Genes called", kind="number", help="at the expected false discovery rate"),
-                Column(key="n_ranked", title="By ranks", kind="number", help="rank-sum test, of all measured genes"),
-                Column(
-                    key="n_both", title="By both", kind="number", help="by the model and by ranks, in one direction"
-                ),
-                Column(key="pseudobulk", title="Pseudobulk"),
+                Column(key="n_pseudobulk", title="Pseudobulks", kind="number", help="genes called, of all measured"),
+                Column(key="n_ranked", title="Ranks", kind="number", help="genes called, of all measured"),
+                Column(key="n_de", title="Model", kind="number", help="genes called, of the modelled"),
+                Column(key="n_both", title="Counts and model", kind="number", help="called by both, in one direction"),
+                Column(key="reason", title="Why none"),
             ]
-            if column.key in results.contrasts
+            if column.key in results.contrasts and (column.key != "n_pseudobulk" or replicated)
         ],
         page=60,
         search=len(results.contrasts) > 10,
+        note="Genes that each test calls.",
     )
-    return {"contrasts": page.table(overview), "panels": panels}
+    return {"contrasts": page.table(overview), "panels": panels, "replicated": replicated}
 
 
-def _contrast(page: Page, table: pd.DataFrame, row: dict[str, Any], position: int, n_rows: int) -> dict[str, Any]:
+def _contrast(page: Page, results: Results, row: dict[str, Any], position: int, n_rows: int) -> dict[str, Any]:
+    table = results.de[row["contrast"]]
+    counts = results.de_all_genes.get(row["contrast"], pd.DataFrame())
     fdr = prose.fdr_of(table)
     significant = table[f"{prose.CALLED}{fdr:g}"].astype(bool) if fdr else pd.Series(False, index=table.index)
     name = f"{position}-{row['contrast']}"
@@ -784,7 +895,7 @@ def _contrast(page: Page, table: pd.DataFrame, row: dict[str, Any], position: in
     columns = [
         Column(key="gene", title="Gene", kind="gene"),
         Column(key=str(significant.name), title="Called", help="at the expected false discovery rate"),
-        Column(key="both", title="By both", help="called by the model and by the rank-sum test, in one direction"),
+        Column(key="both", title="By both", help="called by the counts and by the model, in one direction"),
         Column(key="lfc_mean", title="log2 fold change", kind="number", help="posterior mean"),
         Column(key="lfc_std", title="SD", kind="number"),
         Column(key="proba_de", title="P(DE)", kind="number", help="posterior probability"),
@@ -799,31 +910,72 @@ def _contrast(page: Page, table: pd.DataFrame, row: dict[str, Any], position: in
             Column(key="pseudobulk_lfc", title="Pseudobulk log2 fc", kind="number"),
             Column(key="pseudobulk_padj", title="Pseudobulk adj. p", kind="p"),
         ]
-    columns = [column for column in columns if column.key in table]
-    ranked = table.sort_values("bayes_factor", ascending=False, kind="stable").head(n_rows)
-    note = (
-        f"The {len(ranked):,} genes with the largest Bayes factors of {len(table):,}."
-        if len(ranked) < len(table)
-        else ""
-    )
-    shown = Table(
-        name=block,
-        title=f"Genes: {title}",
-        frame=ranked[[column.key for column in columns]],
-        columns=columns,
-        page=15,
-        search=True,
-        note=note,
-    )
+    ranked = table.sort_values("bayes_factor", ascending=False, kind="stable")
+    by_model = _gene_table(block, f"By the model: {title}", ranked, columns, n_rows, "with the largest Bayes factors")
+    by_counts = _by_counts(f"counts-{position}", title, counts, n_rows, fdr or 0.05) if len(counts) else None
+    both = prose.both_genes(table)
+    up, down = (list(both.loc[both["lfc_mean"] > 0, "gene"]), list(both.loc[both["lfc_mean"] <= 0, "gene"]))
     return {
         "row": row,
         "title": title,
         "id": block,
         "reason": row["reason"] if isinstance(row.get("reason"), str) else "",
+        "called": _called(row),
+        "up": up,
+        "down": down,
         "figures": [page.draw(drawing) for drawing in drawn],
-        "table": page.table(shown),
-        "file": f"de/{Path(str(row['file'])).name}",
+        "counts": page.table(by_counts) if by_counts else None,
+        "table": page.table(by_model),
+        "files": {
+            f"de/{Path(str(row[column])).name}": what
+            for column, what in (("file_all_genes", "all measured genes"), ("file", "all columns of the model"))
+            if isinstance(row.get(column), str)
+        },
     }
+
+
+def _called(row: dict[str, Any]) -> str:
+    """How many genes each test of a contrast calls, in words."""
+    titles = {"n_pseudobulk": "by pseudobulks", "n_ranked": "by ranks", "n_de": "by the model", "n_both": "by both"}
+    known = {how: row[key] for key, how in titles.items() if key in row and not pd.isna(row[key])}
+    return "genes called: " + ", ".join(f"{int(n):,} {how}" for how, n in known.items())
+
+
+def _gene_table(name: str, title: str, ranked: pd.DataFrame, columns: list[Column], n_rows: int, which: str) -> Table:
+    """The first rows of a table of genes, with a note of how many there are."""
+    columns = [column for column in columns if column.key in ranked]
+    first = ranked.head(n_rows)
+    note = f"The {len(first):,} genes {which} of {len(ranked):,}." if len(first) < len(ranked) else ""
+    keys = [column.key for column in columns]
+    return Table(name=name, title=title, frame=first[keys], columns=columns, page=15, search=True, note=note)
+
+
+def _by_counts(name: str, title: str, counts: pd.DataFrame, n_rows: int, fdr: float) -> Table:
+    """All measured genes by the tests of the counts: pseudobulks first where there are any, ranks otherwise."""
+    distance = (counts["auc"] - 0.5).abs()
+    has_pseudobulk = "pseudobulk_padj" in counts
+    if has_pseudobulk:
+        counts = counts.assign(by_pseudobulk=counts["pseudobulk_padj"] < fdr, distance=distance)
+        ranked = counts.sort_values(["pseudobulk_padj", "distance"], ascending=[True, False], kind="stable")
+    else:
+        ranked = counts.assign(distance=distance).sort_values("distance", ascending=False, kind="stable")
+    bulk = [
+        Column(key="by_pseudobulk", title="Called, pseudobulks", help=f"adjusted p below {fdr:g}"),
+        Column(key="pseudobulk_lfc", title="log2 fc, pseudobulks", kind="number"),
+        Column(key="pseudobulk_padj", title="Adjusted p", kind="p", help="of pseudobulks, replicates as units"),
+    ]
+    columns = [
+        Column(key="gene", title="Gene", kind="gene"),
+        *(bulk if has_pseudobulk else []),
+        Column(key="called", title="Called, ranks", help=f"adjusted p below {fdr:g}, AUC from 0.6 or to 0.4"),
+        Column(key="auc", title="AUC", kind="number", help="how often a cell of group 1 has more of the gene"),
+        Column(key="log2fc", title="log2 fold change", kind="number", help="of the mean counts per ten thousand"),
+        Column(key="detected1", title="Detected 1", kind="bar", help="share of cells of group 1"),
+        Column(key="detected2", title="Detected 2", kind="bar", help="share of cells of group 2"),
+        Column(key="wilcoxon_padj", title="Adjusted p, ranks", kind="p", help="cells as units"),
+    ]
+    which = "with the smallest adjusted p" if has_pseudobulk else "with the most telling AUC"
+    return _gene_table(name, f"By the counts, all measured genes: {title}", ranked, columns, n_rows, which)
 
 
 STEPS = {
@@ -850,8 +1002,12 @@ def _making(page: Page, results: Results) -> dict[str, Any]:
     ]
     downloads = {group: dict(paths) for group, paths in DOWNLOADS.items()}
     if not results.contrasts.empty:
+        titles = {"file_all_genes": "all measured genes, by the counts", "file": "modelled genes, by the model"}
         files = {
-            f"de/{Path(str(row.file)).name}": f"{row.contrast}, all genes" for row in results.contrasts.itertuples()
+            f"de/{Path(str(row[column])).name}": f"{row['contrast']}, {what}"
+            for row in results.contrasts.to_dict("records")
+            for column, what in titles.items()
+            if isinstance(row.get(column), str)
         }
         downloads["Differential expression"] = {"de/contrasts.tsv": "the contrasts"} | files
     metrics = results.best_metrics
@@ -870,7 +1026,7 @@ def _making(page: Page, results: Results) -> dict[str, Any]:
     }
 
 
-def _summary(results: Results, warnings: list[prose.Warning]) -> dict[str, Any]:
+def _summary(results: Results, warnings: list[prose.Warning], findings: prose.Findings) -> dict[str, Any]:
     """What the index over all datasets shows of this one."""
     runs = results.runs[[column.key for column in RUN_COLUMNS if column.key in results.runs]]
     programs = [
@@ -887,6 +1043,8 @@ def _summary(results: Results, warnings: list[prose.Warning]) -> dict[str, Any]:
         "reason": results.best["reason"],
         "n_programs": len(results.programs),
         "programs": programs,
+        "found": [one.text for one in findings.found],
+        "not_found": [one.text for one in findings.not_found],
         "warnings": [warning.text for warning in warnings],
         "runs": [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)],
     }

@@ -1,4 +1,4 @@
-"""The sentences of the report: warnings in plain words, and the methods of this very run with their references."""
+"""The sentences of the report: what was found and what was not, and what calls for caution, in plain words."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from ldvae.likelihoods import LIKELIHOODS
-from ldvae.names import find_own
+from ldvae.methods import listed
+from ldvae.programs.find import DISAGREES
 from ldvae.report.results import Results
 
 CALLED = "is_de_fdr_"  # scvi-tools' column, followed by the rate
@@ -72,10 +72,11 @@ def _about_training(results: Results) -> Iterator[str]:
             f"Training stopped before it converged in {len(unfinished)} of {len(runs)} runs (after {epochs} epochs): "
             "raise max_epochs."
         )
-    if collapsed := best.get("collapsed"):
+    if (collapsed := best.get("collapsed", 0)) > results.best["n_latent"] / 2:
         yield (
             f"{collapsed} of {results.best['n_latent']} factors collapsed in the best run: they say nothing about any "
-            "cell, so fewer factors would do."
+            "cell. Some are expected where there are more factors than programs; so many can mean that the training "
+            "was too short or the KL warm-up too fast."
         )
 
 
@@ -83,13 +84,14 @@ def _about_choice(results: Results) -> Iterator[str]:
     best = results.best
     if best.get("outliers"):
         yield f"Left out of the programs because they fit worse than the others: {listed(best['outliers'])}."
-    if len(results.chosen_runs) == 1:
+    told = " ".join(results.programs_summary.get("warnings", []))  # of the step, which may say the same
+    if len(results.chosen_runs) == 1 and "One fit:" not in told:
         yield (
             "The programs come from one run: which of them would come back with another seed cannot be known. "
             "Several seeds would tell."
         )
     rank, n_latent = best.get("reproducible_rank"), best["n_latent"]
-    if rank is not None and not math.isnan(rank) and rank >= n_latent:
+    if rank is not None and not math.isnan(rank) and rank >= n_latent and "may be more programs" not in told:
         yield f"All {n_latent} directions of the model reproduce: there may be more to find. Try more factors."
 
 
@@ -151,6 +153,213 @@ def _about_infinite(fit: pd.DataFrame) -> Iterator[str]:
             yield f"The predicted {quantity} is not finite in {where}: do not trust this model there."
 
 
+class Findings(NamedTuple):
+    """What was found, and what was looked for and not found, in plain words, each with the section that shows it."""
+
+    found: list[Warning]
+    not_found: list[Warning]
+
+
+def findings(results: Results) -> Findings:
+    """The answers of this run in plain words, the strongest first; the page and the terminal say the same."""
+    parts = [
+        _found_programs(results),
+        _found_conditions(results),
+        _found_contrasts(results),
+        _found_gene_sets(results),
+        _found_doubts(results),
+    ]
+    return Findings([one for part in parts for one in part.found], [one for part in parts for one in part.not_found])
+
+
+def short_name(results: Results, program: str) -> str:
+    """A program with what names it: "P2 (CD14+ Monocytes)", "P7 (MKI67, TOP2A, CENPF)"."""
+    label = str(results.programs.at[program, "label"])
+    return f"{program} ({headline(label) or label})" if label else program
+
+
+def headline(label: str) -> str:
+    """The cell type or gene set in a label of a program ("B cells: MS4A1, CD79A, CD74"); empty for genes alone."""
+    name, mark, _ = label.rpartition(": ")
+    return name if mark else ""
+
+
+def _found_programs(results: Results) -> Findings:
+    programs, n = results.programs, len(results.programs)
+    first = programs.index[0]
+    text = f"{counted(n, 'program')} in {counted(results.qc['n_obs_after'], 'cell')}."
+    text += (
+        f" The largest, {short_name(results, first)}, makes {programs.at[first, 'share']:.0%} of what they contribute."
+    )
+    found, missing = [Warning(text, "programs")], []
+    named = [name for name, label in programs["label"].items() if headline(str(label))]
+    if named:
+        text = f"Named by cells or gene sets whose score and genes are both high: {listed(_names(results, named), 12)}."
+        found.append(Warning(text, "programs"))
+    if unnamed := [name for name in programs.index if name not in named]:
+        text = (
+            f"No known group of cells and no gene set names {listed(_names(results, unnamed), 12)}: read their genes."
+        )
+        missing.append(Warning(text, "programs"))
+    return Findings(found, missing)
+
+
+def _names(results: Results, programs: Iterable[str]) -> list[str]:
+    return [short_name(results, name) for name in programs]
+
+
+def _found_conditions(results: Results) -> Findings:
+    """Programs between conditions: with donors as units where there are any, else as effects alone."""
+    table = results.donors
+    if table.empty:
+        return Findings(_condition_effects(results), _why_no_donors(results))
+    found, missing = [], []
+    significant = table[table["padj"] < 0.05]
+    strength = significant["effect"].abs().groupby(significant["program"]).max().sort_values(ascending=False)
+    for program in strength.index[:6]:
+        for (condition, reference), own in significant[significant["program"] == program].groupby(
+            ["condition", "reference"], sort=False
+        ):
+            tested = table[
+                (table["program"] == program) & (table["condition"] == condition) & (table["reference"] == reference)
+            ]
+            strongest = own.loc[own["effect"].abs().idxmax()]
+            same = own[(own["effect"] > 0) == (strongest["effect"] > 0)]
+            higher = "higher" if strongest["effect"] > 0 else "lower"
+            where = f"in {len(same)} of {counted(len(tested), 'cell type')}" if len(tested) > 1 else ""
+            text = (
+                f"{short_name(results, program)} is {higher} in {condition} than in {reference} {where}".rstrip()
+                + f", most in {strongest['cell_type']}: by {abs(strongest['effect']):.2f} SD ({_interval(strongest)}; "
+                f"adjusted p {strongest['padj']:.2g}, {counted(int(strongest['n_donors']), 'donor')} as units)."
+            )
+            found.append(Warning(text, "conditions"))
+    if len(strength) > 6:
+        found.append(Warning(f"{counted(len(strength) - 6, 'more program')} differ less.", "conditions"))
+    if same := [name for name in results.programs.index if name not in strength.index]:
+        least = table["padj"].min()
+        text = (
+            f"No difference between conditions was found in any cell type for {listed(same, 15)} (donors as units)."
+            if len(strength)
+            else f"No program differs between conditions with donors as units: of {counted(len(table), 'comparison')} "
+            f"the smallest adjusted p is {least:.2g}. With few donors only strong and shared changes can be found."
+        )
+        missing.append(Warning(text, "conditions"))
+    return Findings(found, missing)
+
+
+def _interval(row: pd.Series) -> str:
+    ends = sorted(abs(row[end]) for end in ("lower", "upper"))
+    return f"95 % interval {ends[0]:.2f} to {ends[1]:.2f}"
+
+
+def _condition_effects(results: Results) -> list[Warning]:
+    """Without donors: the strongest effects of conditions, as effects."""
+    told = conditions_without_donors(results)
+    return [
+        Warning(
+            f"{short_name(results, row.program)} is on average {abs(row.effect):.1f} SD "
+            f"{'higher' if row.effect > 0 else 'lower'} in {row.variable} = {row.level} than in the other cells; an "
+            "effect, not a test.",
+            "programs",
+        )
+        for row in told.head(3).itertuples()
+    ]
+
+
+def conditions_without_donors(results: Results) -> pd.DataFrame:
+    """Strongest effects of the columns that contrasts compare within cell types, which are conditions.
+
+    One row for each program whose mean score differs by at least one standard deviation.
+    """
+    if results.contrasts.empty or results.associations.empty:
+        return pd.DataFrame()
+    conditions = set(results.contrasts.loc[results.contrasts["within"].astype(str) != "", "column"])
+    table = results.associations[results.associations["variable"].isin(conditions)]
+    table = table[table["effect"].abs() >= 1]
+    table = table.assign(size=table["effect"].abs()).sort_values(["size", "effect"], ascending=False, kind="stable")
+    return table.drop_duplicates("program")
+
+
+def _why_no_donors(results: Results) -> list[Warning]:
+    """Why no program was compared between conditions with donors as units."""
+    if len(results.donor_means):
+        text = (
+            "No program was compared between conditions: in every cell type fewer than three donors have at least 10 "
+            "cells in both."
+        )
+    elif not any(results.programs_summary.get("settings", {}).get(key) for key in ("replicate_key", "condition_key")):
+        text = (
+            "Whether programs differ between conditions was not tested: that needs donors or samples as replicates "
+            "(programs: replicate_key and condition_key). Without them only effects can be read."
+        )
+    else:
+        text = "Whether programs differ between conditions was not tested: replicate_key and condition_key go together."
+    return [Warning(text, "programs")]
+
+
+def _found_contrasts(results: Results) -> Findings:
+    contrasts = results.contrasts
+    if contrasts.empty:
+        return Findings([], [])
+    count = "n_both" if "n_both" in contrasts else "n_de"
+    how = "by the counts and by the model" if count == "n_both" else "by the model"
+    ranked = contrasts.sort_values(count, ascending=False, kind="stable")
+    found = []
+    for row in ranked[ranked[count] > 0].head(4).to_dict("records"):
+        genes = both_genes(results.de[row["contrast"]]) if row["contrast"] in results.de else pd.DataFrame()
+        text = f"{row['contrast']}: {counted(int(row[count]), 'gene')} differ {how}"
+        up = list(genes[genes["lfc_mean"] > 0]["gene"].head(5)) if len(genes) else []
+        found.append(Warning(text + (f"; higher are {listed(up)}." if up else "."), "de"))
+    if (more := int((ranked[count] > 0).sum()) - 4) > 0:
+        found.append(Warning(f"{counted(more, 'more contrast')} with genes found {how}.", "de"))
+    empty = list(ranked.loc[ranked[count] == 0, "contrast"])
+    missing = [Warning(f"No gene was found {how} in {listed(empty)}; the reason stands there.", "de")] if empty else []
+    return Findings(found, missing)
+
+
+def both_genes(table: pd.DataFrame) -> pd.DataFrame:
+    """Genes of a contrast that the counts and the model find, in one direction, the surest and largest first."""
+    if "both" not in table:
+        return pd.DataFrame(columns=["gene", "lfc_mean"])
+    own = table[table["both"].astype(bool)]
+    first = "pseudobulk_padj" if "pseudobulk_padj" in own else "wilcoxon_padj"
+    order = own.assign(size=-own["lfc_mean"].abs(), auc_distance=-(own["auc"] - 0.5).abs())
+    return order.sort_values(["auc_distance", first, "size"], kind="stable")
+
+
+def _found_gene_sets(results: Results) -> Findings:
+    table = results.enrichment
+    if not results.programs_summary.get("settings", {}).get("gene_sets") and table.empty:
+        return Findings([], [])
+    enriched = table[table["padj"] < 0.05].sort_values("p", kind="stable")
+    best = enriched.drop_duplicates("program")
+    found = [f"{row.term} in {short_name(results, row.program)}" for row in best.head(4).itertuples()]
+    none = [name for name in results.programs.index if name not in set(enriched["program"])]
+    told = [Warning(f"Enriched gene sets: {listed(found)}.", "programs")] if found else []
+    missing = [Warning(f"No gene set is enriched in {listed(none, 15)}.", "programs")] if none else []
+    return Findings(told, missing)
+
+
+def _found_doubts(results: Results) -> Findings:
+    """Faults that were looked for and not found: as good to know as those that were."""
+    programs, missing = results.programs, []
+    if not programs["technical"].astype(bool).any():
+        text = "No program follows a technical variable beyond what is known of the cells."
+        missing.append(Warning(text, "programs"))
+    if "agreement" in programs and not (programs["agreement"] < DISAGREES).any():
+        missing.append(Warning("No program's scores contradict its genes.", "programs"))
+    types = results.qc.get("per_type", {})
+    if len(types) > 1 and not _lost_types(results):
+        missing.append(Warning("No cell type lost more than a third of its cells in quality control.", "qc"))
+    return Findings([], missing)
+
+
+def _lost_types(results: Results) -> list[str]:
+    """Cell types that lost more than a third of their cells."""
+    types = results.qc.get("per_type", {})
+    return [name for name, count in types.items() if count["after"] < count["before"] * 2 / 3]
+
+
 def end_of_run(summaries: list[dict[str, Any]], page: str) -> str:
     """What a person wants to know when a run ends, from what `render_report` says of each dataset.
 
@@ -163,30 +372,24 @@ def end_of_run(summaries: list[dict[str, Any]], page: str) -> str:
 
     Returns
     -------
-    Lines for a terminal: the findings and warnings of each dataset, and what to open next.
+    Lines for a terminal: what was found and what was not in each dataset, its warnings, and what to open next.
     """
     lines = [f"Finished: {counted(len(summaries), 'dataset')}."]
     for one in summaries:
-        found = counted(one["n_programs"], "program")
         seconds = sum(float(run.get("wall_s") or 0) for run in one["runs"])
-        runs = f"{counted(len(one['runs']), 'run')}, {seconds / 60:.1f} min of training"
-        lines.append(f"{one['dataset']}: {found} in {one['n_obs_after']:,} cells ({runs}).")
-        lines += [f"  {program['program']}  {program['label'] or 'no label'}" for program in one["programs"]]
-        if one["warnings"]:
-            lines.append("  Read with care:")
-            lines += [f"  - {text}" for text in one["warnings"][:5]]
-            if (more := len(one["warnings"]) - 5) > 0:
-                lines.append(f"  - {more} more in the report.")
+        lines.append(f"{one['dataset']} ({counted(len(one['runs']), 'run')}, {seconds / 60:.1f} min of training):")
+        for title, texts in (
+            ("Found", one["found"]),
+            ("Not found", one["not_found"]),
+            ("Read with care", one["warnings"]),
+        ):
+            if texts:
+                lines.append(f"  {title}:")
+                lines += [f"  - {text}" for text in texts[:5]]
+                if (more := len(texts) - 5) > 0:
+                    lines.append(f"  - {more} more in the report.")
     lines.append(f"Next: open {page} in a browser.")
     return "\n".join(lines)
-
-
-def listed(items: Iterable[Any], most: int = 8) -> str:
-    """Items as a phrase: "a, b and c", cut after `most`."""
-    names = [str(item) for item in items]
-    if len(names) > most:
-        names = [*names[: most - 1], f"{len(names) - most + 1} more"]
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def sentence(text: str) -> str:
@@ -197,242 +400,7 @@ def sentence(text: str) -> str:
     return text + ("" if text.endswith((".", "!", "?")) else ".")
 
 
-REFERENCES = {
-    "ldvae": "Svensson V, Gayoso A, Yosef N, Pachter L. Interpretable factor models of single-cell RNA-seq via "
-    "variational autoencoders. Bioinformatics 36, 3418–3421 (2020). doi:10.1093/bioinformatics/btaa169",
-    "scvi": "Lopez R, Regier J, Cole MB, Jordan MI, Yosef N. Deep generative modeling for single-cell "
-    "transcriptomics. Nature Methods 15, 1053–1058 (2018). doi:10.1038/s41592-018-0229-2",
-    "scanpy": "Wolf FA, Angerer P, Theis FJ. SCANPY: large-scale single-cell gene expression data analysis. Genome "
-    "Biology 19, 15 (2018). doi:10.1186/s13059-017-1382-0",
-    "scrublet": "Wolock SL, Lopez R, Klein AM. Scrublet: computational identification of cell doublets in single-cell "
-    "transcriptomic data. Cell Systems 8, 281–291 (2019). doi:10.1016/j.cels.2018.11.005",
-    "seurat_v3": "Stuart T, Butler A, Hoffman P, et al. Comprehensive integration of single-cell data. Cell 177, "
-    "1888–1902 (2019). doi:10.1016/j.cell.2019.05.031",
-    "pearson_residuals": "Lause J, Berens P, Kobak D. Analytic Pearson residuals for normalization of single-cell "
-    "RNA-seq UMI data. Genome Biology 22, 258 (2021). doi:10.1186/s13059-021-02451-7",
-    "adam": "Kingma DP, Ba J. Adam: a method for stochastic optimization. ICLR (2015). arXiv:1412.6980",
-    "varimax": "Rohe K, Zeng M. Vintage factor analysis with varimax performs statistical inference. Journal of the "
-    "Royal Statistical Society B 85, 1037–1060 (2023). doi:10.1093/jrsssb/qkad029",
-    "promax": "Hendrickson AE, White PO. Promax: a quick method for rotation to oblique simple structure. British "
-    "Journal of Statistical Psychology 17, 65–70 (1964).",
-    "cnmf": "Kotliar D, Veres A, Nagy MA, et al. Identifying gene expression programs of cell-type identity and "
-    "cellular activity with single-cell RNA-seq. eLife 8, e43803 (2019). doi:10.7554/eLife.43803",
-    "bh": "Benjamini Y, Hochberg Y. Controlling the false discovery rate: a practical and powerful approach to "
-    "multiple testing. Journal of the Royal Statistical Society B 57, 289–300 (1995).",
-    "umap": "McInnes L, Healy J, Melville J. UMAP: uniform manifold approximation and projection for dimension "
-    "reduction. arXiv:1802.03426 (2018).",
-    "leiden": "Traag VA, Waltman L, van Eck NJ. From Louvain to Leiden: guaranteeing well-connected communities. "
-    "Scientific Reports 9, 5233 (2019). doi:10.1038/s41598-019-41695-z",
-    "boyeau": "Boyeau P, Regier J, Gayoso A, Jordan MI, Lopez R, Yosef N. An empirical Bayes method for "
-    "differential expression analysis of single cells with deep generative models. PNAS 120, e2209124120 "
-    "(2023). doi:10.1073/pnas.2209124120",
-    "deseq2": "Love MI, Huber W, Anders S. Moderated estimation of fold change and dispersion for RNA-seq data with "
-    "DESeq2. Genome Biology 15, 550 (2014). doi:10.1186/s13059-014-0550-8",
-    "pydeseq2": "Muzellec B, Teleńczuk M, Cabeli V, Andreux M. PyDESeq2: a python package for bulk RNA-seq "
-    "differential expression analysis. Bioinformatics 39, btad547 (2023). "
-    "doi:10.1093/bioinformatics/btad547",
-    "snakemake": "Mölder F, Jablonski KP, Letcher B, et al. Sustainable data analysis with Snakemake. F1000Research "
-    "10, 33 (2021). doi:10.12688/f1000research.29032.2",
-    "anndata": "Virshup I, Rybakov S, Theis FJ, Angerer P, Wolf FA. anndata: access and store annotated data "
-    "matrices. Journal of Open Source Software 9, 4371 (2024). doi:10.21105/joss.04371",
-}
-
-
-class Methods(NamedTuple):
-    """Paragraphs of the methods, citing by number, and the references in that order."""
-
-    paragraphs: list[str]
-    references: list[str]
-
-
-class _Citations:
-    """Numbers references in the order in which they are cited."""
-
-    def __init__(self) -> None:
-        self.keys: list[str] = []
-
-    def __call__(self, *keys: str) -> str:
-        self.keys += [key for key in keys if key not in self.keys]
-        return "[" + ", ".join(str(self.keys.index(key) + 1) for key in keys) + "]"
-
-
-def methods(results: Results) -> Methods:
-    """The methods of this run, from what its steps recorded; what was not done is not mentioned."""
-    cite = _Citations()
-    parts = (_methods_data, _methods_model, _methods_programs, _methods_rest)
-    paragraphs = [" ".join(part(results, cite)) for part in parts]
-    return Methods([text for text in paragraphs if text], [REFERENCES[key] for key in cite.keys])
-
-
-def _methods_data(results: Results, cite: _Citations) -> Iterator[str]:
-    qc, setup = results.qc, results.setup
-    version, commit = (results.best_metrics.get("versions", {}).get(name, "") for name in ("ldvae", "commit"))
-    yield (
-        f"Raw counts of {qc['n_obs_before']:,} cells and {qc['n_vars_before']:,} genes were analysed with ldvae"
-        f"{f' {version}' if version else ''}{f' (commit {commit[:10]})' if commit else ''}, which builds on scanpy "
-        f"{cite('scanpy')} and anndata {cite('anndata')}."
-    )
-    limits = _thresholds(qc.get("thresholds", {}))
-    kept = f"{qc['n_obs_after']:,} cells and {qc['n_vars_after']:,} genes"
-    yield f"Cells were kept with {listed(limits, 12)}; {kept} passed." if limits else f"{kept} passed quality control."
-    if n_mads := qc.get("settings", {}).get("n_mads"):
-        yield f"Limits for outliers lie {n_mads:g} median absolute deviations from the median, batch by batch."
-    doublets = qc.get("doublets") or {}
-    if doublets.get("mode") in ("annotate", "filter"):
-        where = " in each batch" if len(qc.get("per_batch", {})) > 1 else ""
-        done = "removed" if doublets["mode"] == "filter" else "marked but kept"
-        n = doublets.get("n_predicted", 0)
-        yield f"Doublets were predicted with Scrublet {cite('scrublet')}{where} and {done} ({n:,} cells)."
-    n_vars = f"{setup['n_vars']:,}"
-    match setup.get("method"):
-        case "seurat_v3":
-            yield f"The {n_vars} most variable genes were chosen by the method of Seurat v3 {cite('seurat_v3')}."
-        case "pearson_residuals":
-            cited = cite("pearson_residuals")
-            yield f"The {n_vars} most variable genes were chosen by their Pearson residuals {cited}."
-        case "list":
-            yield f"{n_vars} genes of a given list were used."
-        case _:
-            yield f"All {n_vars} genes were used."
-    fields = setup.get("fields", {})
-    strata = setup.get("settings", {}).get("stratify_by") or fields.get("labels_key") or fields.get("batch_key")
-    how = f"at random, in equal shares of each level of {strata}" if strata else "at random"
-    yield (
-        f"The cells were split once {how}: {setup['n_train']:,} for training, {setup['n_validation']:,} for "
-        f"validation, {setup['n_test']:,} for testing."
-    )
-
-
-METRICS = {
-    "total_counts": "total counts",
-    "n_genes_by_counts": "detected genes",
-    "pct_counts_mt": "% mitochondrial counts",
-    "pct_counts_ribo": "% ribosomal counts",
-    "pct_counts_hb": "% haemoglobin counts",
-    "doublet_score": "doublet score",
-}
-
-
-def _thresholds(thresholds: dict[str, dict[str, dict[str, float | None]]]) -> list[str]:
-    """Limits in words: one number when all batches share it, the range over batches when not."""
-    found = []
-    for metric, batches in thresholds.items():
-        for bound, word in (("lower", "at least"), ("upper", "at most")):
-            limits = (limit.get(bound) for limit in batches.values())
-            values = sorted({value for value in limits if value is not None and math.isfinite(value)})
-            # One count at least is no choice: a cell without counts cannot be modelled.
-            if not values or (metric == "total_counts" and values[-1] <= 1):
-                continue
-            ends = [f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in (values[0], values[-1])]
-            span = ends[0] if len(values) == 1 else f"{ends[0]} to {ends[1]} (by batch)"
-            found.append(f"{word} {span} {METRICS.get(metric, metric)}")
-    return found
-
-
-def _methods_model(results: Results, cite: _Citations) -> Iterator[str]:
-    metrics = results.best_metrics
-    options = results.resolved.get("model", {}) | results.resolved.get("train", {}) | metrics.get("params", {})
-    likelihood = options.get("gene_likelihood", "")
-    text = f"A linearly decoded variational autoencoder {cite('ldvae', 'scvi')} with {results.best['n_latent']} factors"
-    if likelihood:
-        text += f" and {LIKELIHOODS[likelihood].sentence}"
-    if options.get("n_hidden") and options.get("n_layers"):
-        layers = "one hidden layer" if options["n_layers"] == 1 else f"{options['n_layers']} hidden layers"
-        text += f" (encoder: {layers} of {options['n_hidden']} units)"
-    batch = results.fields.get("batch_key")
-    text += f" and {batch} as the batch covariate" if batch else ""
-    torch = metrics.get("versions", {}).get("torch")
-    yield f"{text} was fitted with Adam {cite('adam')}{f' in PyTorch {torch}' if torch else ''}{_training(options)}."
-    runs = [results.metrics[run] for run in results.chosen_runs]
-    epochs = sorted({run["epochs"] for run in runs})
-    span = f"{epochs[0]}" if len(epochs) == 1 else f"{epochs[0]} to {epochs[-1]}"
-    stopped = (
-        ", ended by early stopping on the validation ELBO" if all(run.get("stopped_early") for run in runs) else ""
-    )
-    yield f"Training took {span} epochs{stopped}."
-    if len(results.settings) > 1:
-        yield f"{len(results.settings)} settings were compared over {len(results.runs)} runs."
-        yield sentence(str(results.best["reason"]))
-
-
-def _training(options: dict[str, Any]) -> str:
-    details = []
-    if options.get("lr"):
-        schedule = {"cosine": ", falling to 0 as a cosine", "plateau": ", lowered on plateaus"}
-        details.append(f"learning rate {options['lr']:g}{schedule.get(options.get('schedule', ''), '')}")
-    if options.get("batch_size"):
-        details.append(f"minibatches of {options['batch_size']} cells")
-    if options.get("kl_warmup"):
-        details.append(f"weight of KL rising from 0 to 1 over the first {options['kl_warmup']:.0%} of the epochs")
-    return f" ({'; '.join(details)})" if details else ""
-
-
-def _methods_programs(results: Results, cite: _Citations) -> Iterator[str]:
-    summary, n = results.programs_summary, len(results.programs)
-    n_runs = len(summary.get("runs", results.chosen_runs))
-    averaged = f"averaged over {n_runs} runs that differ in their seed, " if n_runs > 1 else ""
-    if n_runs > 1:
-        yield f"Factors differ from seed to seed, so gene programs were made by consensus (compare {cite('cnmf')})."
-    yield (
-        "Loadings were centred under the mean expression and weighted by the root of their Fisher information; their "
-        "products with the centred scores, which no rotation of the factors changes, were "
-        f"{averaged}cut to rank {summary.get('rank', n)} and rotated to simple structure: {_rotation(summary, cite)}. "
-        f"This gave {n} program{'s' if n != 1 else ''}{', an intercept included' if summary.get('intercept') else ''}."
-    )
-    yield (
-        "A score has unit variance; a loading is the log fold change per standard deviation of the score. Genes are "
-        "ranked by loading times root information."
-    )
-    if not results.enrichment.empty:
-        libraries = listed(sorted(results.enrichment["library"].astype(str).unique()))
-        yield f"Their genes were tested for enrichment of the sets in {libraries} by the hypergeometric test of SciPy."
-    if not results.associations.empty:
-        yield f"p values were adjusted by the method of Benjamini and Hochberg {cite('bh')}."
-
-
-def _rotation(summary: dict[str, Any], cite: _Citations) -> str:
-    """What the rotation of the programs maximised, with the options that ran."""
-    settings = summary.get("settings", {})
-    balance, power = settings.get("balance"), settings.get("power")
-    of = "the scores" if balance == 0 else "the scores and the loadings"
-    text = f"the sum over factors of fourth powers, relative to the squared length of a row, was maximised over {of}"
-    if balance:
-        text += f" (weight of the loadings {balance:g})"
-    text += f", a criterion of the family of varimax {cite('varimax')}"
-    if power is not None and power > 1:
-        return f"{text}, followed by a promax rotation of power {power:g} {cite('promax')}"
-    return text if power is None else f"{text}, without an oblique step"
-
-
 def fdr_of(table: pd.DataFrame) -> float | None:
     """The false discovery rate at which a differential expression table calls genes, from its column's name."""
     rates = [str(name).removeprefix(CALLED) for name in table if str(name).startswith(CALLED)]
     return float(rates[0]) if rates else None
-
-
-def _methods_rest(results: Results, cite: _Citations) -> Iterator[str]:
-    if results.umap is not None:
-        text = f"Cells are shown by UMAP {cite('umap')} of the latent space"
-        yield text + (
-            f" and grouped by Leiden clustering {cite('leiden')}."
-            if find_own("leiden", results.obs) in results.obs
-            else "."
-        )
-    if not results.contrasts.empty:
-        deltas = {float(table["delta"].iloc[0]) for table in results.de.values() if "delta" in table and len(table)}
-        effect = f" as the probability of a log2 fold change beyond {deltas.pop():g}" if len(deltas) == 1 else ""
-        n, fdr = len(results.contrasts), min((rate for rate in map(fdr_of, results.de.values()) if rate), default=0.05)
-        yield (
-            f"Differential expression was read off the posterior of run {results.best['run']}{effect} "
-            f"{cite('scvi', 'boyeau')} in {n} "
-            f"contrast{'s' if n > 1 else ''}; genes were called at an expected false discovery rate of {fdr:.0%}."
-        )
-        if "n_ranked" in results.contrasts:
-            yield "All measured genes were compared by the Wilcoxon rank-sum test beside it."
-        if results.contrasts["pseudobulk"].astype(bool).any():
-            yield (
-                "As a check, counts were summed per replicate and group and tested with PyDESeq2 "
-                f"{cite('pydeseq2', 'deseq2')}."
-            )
-    if results.seconds:
-        yield f"The steps were run by Snakemake {cite('snakemake')}."

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ldvae.methods import Methods
+
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
@@ -38,6 +40,10 @@ class Results:
     associations: pd.DataFrame
     enrichment: pd.DataFrame
     programs_summary: dict[str, Any]
+    #: programs/donors.tsv, donor_means.tsv and all_genes.tsv.gz.
+    donors: pd.DataFrame = field(default_factory=pd.DataFrame)
+    donor_means: pd.DataFrame = field(default_factory=pd.DataFrame)
+    all_genes: pd.DataFrame = field(default_factory=pd.DataFrame)
     #: Of all cells: annotation columns, program scores (n_obs, n_programs) and UMAP coordinates (n_obs, 2).
     obs: pd.DataFrame
     scores: pd.DataFrame
@@ -47,8 +53,12 @@ class Results:
     contrasts: pd.DataFrame
     #: de/summary.json.
     de_summary: dict[str, Any] = field(default_factory=dict)
+    #: Of each contrast, by its name: the model's table, and that of all measured genes where there is one.
     de: dict[str, pd.DataFrame]
+    de_all_genes: dict[str, pd.DataFrame] = field(default_factory=dict)
     resolved: dict[str, Any]
+    #: What the steps say that they did.
+    methods: Methods = field(default_factory=lambda: Methods([], []))
     #: Path of the figures' folder from the page.
     figures: str
     #: Wall times of the jobs of each step, in seconds.

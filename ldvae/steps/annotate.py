@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import warnings
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ from ldvae import results as layout
 from ldvae.config import AnnotateConfig
 from ldvae.errors import InputError
 from ldvae.io import atomic, read_h5ad
+from ldvae.methods import Sentence
 from ldvae.names import find_own, own_name
 
 if TYPE_CHECKING:
@@ -151,3 +153,25 @@ def add_embedding(adata: AnnData, config: AnnotateConfig) -> None:
             key_added=leiden,
         )
     logger.info("%d cells in %d clusters.", adata.n_obs, adata.obs[leiden].nunique())
+
+
+# What the methods section says
+
+REFERENCES = {
+    "umap": "McInnes L, Healy J, Melville J. UMAP: uniform manifold approximation and projection for dimension "
+    "reduction. arXiv:1802.03426 (2018).",
+    "leiden": "Traag VA, Waltman L, van Eck NJ. From Louvain to Leiden: guaranteeing well-connected communities. "
+    "Scientific Reports 9, 5233 (2019). doi:10.1038/s41598-019-41695-z",
+}
+
+
+def methods(settings: dict[str, Any], clustered: bool) -> Iterator[Sentence]:
+    """How cells are shown and grouped, from the options that annotated.h5ad keeps."""
+    neighbors = f" (the {settings['n_neighbors']} nearest cells)" if "n_neighbors" in settings else ""
+    text = f"Cells are shown by UMAP [@umap] of the latent space{neighbors}"
+    tools = ["scanpy.tl.umap"]
+    if clustered:
+        resolution = f" at resolution {settings['resolution']:g}" if "resolution" in settings else ""
+        text += f" and grouped by Leiden clustering [@leiden]{resolution}"
+        tools.append("scanpy.tl.leiden")
+    yield Sentence(text + ".", REFERENCES, tuple(tools))

@@ -20,24 +20,36 @@ from ldvae import pl
 from ldvae import results as layout
 from ldvae.config import DeConfig
 from ldvae.errors import InputError, suggestion
-from ldvae.io import atomic, collected_warnings, group_names, obs_column, read_h5ad, write_json, write_table
+from ldvae.io import (
+    MAX_CELLS,
+    atomic,
+    collected_warnings,
+    group_names,
+    read_h5ad,
+    thinned,
+    write_json,
+    write_table,
+)
+from ldvae.markers import methods as methods_of_ranks
+from ldvae.markers import rank_sum_test
+from ldvae.methods import Sentence
 from ldvae.names import find_own
 from ldvae.pl.de import called as called_genes
 from ldvae.pl.style import styled
+from ldvae.programs import doubtful_replicates
 
 if TYPE_CHECKING:
     from ldvae.model import LinearSCVI
-from ldvae.markers import rank_sum_test
 
 logger = logging.getLogger(__name__)
 
 REST = "rest"
 COLUMNS = (
     *("contrast", "file", "group1", "group2", "within", "column", "n1", "n2", "pseudobulk", "n_de"),
-    *("file_all_genes", "n_ranked", "n_both", "reason"),
+    *("file_all_genes", "n_ranked", "n_pseudobulk", "n_both", "reason"),
 )
 MIN_AUC = 0.6  # of a gene that the rank-sum test calls, or 1 - MIN_AUC: with many cells, smaller shifts are certain too
-MAX_CELLS = 20_000  # of a side in the rank-sum test; beyond them an AUC changes in the third digit
+BULK_COLUMNS = ["pseudobulk_lfc", "pseudobulk_p", "pseudobulk_padj"]
 
 
 class Contrast(NamedTuple):
@@ -67,13 +79,14 @@ def de(*, results: Path, config: DeConfig = DeConfig()) -> None:
 
     Notes
     -----
-    The model compares posterior samples of the expected proportions (mode "change"): `proba_de` is how likely the log2
-    fold change exceeds `delta`. It knows nothing of the variation between donors; the pseudobulk check does. It sums
-    the counts of each replicate and side, and fits DESeq2's model, with the replicate in the design where at least
-    two replicates are on both sides.
+    All measured genes are compared by the Wilcoxon rank-sum test of the counts, with cells as units. Where there are
+    replicates, pseudobulks of all measured genes come first: the counts of each replicate and side are summed, and
+    DESeq2's model is fitted, with the replicate in the design where at least two replicates are on both sides.
 
-    The model knows the genes that were chosen for it. All measured genes are compared by the Wilcoxon rank-sum test of
-    the counts, with cells as units.
+    The model is the second opinion, on the genes that were chosen for it: it compares posterior samples of the expected
+    proportions (mode "change"), and `proba_de` is how likely the log2 fold change exceeds `delta`. It knows nothing of
+    the variation between donors. `both` are the genes that it calls and that the first test of the counts calls too
+    (pseudobulks where there are replicates, ranks otherwise), in the same direction.
 
     References
     ----------
@@ -91,39 +104,48 @@ def de(*, results: Path, config: DeConfig = DeConfig()) -> None:
     with collected_warnings() as skipped:
         contrasts = find_contrasts(adata.obs, config)
     model = LinearSCVI.load(layout.MODEL.existing(results, run=layout.BEST.read(results)["run"]), adata)
-    replicates = None
-    if config.replicate_key is not None:
-        replicates = obs_column(adata.obs, config.replicate_key).astype(str).to_numpy()
-
     measured = read_h5ad(layout.FILTERED.existing(results), backed="r")
     position = measured.obs_names.get_indexer(adata.obs_names)
+    bulks, doubtful = None, []
+    if config.replicate_key is not None:
+        replicates = group_names(existing_column(adata.obs, config.replicate_key))
+        doubtful = doubtful_replicates(replicates, config.replicate_key)
+        keys = [adata.obs[name] for name in sorted(str(column) for column in columns if column)]
+        bulks = sum_by_replicate(measured, position, replicates.to_numpy(), keys)
 
     rows: list[dict[str, Any]] = []
     with atomic(layout.DE.at(results)) as folder:
         folder.mkdir()
         tables = chain.from_iterable(model_based(model, adata, block, config) for block in blocks(contrasts))
         for contrast, table, name, stem in zip(contrasts, tables, *distinct_names(contrasts), strict=True):
-            bulk = None if replicates is None else pseudobulk(adata, contrast, replicates, config)
-            if bulk is not None:
-                table = table.join(bulk)
-            called = table[f"is_de_fdr_{config.fdr}"].astype(bool)
             ranked = all_genes(measured, position, contrast, config)
-            both = called & ranked["called"].reindex(table.index) & same_direction(table, ranked)
-            table = table.join(ranked[["auc", "wilcoxon_padj", "detected1", "detected2"]]).assign(both=both)
+            n_pseudobulk, untested = None, ""
+            if bulks is not None:
+                bulk, untested = pseudobulk(bulks, contrast, config)
+                if bulk is not None:
+                    ranked = ranked.join(bulk)
+                    n_pseudobulk = int((bulk["pseudobulk_padj"] < config.fdr).sum())
+            called = table[f"is_de_fdr_{config.fdr}"].astype(bool)
+            both = called & called_by_counts(ranked, config).reindex(table.index) & same_direction(table, ranked)
+            shown = [column for column in BULK_COLUMNS if column in ranked]
+            table = table.join(ranked[["auc", "wilcoxon_padj", "detected1", "detected2", *shown]]).assign(both=both)
             n_de = int(called.sum())
             write_table(table, folder / f"{stem}.tsv.gz", index="gene")
             write_table(ranked, folder / f"{stem}.all_genes.tsv.gz", index="gene")
             draw_volcano(table, name, folder / f"{stem}.png")
             values = (name, f"{stem}.tsv.gz", contrast.group1, contrast.group2, contrast.within, contrast.column)
-            sizes = (len(contrast.rows1), len(contrast.rows2), bulk is not None, n_de)
-            found = (f"{stem}.all_genes.tsv.gz", int(ranked["called"].sum()), int(both.sum()))
-            rows.append(dict(zip(COLUMNS, (*values, *sizes, *found, why_none(table, config)), strict=True)))
+            sizes = (len(contrast.rows1), len(contrast.rows2), n_pseudobulk is not None, n_de)
+            found = (f"{stem}.all_genes.tsv.gz", int(ranked["called"].sum()), n_pseudobulk, int(both.sum()))
+            reasons = (untested, why_no_count(ranked, config), why_none(table, config))
+            reason = " ".join(text for text in reasons if text)
+            rows.append(dict(zip(COLUMNS, (*values, *sizes, *found, reason), strict=True)))
             logger.info(
-                "%s: %d against %d cells; %d genes differ by the model, %d of all by ranks, %d by both.",
-                name, *sizes[:2], n_de, *found[1:],
+                "%s: %d against %d cells; %d genes differ by the model, %d of all by ranks, %s by pseudobulks, %d by "
+                "the model and the counts.",
+                name, *sizes[:2], n_de, found[1], "none" if n_pseudobulk is None else n_pseudobulk, found[3],
             )  # fmt: skip
         write_table(pd.DataFrame(rows, columns=list(COLUMNS)), folder / "contrasts.tsv")
-        write_json({"warnings": skipped, "settings": config.model_dump()}, folder / "summary.json")
+        write_json({"warnings": [*skipped, *doubtful], "settings": config.model_dump()}, folder / "summary.json")
     measured.file.close()
 
 
@@ -266,21 +288,15 @@ def all_genes(measured: AnnData, position: np.ndarray, contrast: Contrast, confi
     contrast
         The two groups, as rows of the modelled cells.
     config
-        False discovery rate of a call, and the seed of the cells that are drawn where a side has very many.
+        False discovery rate of a call.
 
     Returns
     -------
     DataFrame
         As `ldvae.markers.rank_sum_test` returns it, with `called`: below the false discovery rate, and an AUC of at
-        least 0.6 or at most 0.4.
+        least 0.6 or at most 0.4. Of a side with more than 20,000 cells, every so-many-th is compared.
     """
-    rng = np.random.default_rng(config.seed)
-    sides = []
-    for rows in (contrast.rows1, contrast.rows2):
-        if len(rows) > MAX_CELLS:
-            rows = rng.choice(rows, MAX_CELLS, replace=False)
-            logger.info("%s: ranks are compared in %d cells of a side, drawn at random.", contrast.name, MAX_CELLS)
-        sides.append(np.sort(position[rows]))
+    sides = [np.sort(position[thinned(rows)]) for rows in (contrast.rows1, contrast.rows2)]
     counts = sparse.vstack([sparse.csr_matrix(measured.X[rows]) for rows in sides], format="csr")
     n1 = len(sides[0])
     table = rank_sum_test(counts, list(measured.var_names), np.arange(n1), np.arange(n1, counts.shape[0]))
@@ -289,9 +305,17 @@ def all_genes(measured: AnnData, position: np.ndarray, contrast: Contrast, confi
     return table.iloc[np.argsort(-distance.to_numpy(), kind="stable")]
 
 
+def called_by_counts(ranked: pd.DataFrame, config: DeConfig) -> pd.Series:
+    """Whether the first test of the counts calls a gene: pseudobulks where there are any, else ranks."""
+    if "pseudobulk_padj" in ranked:
+        return ranked["pseudobulk_padj"] < config.fdr
+    return ranked["called"]
+
+
 def same_direction(table: pd.DataFrame, ranked: pd.DataFrame) -> pd.Series:
-    """Whether the model and the ranks say that a gene is higher in the same group, for the genes of the model."""
-    return (table["lfc_median"] > 0) == (ranked["auc"].reindex(table.index) > 0.5)
+    """Whether the model and the counts say that a gene is higher in the same group, for the genes of the model."""
+    higher = ranked["pseudobulk_lfc"] > 0 if "pseudobulk_lfc" in ranked else ranked["auc"] > 0.5
+    return (table["lfc_median"] > 0) == higher.reindex(table.index)
 
 
 def why_none(table: pd.DataFrame, config: DeConfig) -> str:
@@ -308,37 +332,113 @@ def why_none(table: pd.DataFrame, config: DeConfig) -> str:
         return ""
     gene, best = table["proba_de"].idxmax(), table["proba_de"].max()
     return (
-        f"No gene reaches the certainty that a false discovery rate of {config.fdr:g} needs: the likeliest change is "
-        f"that of {gene}, with a probability of {best:.2f}. The model compares expected expression, "
-        "smoothed over similar cells: it separates groups that overlap in its latent space badly."
+        f"The model calls no gene: none reaches the certainty that a false discovery rate of {config.fdr:g} needs; the "
+        f"likeliest change is that of {gene}, with a probability of {best:.2f}. The model compares expected "
+        "expression, smoothed over similar cells: it separates groups that overlap in its latent space badly."
     )
 
 
-def pseudobulk(adata: AnnData, contrast: Contrast, replicates: np.ndarray, config: DeConfig) -> pd.DataFrame | None:
-    """DESeq2's comparison of summed counts; None where either side has fewer than two replicates.
+def why_no_count(ranked: pd.DataFrame, config: DeConfig) -> str:
+    """Why the tests of the counts call no gene; empty where they call some.
 
     Parameters
     ----------
-    adata
-        Raw counts.
+    ranked
+        All measured genes of a contrast, from `all_genes`, with pseudobulks where there are any.
+    config
+        The false discovery rate.
+    """
+    told = []
+    if not ranked["called"].any():
+        certain = ranked[ranked["wilcoxon_padj"] < config.fdr]
+        if len(certain):
+            gene = (certain["auc"] - 0.5).abs().idxmax()
+            told.append(
+                f"The rank-sum test calls no gene: {len(certain):,} of {len(ranked):,} have an adjusted p below "
+                f"{config.fdr:g}, but the largest AUC is that of {gene}, {certain.loc[gene, 'auc']:.2f}, within "
+                f"{1 - MIN_AUC:g} to {MIN_AUC:g}: the groups overlap in every gene."
+            )
+        else:
+            gene, least = ranked["wilcoxon_padj"].idxmin(), ranked["wilcoxon_padj"].min()
+            told.append(f"The rank-sum test calls no gene: the smallest adjusted p is that of {gene}, {least:.2g}.")
+    if "pseudobulk_padj" in ranked and not (ranked["pseudobulk_padj"] < config.fdr).any():
+        known = ranked["pseudobulk_padj"].dropna()
+        least = f": the smallest adjusted p is that of {known.idxmin()}, {known.min():.2g}" if len(known) else ""
+        told.append(f"The pseudobulk test calls no gene{least}. Few replicates find strong and shared changes only.")
+    return " ".join(told)
+
+
+class Bulks(NamedTuple):
+    """Summed counts of all measured genes, from which the pseudobulks of any contrast are made."""
+
+    sums: np.ndarray  # shape (n_parts, n_vars)
+    genes: pd.Index
+    part: np.ndarray  # part of each modelled cell, shape (n_obs,); -1 without a replicate
+    replicates: np.ndarray  # of each modelled cell, shape (n_obs,)
+
+
+def existing_column(obs: pd.DataFrame, key: str) -> pd.Series:
+    """A column of obs, or an InputError; cells without a value stay without."""
+    if key not in obs:
+        raise InputError(f"There is no obs column {key!r}.{suggestion(key, obs.columns)}")
+    return obs[key]
+
+
+def sum_by_replicate(
+    measured: AnnData, position: np.ndarray, replicates: np.ndarray, columns: list[pd.Series]
+) -> Bulks:
+    """Sum the counts of all measured genes over the cells that no contrast tells apart, in one pass.
+
+    Parameters
+    ----------
+    measured
+        Raw counts of all measured genes, backed by its file.
+    position
+        Row of each modelled cell in `measured`, shape (n_obs,).
+    replicates
+        Replicate of each modelled cell, shape (n_obs,); missing ones are in no sum.
+    columns
+        Obs columns by which the contrasts divide the cells.
+    """
+    keys = pd.DataFrame({str(i): pd.factorize(column)[0] for i, column in enumerate(columns)})
+    keys["replicate"] = pd.factorize(replicates)[0]
+    part = keys.groupby(list(keys), sort=False).ngroup().to_numpy()
+    part[pd.isna(replicates)] = -1
+    sums = np.zeros((part.max() + 1, measured.n_vars))
+    rows = np.flatnonzero(part >= 0)
+    rows = rows[np.argsort(position[rows])]
+    for start in range(0, len(rows), MAX_CELLS):
+        own = rows[start : start + MAX_CELLS]
+        counts = sparse.csr_array(sparse.csr_matrix(measured.X[position[own]]))
+        members = sparse.csr_array((np.ones(len(own)), (part[own], np.arange(len(own)))), (len(sums), len(own)))
+        sums += (members @ counts).toarray()
+    return Bulks(sums, measured.var_names, part, replicates)
+
+
+def pseudobulk(bulks: Bulks, contrast: Contrast, config: DeConfig) -> tuple[pd.DataFrame | None, str]:
+    """DESeq2's comparison of summed counts, and why there is none; that needs two replicates on either side.
+
+    Parameters
+    ----------
+    bulks
+        From `sum_by_replicate`.
     contrast
         The two groups.
-    replicates
-        Replicate of each cell, shape (n_obs,).
     config
         Fewest cells of a replicate on a side.
 
     Returns
     -------
     DataFrame
-        pseudobulk_lfc (log2, group 1 over group 2), pseudobulk_p and pseudobulk_padj, indexed by gene.
+        pseudobulk_lfc (log2, group 1 over group 2), pseudobulk_p and pseudobulk_padj, indexed by measured gene.
     """
     sums, samples = [], []
     for side, rows in (("one", contrast.rows1), ("two", contrast.rows2)):
-        for replicate in np.unique(replicates[rows]):
-            cells = rows[replicates[rows] == replicate]
+        rows = rows[bulks.part[rows] >= 0]
+        for replicate in sorted(set(bulks.replicates[rows])):
+            cells = rows[bulks.replicates[rows] == replicate]
             if len(cells) >= config.min_cells:
-                sums.append(np.asarray(adata.X[cells].sum(axis=0)).ravel())
+                sums.append(bulks.sums[np.unique(bulks.part[cells])].sum(axis=0))
                 samples.append((side, replicate))
     table = pd.DataFrame(samples, columns=["side", "replicate"], index=[f"{side}_{name}" for side, name in samples])
     paired = table["replicate"].value_counts().loc[lambda n: n == 2].index
@@ -347,20 +447,21 @@ def pseudobulk(adata: AnnData, contrast: Contrast, replicates: np.ndarray, confi
         table, design = table[table["replicate"].isin(paired)], "~replicate + side"
     n = table["side"].value_counts().reindex(["one", "two"], fill_value=0)
     if n.min() < 2:
-        logger.warning(
-            "%s: no pseudobulk check, with %d and %d replicates of at least %d cells; it needs 2.",
-            contrast.name, n["one"], n["two"], config.min_cells,
-        )  # fmt: skip
-        return None
-    bulk = pd.DataFrame(np.array(sums), index=[f"{side}_{name}" for side, name in samples], columns=adata.var_names)
+        reason = (
+            f"There is no pseudobulk test, with {n['one']} and {n['two']} replicates of at least {config.min_cells} "
+            "cells; it needs 2."
+        )
+        logger.warning("%s: %s", contrast.name, reason)
+        return None, reason
+    bulk = pd.DataFrame(np.array(sums), index=[f"{side}_{name}" for side, name in samples], columns=bulks.genes)
     bulk = bulk.loc[table.index].astype(np.int64)
     try:
         result = deseq2(bulk.loc[:, bulk.sum() >= 10], table, design)
-    except Exception as error:  # few genes or samples break its fits in many ways; it is a check, not the result
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        logger.warning("%s: the pseudobulk check failed: %s", contrast.name, reason)
-        return None
-    return result.reindex(adata.var_names)
+    except Exception as error:  # few genes or samples break its fits in many ways; the other tests remain
+        reason = f"The pseudobulk test failed: {(str(error).strip().splitlines() or [type(error).__name__])[0]}"
+        logger.warning("%s: %s", contrast.name, reason)
+        return None, reason
+    return result.reindex(bulks.genes), ""
 
 
 def deseq2(counts: pd.DataFrame, samples: pd.DataFrame, design: str) -> pd.DataFrame:
@@ -393,3 +494,53 @@ def draw_volcano(table: pd.DataFrame, title: str, path: Path) -> None:
     pl.volcano(table, ax=axes[0])
     with atomic(path) as temporary:
         figure.savefig(temporary, dpi=130, metadata={"Software": None})
+
+
+# What the methods section says
+
+REFERENCES = {
+    "scvi": "Lopez R, Regier J, Cole MB, Jordan MI, Yosef N. Deep generative modeling for single-cell "
+    "transcriptomics. Nature Methods 15, 1053–1058 (2018). doi:10.1038/s41592-018-0229-2",
+    "boyeau": "Boyeau P, Regier J, Gayoso A, Jordan MI, Lopez R, Yosef N. An empirical Bayes method for "
+    "differential expression analysis of single cells with deep generative models. PNAS 120, e2209124120 "
+    "(2023). doi:10.1073/pnas.2209124120",
+    "deseq2": "Love MI, Huber W, Anders S. Moderated estimation of fold change and dispersion for RNA-seq data with "
+    "DESeq2. Genome Biology 15, 550 (2014). doi:10.1186/s13059-014-0550-8",
+    "pydeseq2": "Muzellec B, Teleńczuk M, Cabeli V, Andreux M. PyDESeq2: a python package for bulk RNA-seq "
+    "differential expression analysis. Bioinformatics 39, btad547 (2023). "
+    "doi:10.1093/bioinformatics/btad547",
+    "squair": "Squair JW, Gautier M, Kathe C, et al. Confronting false discoveries in single-cell differential "
+    "expression. Nature Communications 12, 5692 (2021). doi:10.1038/s41467-021-25960-2",
+}
+
+
+def methods(settings: dict[str, Any], contrasts: pd.DataFrame, run: str) -> Iterator[Sentence]:
+    """How groups were compared, with the options that ran.
+
+    Parameters
+    ----------
+    settings
+        Of de/summary.json.
+    contrasts
+        de/contrasts.tsv.
+    run
+        The run whose model was asked.
+    """
+    config = DeConfig(**settings)
+    yield from methods_of_ranks(config.fdr, MIN_AUC)
+    if contrasts["pseudobulk"].astype(bool).any():
+        yield Sentence(
+            f"Counts of all measured genes were summed per {config.replicate_key} and group, where a replicate had at "
+            f"least {config.min_cells} cells, and these pseudobulks were tested with PyDESeq2 [@pydeseq2; @deseq2], "
+            "the replicate in the design where two or more were on both sides; they were believed first, since "
+            "cells of one replicate are no independent units [@squair].",
+            REFERENCES,
+            ("pydeseq2.dds", "pydeseq2.ds"),
+        )
+    yield Sentence(
+        f"As a second opinion, differential expression was read off the posterior of run {run} as the probability of a "
+        f"log2 fold change beyond {config.delta:g} [@scvi; @boyeau] in {len(contrasts)} "
+        f"contrast{'s' if len(contrasts) > 1 else ''}; genes were called at an expected false discovery rate of "
+        f"{config.fdr:.0%}.",
+        REFERENCES,
+    )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,7 +13,8 @@ from scipy import sparse
 
 from ldvae import results as layout
 from ldvae.config import ProgramsConfig, RotationConfig
-from ldvae.io import atomic, read_gmt, read_h5ad, write_json, write_table
+from ldvae.io import atomic, read_gmt, read_h5ad, thinned, write_json, write_table
+from ldvae.methods import Sentence
 from ldvae.names import find_own
 from ldvae.programs import (
     Frame,
@@ -20,6 +23,7 @@ from ldvae.programs import (
     compare_conditions,
     describe,
     donor_means,
+    doubtful_replicates,
     effects_on_all_genes,
     enrichment,
     frame,
@@ -28,11 +32,13 @@ from ldvae.programs import (
     technical_flags,
     top_genes,
 )
+from ldvae.programs.donors import methods as methods_of_donors
+from ldvae.programs.effects import methods as methods_of_effects
+from ldvae.programs.evidence import methods as methods_of_evidence
+from ldvae.programs.find import methods as methods_of_consensus
 from ldvae.steps.select import find, read_factors, read_programs
 
 logger = logging.getLogger(__name__)
-
-MAX_CELLS = 20_000  # of the regression on all genes, which holds their counts in memory
 
 
 def programs(*, results: Path, config: ProgramsConfig = ProgramsConfig()) -> None:
@@ -78,6 +84,8 @@ def programs(*, results: Path, config: ProgramsConfig = ProgramsConfig()) -> Non
     write_table(related, layout.ASSOCIATIONS.at(results))
     write_table(enriched, layout.ENRICHMENT.at(results))
     means = by_donor(found, obs, config, labels_key)
+    donor = config.replicate_key
+    doubtful = doubtful_replicates(obs[donor], donor) if donor is not None and len(means) else []
     write_table(means, layout.DONOR_MEANS.at(results))
     write_table(compare_conditions(means), layout.DONORS.at(results))
     write_gmt(gene_sets(found), layout.GMT.at(results))
@@ -92,7 +100,7 @@ def programs(*, results: Path, config: ProgramsConfig = ProgramsConfig()) -> Non
             "outliers": choice["outliers"],
             "n_obs": len(found.scores),
             "intercept": found.intercept,
-            "warnings": found.warnings,
+            "warnings": [*found.warnings, *doubtful],
             "settings": config.model_dump(),
         },
         layout.PROGRAMS_SUMMARY.at(results),
@@ -137,7 +145,7 @@ def on_all_genes(scores: pd.DataFrame, filtered: Path) -> pd.DataFrame:
         read.
     """
     measured = read_h5ad(filtered, backed="r")
-    chosen = np.unique(np.linspace(0, len(scores) - 1, MAX_CELLS).astype(int))
+    chosen = thinned(np.arange(len(scores)))
     position = measured.obs_names.get_indexer(scores.index[chosen])
     order = np.argsort(position)
     counts = sparse.csr_matrix(measured.X[position[order]])
@@ -166,3 +174,26 @@ def write_model(model: Frame, path: Path) -> None:
     """Write what scoring other cells needs, as plain arrays."""
     with atomic(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **model._asdict())
+
+
+# What the methods section says
+
+
+def methods(summary: dict[str, Any], n_programs: int, libraries: list[str]) -> Iterator[Sentence]:
+    """What the methods used say of themselves, with the options that ran.
+
+    Parameters
+    ----------
+    summary
+        Contents of programs/summary.json.
+    n_programs
+        Number of programs.
+    libraries
+        Names of the gene sets that were tested.
+    """
+    settings = summary.get("settings", {})
+    yield from methods_of_consensus(summary, n_programs)
+    yield methods_of_effects()
+    if settings.get("replicate_key") and settings.get("condition_key"):
+        yield methods_of_donors(settings)
+    yield from methods_of_evidence(libraries)

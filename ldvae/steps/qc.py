@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -27,6 +28,8 @@ from ldvae.io import (
     write_json,
     write_table,
 )
+from ldvae.methods import Sentence
+from ldvae.methods import listed as phrase
 from ldvae.names import own_name
 
 logger = logging.getLogger(__name__)
@@ -397,3 +400,76 @@ def effective_thresholds(limits: list[Limit]) -> dict[str, dict[str, dict[str, f
                 known = entry[side]
                 entry[side] = float(value) if known is None else tighter(known, float(value))
     return thresholds
+
+
+# What the methods section says
+
+REFERENCES = {
+    "scanpy": "Wolf FA, Angerer P, Theis FJ. SCANPY: large-scale single-cell gene expression data analysis. Genome "
+    "Biology 19, 15 (2018). doi:10.1186/s13059-017-1382-0",
+    "anndata": "Virshup I, Rybakov S, Theis FJ, Angerer P, Wolf FA. anndata: access and store annotated data "
+    "matrices. Journal of Open Source Software 9, 4371 (2024). doi:10.21105/joss.04371",
+    "scrublet": "Wolock SL, Lopez R, Klein AM. Scrublet: computational identification of cell doublets in single-cell "
+    "transcriptomic data. Cell Systems 8, 281–291 (2019). doi:10.1016/j.cels.2018.11.005",
+}
+
+
+def methods(summary: dict[str, Any], versions: dict[str, str]) -> Iterator[Sentence]:
+    """What was read, which limits were kept, how doublets were treated.
+
+    Parameters
+    ----------
+    summary
+        Contents of qc/summary.json.
+    versions
+        Of the packages, with the commit if there is one.
+    """
+    version, commit = versions.get("ldvae", ""), versions.get("commit", "")
+    yield Sentence(
+        f"Raw counts of {summary['n_obs_before']:,} cells and {summary['n_vars_before']:,} genes were analysed with "
+        f"ldvae{f' {version}' if version else ''}{f' (commit {commit[:10]})' if commit else ''}, which builds on "
+        "scanpy [@scanpy] and anndata [@anndata].",
+        REFERENCES,
+        ("scanpy", "anndata"),
+    )
+    limits = limits_in_words(summary.get("thresholds", {}))
+    kept = f"{summary['n_obs_after']:,} cells and {summary['n_vars_after']:,} genes"
+    text = f"Cells were kept with {phrase(limits, 12)}; {kept} passed." if limits else f"{kept} passed quality control."
+    settings = summary.get("settings", {})
+    if n_mads := settings.get("n_mads"):
+        text += f" Limits for outliers lie {n_mads:g} median absolute deviations from the median, batch by batch."
+    if (least := settings.get("min_cells", 0)) > 1:
+        text += f" Genes were kept that were seen in at least {least} cells."
+    yield Sentence(text)
+    doublets = summary.get("doublets") or {}
+    if doublets.get("mode") in ("annotate", "filter"):
+        where = " in each batch" if len(summary.get("per_batch", {})) > 1 else ""
+        done = "removed" if doublets["mode"] == "filter" else "marked but kept"
+        text = f"Doublets were predicted with Scrublet [@scrublet]{where} and {done}"
+        yield Sentence(f"{text} ({doublets.get('n_predicted', 0):,} cells).", REFERENCES, ("scanpy.pp.scrublet",))
+
+
+WORDS = {
+    "total_counts": "total counts",
+    "n_genes_by_counts": "detected genes",
+    "pct_counts_mt": "% mitochondrial counts",
+    "pct_counts_ribo": "% ribosomal counts",
+    "pct_counts_hb": "% haemoglobin counts",
+    "doublet_score": "doublet score",
+}
+
+
+def limits_in_words(thresholds: dict[str, dict[str, dict[str, float | None]]]) -> list[str]:
+    """Limits in words: one number when all batches share it, the range over batches when not."""
+    found = []
+    for metric, of_batches in thresholds.items():
+        for bound, word in (("lower", "at least"), ("upper", "at most")):
+            limits = (limit.get(bound) for limit in of_batches.values())
+            values = sorted({value for value in limits if value is not None and np.isfinite(value)})
+            # One count at least is no choice: a cell without counts cannot be modelled.
+            if not values or (metric == "total_counts" and values[-1] <= 1):
+                continue
+            ends = [f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in (values[0], values[-1])]
+            span = ends[0] if len(values) == 1 else f"{ends[0]} to {ends[1]} (by batch)"
+            found.append(f"{word} {span} {WORDS.get(metric, metric)}")
+    return found

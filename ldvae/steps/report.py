@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +16,21 @@ from ldvae import results as layout
 from ldvae.config import SECTIONS, ReportConfig, expand_sweep, named
 from ldvae.errors import InputError
 from ldvae.io import atomic, plain, read_table, write_json
+from ldvae.methods import Sentence, numbered
 from ldvae.names import find_own
 from ldvae.report.page import render_report
 from ldvae.report.results import Results
+from ldvae.steps.annotate import methods as methods_of_cells
+from ldvae.steps.de import methods as methods_of_contrasts
+from ldvae.steps.programs import methods as methods_of_programs
+from ldvae.steps.qc import methods as methods_of_qc
+from ldvae.steps.select import methods as methods_of_choice
+from ldvae.steps.setup import methods as methods_of_setup
+from ldvae.steps.train import methods as methods_of_training
 
 logger = logging.getLogger(__name__)
 
-CONTRAST_TEXT = ("contrast", "group1", "group2", "within", "column")
+CONTRAST_TEXT = ("contrast", "group1", "group2", "within", "column", "reason")
 
 
 def report(*, results: Path, benchmarks: Path | None = None, config: ReportConfig = ReportConfig()) -> None:
@@ -46,7 +56,7 @@ def report(*, results: Path, benchmarks: Path | None = None, config: ReportConfi
     cells = _read_annotated(layout.ANNOTATED.existing(results))
     qc, setup = layout.QC_SUMMARY.read(results), layout.SETUP_SUMMARY.read(results)
     programs_summary = layout.PROGRAMS_SUMMARY.read(results)
-    programs = layout.PROGRAMS.read_table(results)
+    programs, settings = layout.PROGRAMS.read_table(results), layout.SETTINGS.read_table(results)
     # Steps that are called by hand may have no config: all that is there is then shown.
     resolved = layout.RESOLVED.read(results) if layout.RESOLVED.at(results).exists() else {}
     compared = bool(resolved["de"]["contrasts"]) if "de" in resolved else layout.DE.at(results).exists()
@@ -64,6 +74,22 @@ def report(*, results: Path, benchmarks: Path | None = None, config: ReportConfi
             "de": de_summary.get("settings", {}),
         }
         refuse_other_options(resolved, made, runs)
+    enriched = layout.ENRICHMENT.read_table(results)
+    chosen = list(dict.fromkeys([choice["run"], *(run for run in choice["runs"] if run in runs)]))
+    options = {"n_latent": choice["n_latent"]} | resolved.get("model", {}) | resolved.get("train", {})
+    paragraphs = [
+        [*methods_of_qc(qc, runs[choice["run"]].get("versions", {})), *methods_of_setup(setup)],
+        [
+            *methods_of_training([runs[run] for run in chosen], options, setup.get("fields", {}).get("batch_key", "")),
+            *methods_of_choice(choice, len(settings), len(selected)),
+        ],
+        methods_of_programs(programs_summary, len(programs), sorted(enriched["library"].astype(str).unique())),
+        [
+            *methods_of_cells(cells["settings"], find_own("leiden", cells["obs"]) in cells["obs"]),
+            *(methods_of_contrasts(de_summary.get("settings", {}), contrasts, choice["run"]) if len(contrasts) else ()),
+            *methods_of_engine(benchmarks is not None and bool(_read_benchmarks(benchmarks, dataset))),
+        ],
+    ]
     page, documents, found = render_report(
         Results(
             dataset=dataset,
@@ -74,7 +100,7 @@ def report(*, results: Path, benchmarks: Path | None = None, config: ReportConfi
             histories={name: pd.read_csv(layout.HISTORY.existing(results, run=name)) for name in names},
             fit=layout.PPC.read_table(results, run=choice["run"]),
             runs=selected,
-            settings=layout.SETTINGS.read_table(results),
+            settings=settings,
             correlations=layout.CORRELATIONS.read_table(results),
             best=choice,
             programs=programs,
@@ -82,16 +108,21 @@ def report(*, results: Path, benchmarks: Path | None = None, config: ReportConfi
             consensus=layout.CONSENSUS.read_table(results),
             stability=layout.STABILITY.read_table(results),
             associations=layout.ASSOCIATIONS.read_table(results),
-            enrichment=layout.ENRICHMENT.read_table(results),
+            enrichment=enriched,
             programs_summary=programs_summary,
+            donors=layout.DONORS.read_table(results),
+            donor_means=layout.DONOR_MEANS.read_table(results),
+            all_genes=layout.ALL_GENES.read_table(results),
             obs=cells["obs"],
             scores=pd.DataFrame(cells["scores"], columns=programs.index, index=cells["obs"].index),
             umap=cells["umap"],
             colors=cells["colors"],
             contrasts=contrasts,
             de_summary=de_summary,
-            de=_read_contrasts(contrasts, layout.DE.at(results)),
+            de=_read_contrasts(contrasts, layout.DE.at(results), "file"),
+            de_all_genes=_read_contrasts(contrasts, layout.DE.at(results), "file_all_genes"),
             resolved=resolved,
+            methods=numbered(paragraphs),
             figures=layout.FIGURES.path,
             seconds=_read_benchmarks(benchmarks, dataset) if benchmarks else {},
         ),
@@ -105,6 +136,22 @@ def report(*, results: Path, benchmarks: Path | None = None, config: ReportConfi
         temporary.write_text(page, encoding="utf-8")
     write_json({**found, "page": layout.PAGE.path}, layout.REPORT_SUMMARY.at(results))
     logger.info("%s: %.1f MB, %d figures.", layout.PAGE.at(results), len(page.encode()) / 1e6, len(documents))
+
+
+ENGINES = {
+    "snakemake": "Mölder F, Jablonski KP, Letcher B, et al. Sustainable data analysis with Snakemake. F1000Research "
+    "10, 33 (2021). doi:10.12688/f1000research.29032.2",
+    "nextflow": "Di Tommaso P, Chatzou M, Floden EW, et al. Nextflow enables reproducible computational workflows. "
+    "Nature Biotechnology 35, 316–319 (2017). doi:10.1038/nbt.3820",
+}
+
+
+def methods_of_engine(benchmarked: bool) -> Iterator[Sentence]:
+    """Which engine ran the steps: only Snakemake writes benchmarks, only Nextflow names its process."""
+    if benchmarked:
+        yield Sentence("The steps were run by Snakemake [@snakemake].", ENGINES)
+    elif os.environ.get("LDVAE_PROCESS"):
+        yield Sentence("The steps were run by Nextflow [@nextflow].", ENGINES)
 
 
 def refuse_other_options(
@@ -166,14 +213,14 @@ def _read_annotated(path: Path) -> dict[str, Any]:
     return {"obs": obs, "scores": scores, "umap": umap, "colors": colors, "settings": settings}
 
 
-def _read_contrasts(contrasts: pd.DataFrame, folder: Path) -> dict[str, pd.DataFrame]:
-    """The table of each contrast, by its name."""
+def _read_contrasts(contrasts: pd.DataFrame, folder: Path, column: str) -> dict[str, pd.DataFrame]:
+    """The table of each contrast that a column of contrasts.tsv names, by the name of the contrast."""
     found = {}
-    for row in contrasts.itertuples():
-        path = folder / str(row.file)
+    for row in contrasts.to_dict("records") if column in contrasts else []:
+        path = folder / str(row[column])
         if not path.exists():
             raise InputError(f"{path} is not there, but {folder / 'contrasts.tsv'} lists it. Run `ldvae de` again.")
-        found[str(row.contrast)] = read_table(path, text=("gene", "group1", "group2"))
+        found[str(row["contrast"])] = read_table(path, text=("gene", "group1", "group2"))
     return found
 
 

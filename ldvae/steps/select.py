@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from ldvae import results as layout
 from ldvae.config import RotationConfig, SelectConfig
 from ldvae.errors import InputError
 from ldvae.io import atomic, write_json, write_table
+from ldvae.methods import Sentence, listed
 from ldvae.pl.choice import Selection
 from ldvae.pl.style import styled
 from ldvae.programs import Programs, find_programs, gauge, information, outliers, reproducible_rank
@@ -306,3 +307,18 @@ def draw_error(runs: pd.DataFrame, settings: pd.DataFrame, criterion: Selection,
         lower.set_visible(False)
     with atomic(path) as temporary:
         figure.savefig(temporary, metadata={"Date": None})
+
+
+# What the methods section says
+
+
+def methods(choice: dict[str, Any], n_settings: int, n_runs: int) -> Iterator[Sentence]:
+    """How one setting was chosen and which runs were left out, from select/best.json."""
+    if n_settings > 1:
+        reason = str(choice["reason"]).strip()
+        reason = reason[:1].upper() + reason[1:] + ("" if reason.endswith(".") else ".")
+        yield Sentence(f"{n_settings} settings were compared over {n_runs} runs. {reason}")
+    if choice.get("outliers"):
+        mads = choice.get("settings", {}).get("outlier_mads")
+        beyond = f" by more than {mads:g} median absolute deviations of their ELBO" if mads else ""
+        yield Sentence(f"Runs that fitted worse than the others{beyond} were left out: {listed(choice['outliers'])}.")

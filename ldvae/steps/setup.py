@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -27,6 +27,7 @@ from ldvae.io import (
     write_json,
     write_table,
 )
+from ldvae.methods import Sentence
 from ldvae.names import own_name
 
 logger = logging.getLogger(__name__)
@@ -329,3 +330,37 @@ def spread(n: int, share: float) -> np.ndarray:
     """
     steps = np.floor(np.arange(n + 1) * (round(n * share) / max(1, n)) + 0.5)
     return np.diff(steps).astype(bool)
+
+
+# What the methods section says
+
+REFERENCES = {
+    "seurat_v3": "Stuart T, Butler A, Hoffman P, et al. Comprehensive integration of single-cell data. Cell 177, "
+    "1888–1902 (2019). doi:10.1016/j.cell.2019.05.031",
+    "pearson_residuals": "Lause J, Berens P, Kobak D. Analytic Pearson residuals for normalization of single-cell "
+    "RNA-seq UMI data. Genome Biology 22, 258 (2021). doi:10.1186/s13059-021-02451-7",
+}
+
+
+def methods(summary: dict[str, Any]) -> Iterator[Sentence]:
+    """How genes were chosen and cells split, from setup/summary.json."""
+    n_vars = f"{summary['n_vars']:,}"
+    variable = "scanpy.pp.highly_variable_genes"
+    match summary.get("method"):
+        case "seurat_v3":
+            text = f"The {n_vars} most variable genes were chosen by the method of Seurat v3 [@seurat_v3]."
+            yield Sentence(text, REFERENCES, (variable,))
+        case "pearson_residuals":
+            text = f"The {n_vars} most variable genes were chosen by their Pearson residuals [@pearson_residuals]."
+            yield Sentence(text, REFERENCES, ("scanpy.experimental.pp.highly_variable_genes",))
+        case "list":
+            yield Sentence(f"{n_vars} genes of a given list were used.")
+        case _:
+            yield Sentence(f"All {n_vars} genes were used.")
+    fields = summary.get("fields", {})
+    strata = summary.get("settings", {}).get("stratify_by") or fields.get("labels_key") or fields.get("batch_key")
+    how = f"at random, in equal shares of each level of {strata}" if strata else "at random"
+    yield Sentence(
+        f"The cells were split once {how}: {summary['n_train']:,} for training, {summary['n_validation']:,} for "
+        f"validation, {summary['n_test']:,} for testing."
+    )

@@ -26,7 +26,8 @@ from ldvae.config import TRAINING_VERSION, ComputeConfig, ModelConfig, Run, Trai
 from ldvae.data import Split
 from ldvae.errors import InputError
 from ldvae.io import atomic, read_h5ad, write_json, write_table
-from ldvae.likelihoods import Moments
+from ldvae.likelihoods import LIKELIHOODS, Moments
+from ldvae.methods import Sentence
 from ldvae.model import LinearSCVI, pick_device, progress_bar
 from ldvae.module import LDVAE
 from ldvae.names import find_own
@@ -351,3 +352,61 @@ def some(rows: np.ndarray, n: int) -> np.ndarray:
 def generator() -> torch.Generator:
     """The noise of an evaluation."""
     return torch.Generator().manual_seed(EVALUATION_SEED)
+
+
+# What the methods section says
+
+REFERENCES = {
+    "ldvae": "Svensson V, Gayoso A, Yosef N, Pachter L. Interpretable factor models of single-cell RNA-seq via "
+    "variational autoencoders. Bioinformatics 36, 3418–3421 (2020). doi:10.1093/bioinformatics/btaa169",
+    "scvi": "Lopez R, Regier J, Cole MB, Jordan MI, Yosef N. Deep generative modeling for single-cell "
+    "transcriptomics. Nature Methods 15, 1053–1058 (2018). doi:10.1038/s41592-018-0229-2",
+    "adam": "Kingma DP, Ba J. Adam: a method for stochastic optimization. ICLR (2015). arXiv:1412.6980",
+}
+
+
+def methods(runs: list[dict[str, Any]], options: dict[str, Any], batch_key: str) -> Iterator[Sentence]:
+    """The model and its training, with the options that ran.
+
+    Parameters
+    ----------
+    runs
+        Contents of metrics.json of the runs that the programs were made from, the best first.
+    options
+        Of the config, for what a run did not write down.
+    batch_key
+        Obs column that the model knows as the batch; empty for none.
+    """
+    best = runs[0]
+    options = options | best.get("params", {})
+    text = f"A linearly decoded variational autoencoder [@ldvae; @scvi] with {options['n_latent']} factors"
+    if likelihood := options.get("gene_likelihood", ""):
+        text += f" and {LIKELIHOODS[likelihood].sentence}"
+    if options.get("n_hidden") and options.get("n_layers"):
+        layers = "one hidden layer" if options["n_layers"] == 1 else f"{options['n_layers']} hidden layers"
+        text += f" (encoder: {layers} of {options['n_hidden']} units)"
+    text += f" and {batch_key} as the batch covariate" if batch_key else ""
+    version = best.get("versions", {}).get("torch")
+    text += f" was fitted with Adam [@adam]{f' in PyTorch {version}' if version else ''}{training_in_words(options)}."
+    epochs = sorted({run["epochs"] for run in runs})
+    span = f"{epochs[0]}" if len(epochs) == 1 else f"{epochs[0]} to {epochs[-1]}"
+    stopped = all(run.get("stopped_early") for run in runs)
+    text += f" Training took {span} epochs{', ended by early stopping on the validation ELBO' if stopped else ''}."
+    yield Sentence(text, REFERENCES, ("torch",) if version else ())
+
+
+def training_in_words(options: dict[str, Any]) -> str:
+    """Options of the training in brackets; empty where none is known."""
+    details = []
+    if options.get("lr"):
+        schedule = {"cosine": ", falling to 0 as a cosine", "plateau": ", lowered on plateaus"}
+        details.append(f"learning rate {options['lr']:g}{schedule.get(options.get('schedule', ''), '')}")
+    if options.get("beta2") is not None:
+        details.append(f"beta2 {options['beta2']:g}")
+    if options.get("start_at_mean"):
+        details.append("starting at the mean expression profile")
+    if options.get("batch_size"):
+        details.append(f"minibatches of {options['batch_size']} cells")
+    if options.get("kl_warmup"):
+        details.append(f"weight of KL rising from 0 to 1 over the first {options['kl_warmup']:.0%} of the epochs")
+    return f" ({'; '.join(details)})" if details else ""

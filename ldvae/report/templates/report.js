@@ -174,37 +174,63 @@
   }
 
   /* ---- genes: what one does in every program and contrast ---- */
-  const finder = document.getElementById("genes");
+  const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+  const finder = document.getElementById("genes"), measured = read("measured");
   if (finder && blocks.genes) {
     const form = finder.querySelector("form"), input = form.querySelector("input"), result = document.getElementById("gene-result");
     form.hidden = false;
-    finder.querySelector("datalist").append(...blocks.genes.gene.map((gene) => make("option", { value: gene })));
     const programs = Object.keys(blocks.genes).filter((name) => name !== "gene");
+    const known = measured ? measured.gene : blocks.genes.gene;
+    finder.querySelector("datalist").append(...known.map((gene) => make("option", { value: gene })));
+    const unpacked = {};
+    /* Packed as in page.py: 16 bits a number, effects in steps of 1/2000, z in steps of 1/100. */
+    const packed = (kind, program) => unpacked[`${kind} ${program}`] ??= new Int16Array(bytes(measured[kind][program]).buffer);
+    const at = (list, wanted) => list.findIndex((name) => name.toLowerCase() === wanted);
     const rank = (program, row) => {
       const size = Math.abs(blocks.genes[program][row]);
       return 1 + blocks.genes[program].filter((value) => Math.abs(value) > size).length;
     };
+    const tableOf = (heads, rows) => make("table", {}, make("thead", {}, make("tr", {}, ...heads.map((title, i) => make("th", { scope: "col", className: i ? "n" : "" }, title)))), make("tbody", {}, ...rows));
+    const numeric = (...parts) => make("td", { className: "n" }, ...parts);
     const find = (gene) => {
       const wanted = gene.trim().toLowerCase();
       if (!wanted) return;
-      const row = blocks.genes.gene.findIndex((name) => name.toLowerCase() === wanted);
+      const row = at(blocks.genes.gene, wanted), any = measured ? at(measured.gene, wanted) : -1;
       input.value = gene;
-      if (row < 0) { result.replaceChildren(make("p", {}, `${gene} is not among the genes of the programs.`)); return; }
-      const most = Math.max(...programs.map((program) => Math.abs(blocks.genes[program][row])), 1e-9);
-      const lines = programs.map((program) => {
-        const value = blocks.genes[program][row];
-        const bar = make("span", { className: "bar" }, make("span", {}));
-        bar.firstChild.style.width = `${Math.abs(value) / most * 100}%`;
-        return { value, line: make("tr", {}, make("td", {}, make("a", { href: `#program-${program}` }, program)), make("td", { className: "n" }, bar, show(value)), make("td", { className: "n" }, show(rank(program, row), true))) };
-      }).sort((a, b) => Math.abs(b.value) - Math.abs(a.value));
-      const head = make("tr", {}, make("th", { scope: "col" }, "Program"), make("th", { scope: "col", className: "n" }, "Loading"), make("th", { scope: "col", className: "n" }, "Rank by size"));
-      const parts = [make("h4", { className: "gene" }, blocks.genes.gene[row]), make("table", {}, make("thead", {}, head), make("tbody", {}, ...lines.map((entry) => entry.line)))];
+      if (row < 0 && any < 0) { result.replaceChildren(make("p", {}, `${gene} is not among the genes that were measured${measured ? "" : " and modelled"}.`)); return; }
+      const name = any >= 0 ? measured.gene[any] : blocks.genes.gene[row];
+      const entries = programs.map((program) => ({ program, effect: any >= 0 ? packed("effect", program)[any] / 2000 : null, z: any >= 0 ? packed("z", program)[any] / 100 : null, loading: row >= 0 ? blocks.genes[program][row] : null, rank: row >= 0 ? rank(program, row) : null }));
+      const size = (entry) => Math.abs(entry.effect ?? entry.loading);
+      entries.sort((a, b) => size(b) - size(a));
+      const most = Math.max(...entries.map(size), 1e-9);
+      const lines = entries.map((entry) => {
+        const value = entry.effect ?? entry.loading, bar = make("span", { className: "bar" }, make("span", { className: value < 0 ? "down" : "" }));
+        bar.firstChild.style.width = `${size(entry) / most * 100}%`;
+        const cells = [make("td", {}, make("a", { href: `#program-${entry.program}` }, entry.program)), numeric(bar, show(value))];
+        if (any >= 0) cells.push(numeric(show(entry.z)));
+        if (row >= 0) cells.push(...(any >= 0 ? [numeric(show(entry.loading))] : []), numeric(show(entry.rank, true)));
+        return make("tr", {}, ...cells);
+      });
+      const heads = ["Program", any >= 0 ? "Effect" : "Loading"];
+      if (any >= 0) heads.push("z");
+      if (row >= 0) heads.push(...(any >= 0 ? ["Loading"] : []), "Rank by size");
+      const links = make("p", { className: "note" }, "Elsewhere: ");
+      for (const [title, address] of [["NCBI Gene", "https://www.ncbi.nlm.nih.gov/gene/?term="], ["GeneCards", "https://www.genecards.org/Search/Keyword?queryString="], ["Ensembl", "https://www.ensembl.org/Multi/Search/Results?q="]]) {
+        links.append(make("a", { href: address + encodeURIComponent(name), rel: "noreferrer", target: "_blank" }, title), " ");
+      }
+      const parts = [make("h4", { className: "gene" }, name)];
+      if (row < 0) parts.push(make("p", { className: "note" }, "Measured, but not among the genes of the model: its effects are those of a regression of its counts on the scores."));
+      parts.push(tableOf(heads, lines));
       const calls = [];
       for (const contrast of document.querySelectorAll(".contrast")) {
-        const block = blocks[contrast.id.replace("contrast-", "")], at = block.gene.findIndex((name) => name.toLowerCase() === wanted);
-        if (at >= 0) calls.push(make("tr", {}, make("td", {}, make("a", { href: `#${contrast.id}` }, contrast.querySelector("h3").textContent)), make("td", { className: "n" }, show(block.lfc_mean[at])), make("td", { className: "n" }, show(block.proba_de[at]))));
+        const id = contrast.id.replace("contrast-de-", ""), model = blocks[`de-${id}`], counts = blocks[`counts-${id}`];
+        const inModel = model ? at(model.gene, wanted) : -1, inCounts = counts ? at(counts.gene, wanted) : -1;
+        if (inModel < 0 && inCounts < 0) continue;
+        const title = contrast.querySelector("h3").textContent, value = (block, key, place) => place >= 0 && block[key] ? block[key][place] : null;
+        calls.push(make("tr", {}, make("td", {}, make("a", { href: `#${contrast.id}` }, title)), numeric(show(value(counts, "pseudobulk_lfc", inCounts) ?? value(counts, "log2fc", inCounts))), numeric(show(value(counts, "auc", inCounts))), numeric(show(value(model, "lfc_mean", inModel))), numeric(show(value(model, "proba_de", inModel))), numeric(show(value(model, "both", inModel)))));
       }
-      if (calls.length) parts.push(make("table", {}, make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "Contrast"), make("th", { scope: "col", className: "n" }, "log2 fold change"), make("th", { scope: "col", className: "n" }, "P(DE)"))), make("tbody", {}, ...calls)));
+      if (calls.length) parts.push(tableOf(["Contrast", "log2 fc, counts", "AUC", "log2 fc, model", "P(DE)", "By both"], calls));
+      parts.push(links);
       result.replaceChildren(...parts);
     };
     form.addEventListener("submit", (event) => { event.preventDefault(); find(input.value); });
@@ -215,7 +241,6 @@
   /* ---- the map of cells ---- */
   const map = document.getElementById("map");
   if (map && cells) {
-    const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
     const words16 = (text) => new Uint16Array(bytes(text).buffer);
     const xs = words16(cells.x), ys = words16(cells.y), n = xs.length;
     const select = map.querySelector("select"), canvas = map.querySelector("canvas"), legend = map.querySelector(".legend");
