@@ -1,4 +1,4 @@
-"""Check every link inside the built site: `python docs/check_links.py docs/_build/html` names those that lead nowhere."""
+"""Name the links of the built site that lead nowhere: `python docs/check_links.py docs/_build/html`."""
 
 import sys
 from html.parser import HTMLParser
