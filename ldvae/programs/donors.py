@@ -175,8 +175,8 @@ def methods(settings: Mapping[str, Any]) -> Sentence:
     return Sentence(
         f"Programs were compared between levels of {settings['condition_key']} with {settings['replicate_key']} as "
         f"units: scores were averaged over the cells (at least {LEAST_CELLS}) of each replicate, condition and cell "
-        "type, and compared by a paired t test where three replicates were in both conditions, otherwise by Welch's t test "
-        f"(SciPy), with at least {LEAST_DONORS} replicates; p values were adjusted over all programs, cell types and "
-        "conditions.",
+        "type, and compared by a paired t test where three replicates were in both conditions, otherwise by Welch's t "
+        f"test (SciPy), with at least {LEAST_DONORS} replicates; p values were adjusted over all programs, cell types "
+        "and conditions.",
         tools=("scipy.stats",),
     )
