@@ -9,8 +9,7 @@ export PATH := $(BIN):$(PATH)
 .PHONY: demo test test-quick test-slow test-ranges docs dist lint bench test-cluster test-nextflow install schema clean
 
 demo: install  ## install, then the whole workflow on the embedded demo data
-	snakemake --cores $(CORES) --rerun-incomplete
-	@echo "The report is $(CURDIR)/results/pbmc68k/report.html (all datasets: results/index.html)."
+	snakemake --cores $(CORES) --rerun-incomplete --quiet rules host
 
 # Files go to workers in the order of testpaths (pyproject.toml); a file's fixtures are made once.
 PYTEST := pytest -q -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder --ignore=tests/cluster

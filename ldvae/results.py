@@ -18,7 +18,7 @@ from ldvae.errors import InputError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from ldvae.config import Dataset
+    from ldvae.config import Dataset, TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -443,6 +443,15 @@ def runs_of(results: Path) -> list[str]:
     """Names of the finished runs in a results folder, sorted."""
     name = METRICS.path.format(run="*")
     return sorted(path.parent.name for path in Path(results).glob(name))
+
+
+def values_to_train(results: Path, train: TrainConfig) -> int:
+    """How much work a training is at most: cells times genes times epochs; 0 where that is not known yet."""
+    path = SETUP_SUMMARY.at(results)
+    setup = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if not setup.get("n_train"):
+        return 0
+    return setup["n_train"] * setup["n_vars"] * train.fit_config(setup["n_train"]).max_epochs
 
 
 # What failed

@@ -3,6 +3,7 @@
 Imports nothing but pydantic, PyYAML and the standard library: Snakemake may run in an environment of its own.
 """
 
+from ldvae.config import slurm
 from ldvae.config.checks import check_data, expand_checked, find_problems, read_header
 from ldvae.config.document import commented_config, schema
 from ldvae.config.options import (
@@ -94,5 +95,6 @@ __all__ = [
     "resolved",
     "runs_table",
     "schema",
+    "slurm",
     "split_datasets",
 ]

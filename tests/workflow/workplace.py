@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -15,6 +16,8 @@ import pandas as pd
 import yaml
 
 ROOT = Path(__file__).parents[2]
+# Another version of Snakemake, in an environment that may lack ldvae.
+PYTHON = os.environ.get("SNAKEMAKE_PYTHON", sys.executable)
 
 
 class Workplace:
@@ -32,7 +35,7 @@ class Workplace:
 
     def snakemake(self, *arguments: str, check: bool = True) -> str:
         """Call snakemake in the folder; what it said."""
-        command = [sys.executable, "-m", "snakemake", "-s", str(self.snakefile), "--cores", "2", *arguments]
+        command = [PYTHON, "-m", "snakemake", "-s", str(self.snakefile), "--cores", "2", *arguments]
         if "--configfile" not in arguments and self.snakefile.parent == ROOT:
             command += ["--configfile", "config.yaml"]
         done = subprocess.run(

@@ -1,11 +1,15 @@
 """What the rules share: the plan of the config, and how resources follow the size of the input."""
 
+import functools
 import json
+import math
 import os
 import re
 import shlex
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import yaml
@@ -18,8 +22,8 @@ os.environ.update(PATH=os.pathsep.join([*os.get_exec_path(), str(Path(sys.execut
 sys.path.append(str(Path(workflow.basedir).parent))
 
 from ldvae import results as layout
-from ldvae.config import expand_checked, expand_config, flags, named, resolved, runs_table, split_datasets
-from ldvae.config.frozen import freeze, frozen
+from ldvae.config import expand_checked, expand_config, flags, named, resolved, runs_table, slurm, split_datasets
+from ldvae.config.frozen import RUN, freeze, frozen
 from ldvae.errors import InputError
 
 try:
@@ -48,19 +52,20 @@ wildcard_constraints:
 
 onstart:
     # On Slurm. Snakemake would wait for ever for jobs whose state it cannot ask for.
-    command = getattr(workflow.executor_settings, "status_command", None)
+    command = slurm_status_command()
     if command:
-        import snakemake_executor_plugin_slurm as plugin
-
         asked = subprocess.run([command, "--noheader", "--name", "none"], capture_output=True, text=True)
         if asked.returncode:
             raise WorkflowError(
                 f"`{command}` does not tell the state of jobs: {asked.stderr.strip()}. No job was submitted. If it "
                 f"stays so, set `slurm-status-command: {'squeue' if command == 'sacct' else 'sacct'}` in the profile."
             )
-        # Asked once: while Slurm's controller is away, plugin 2.8.0 would take sacct instead, accounts or not.
-        min_job_age = plugin.get_min_job_age()
-        plugin.get_min_job_age = lambda: min_job_age
+        keep_to_status_command()
+        # Slurm takes jobs that ask for more than their partition has, and lets them wait for ever.
+        problems = [] if chooses_partitions() else slurm.problems(requests(), partitions())
+        if problems:
+            raise WorkflowError("\n- ".join(["Slurm would never start these jobs. None was submitted.", *problems]))
+        threading.Thread(target=tell_of_jobs_that_never_start, daemon=True).start()
 
 
 onerror:
@@ -181,13 +186,52 @@ def compute(wildcards):
     return plan.datasets[wildcards.dataset].compute
 
 
-def asked(step, what, limit, times=1, dataset=None):
-    """What a job asks for by the size of its input, doubled at each attempt, up to what the config allows."""
+@functools.cache
+def partitions():
+    """What the partitions of this Slurm have."""
+    return slurm.partitions()
+
+
+@functools.cache
+def most_of_partition(step, what):
+    """The most minutes or MB of memory that a job of a step can get in its partition on Slurm."""
+    if slurm_status_command() is None:
+        return math.inf
+    known = partitions()
+    places = known.values() if chooses_partitions() else slurm.usable(partition_of(step), known)
+    return max((getattr(place, what) for place in places), default=math.inf)
+
+
+@functools.cache
+def tell_of_limit(step, what, wanted, most):
+    """Say once that a job of a step asks for less than it should."""
+    unit = "MB" if what == "mem_mb" else "minutes"
+    logger.warning(
+        f"{step}: asks for {most} of {wanted} {unit}, the most that its partition has. If that is not enough, name "
+        f"another one: `set-resources: {{{step}: {{slurm_partition: …}}}}` in {slurm.PROFILE}."
+    )
+
+
+def asked(step, what, limit, dataset=None, runs=None):
+    """What a job asks for by the size of its work, doubled at each attempt, up to what config and partition allow."""
 
     def amount(wildcards, input, attempt):
         base, per_mb = RESOURCES[step][what]
-        most = limit(plan.datasets[dataset or wildcards.dataset].compute)
-        return min(int((base + per_mb * input.size_mb) * times * 2 ** (attempt - 1)), most)
+        work = per_mb * input.size_mb
+        found = plan.datasets[dataset or wildcards.dataset]
+        if (step, what) == ("train", "minutes"):
+            # setup writes its summary with the counts.
+            results = layout.COUNTS.results_of(input[0])
+            here = [found.runs[run] for run in runs or [wildcards.run]]
+            values = sum(layout.values_to_train(results, run.train) for run in here)
+            work = RESOURCES[step]["minutes_per_1e9_values"] * values / 1e9 or work * len(here)
+            base *= len(here)
+        wanted = base + work
+        wanted, allowed = int(wanted * 2 ** (attempt - 1)), limit(found.compute)
+        most = most_of_partition(step, what)
+        if attempt == 1 and min(wanted, allowed) > most:
+            tell_of_limit(step, what, min(wanted, allowed), int(most))
+        return int(min(wanted, allowed, most))
 
     return amount
 
@@ -200,6 +244,18 @@ def memory(step, **job):
 def minutes(step, **job):
     """Minutes that a job of a step asks for."""
     return asked(step, "minutes", lambda compute: compute.max_runtime, **job)
+
+
+def tell_of_jobs_that_never_start():
+    """While the run goes on, look at the jobs that wait, and say once of each that it waits for what never comes."""
+    told = set()
+    while True:
+        time.sleep(20)
+        mine = [job for job in slurm.pending() if job.folder == os.getcwd()]
+        for job, text in slurm.never_start(mine).items():
+            if job not in told:
+                logger.error(text)
+                told.add(job)
 
 
 def training(dataset, run):

@@ -34,13 +34,20 @@ rule train:
         """
 
 
-# What the profile sets for the rule train holds for its packs too.
-overwritten = workflow.resource_settings._parsed_overwrite_resources
+rule trained:
+    """Train all runs, and no more."""
+    input:
+        [
+            f"<results>/{name}/{path}"
+            for name, dataset in plan.datasets.items()
+            for path in layout.paths(layout.outputs("train"), list(dataset.runs))
+        ],
+    localrule: True
+
 
 for dataset, of_dataset in packed.items():
     for pack, runs in of_dataset.items():
-        if "train" in overwritten:
-            overwritten[f"train_{dataset}_{pack}"] = overwritten["train"]
+        like_train(f"train_{dataset}_{pack}")
 
         rule:
             name:
@@ -58,7 +65,7 @@ for dataset, of_dataset in packed.items():
             threads: plan.datasets[dataset].compute.threads
             resources:
                 mem_mb=memory("train", dataset=dataset),
-                runtime=minutes("train", dataset=dataset, times=len(runs)),
+                runtime=minutes("train", dataset=dataset, runs=runs),
                 gpu=0 if plan.datasets[dataset].compute.device == "cpu" else 1,
                 device=plan.datasets[dataset].compute.device,
                 checkpoint_minutes=str(plan.datasets[dataset].compute.checkpoint_minutes),

@@ -1,0 +1,76 @@
+"""What rests on undocumented interfaces of Snakemake; SNAKEMAKE_PYTHON names the Python of another version."""
+
+import os
+import shutil
+
+import pytest
+from workplace import Workplace
+
+
+@pytest.fixture
+def place(tmp_path, config, stubs):
+    """One dataset; `ldvae` writes stubs and notes each call."""
+    script = tmp_path / "bin" / "ldvae"
+    script.parent.mkdir()
+    script.write_text(
+        f"""#!/bin/sh
+        echo "$@" >>"{tmp_path}/calls.txt"
+        exec "{shutil.which("ldvae", path=stubs["PATH"])}" "$@"
+        """.replace(" " * 8, "")
+    )
+    script.chmod(0o755)
+    config = {"datasets": {"a": {**config["datasets"]["a"]}, "b": "demo:pbmc68k"}, "sweep": {"seeds": [0, 1]}}
+    return Workplace(tmp_path, config, stubs | {"PATH": f"{script.parent}{os.pathsep}{stubs['PATH']}"})
+
+
+def fail(place, verb, dataset, code):
+    """Let a verb end with an exit code for one dataset, as the real one does."""
+    script = place.folder / "bin" / "ldvae"
+    results = place.folder / "results" / dataset
+    failure = f'{{"verb": "{verb}", "command": ["{verb}"], "message": "because", "code": {code}, "run": "%s"}}'
+    lines = script.read_text().splitlines()
+    lines.insert(
+        2,
+        f'case "$* " in "{verb} --results results/{dataset} "*) mkdir -p "{results}/failures"; '
+        f'printf \'{failure}\' "$LDVAE_RUN" >"{results}/failures/{verb}.json"; exit {code};; esac',
+    )
+    script.write_text("\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize(("code", "attempts"), [(2, 1), (1, 3)])
+def test_a_mistake_of_the_user_is_not_tried_again_and_other_failures_are(place, code, attempts):
+    fail(place, "setup", "a", code)
+    targets = [f"results/{dataset}/setup/counts.h5ad" for dataset in "ab"]
+    said = place.snakemake("--retries", "2", "--keep-going", *targets, check=False)
+    calls = (place.folder / "calls.txt").read_text().splitlines()
+    assert sum(call.startswith("setup --results results/a") for call in calls) == attempts
+    assert said.count("Trying to restart") == attempts - 1
+    assert "a: ldvae setup failed: because" in said
+    assert (place.folder / targets[1]).exists()  # the other dataset goes on
+
+
+def test_packs_follow_what_is_set_for_train(place):
+    place.config["compute"] = {"runs_per_job": 2}
+    place.write()
+    said = place.snakemake("-n", "trained", "--set-resources", "train:mem_mb=1234", "--set-threads", "train=2")
+    packs = [block for block in said.split("\nrule ")[1:] if block.startswith("train_")]
+    assert len(packs) == 2
+    assert all("mem_mb=1234" in pack and "threads: 2" in pack for pack in packs)
+    (place.folder / "Snakefile").write_text(
+        f"""
+module ldvae:
+    snakefile:
+        "{place.snakefile.parent}/workflow/Snakefile"
+    config:
+        config
+
+use rule * from ldvae as mine_*
+"""
+    )
+    place.snakefile = place.folder / "Snakefile"
+    said = place.snakemake(
+        "-n", "mine_trained", "--set-resources", "mine_train:mem_mb=1234", "--configfile", "config.yaml"
+    )
+    packs = [block for block in said.split("\nrule ")[1:] if block.startswith("mine_train_")]
+    assert len(packs) == 2
+    assert all("mem_mb=1234" in pack for pack in packs)

@@ -1,0 +1,91 @@
+"""All that is used of Snakemake and its plugins without being documented. tests/workflow/test_private.py runs it.
+
+Where a version lacks one of these, the workflow works without: a step that met a mistake of the user is then started
+again and ends at once, packs of trainings do not follow the settings of the rule train, and a Slurm that is away for a
+while may be asked by sacct.
+"""
+
+from snakemake.jobs import Job
+
+
+def refused(job):
+    """Whether the step of a job met a mistake of the user in this run: more memory and time do not help."""
+    results = job.params.get("results")
+    if results is None or not Path(results).is_dir():
+        return False
+    name = job.wildcards_dict.get("run") or job.wildcards_dict.get("projection")
+    return any(
+        failure["code"] == 2
+        and failure["run"] == os.environ.get(RUN)
+        and re.search(rf"(^|_){failure['verb']}$", job.rule.name)
+        and (name is None or name in failure["command"])
+        for failure in layout.failures(results)
+    )
+
+
+# Exit code 2 is not tried again. Snakemake has one number of retries for all reasons to fail.
+if isinstance(getattr(Job, "restart_times", None), property) and not hasattr(Job, "ldvae_asked"):
+    restart_times = Job.restart_times.fget
+    Job.restart_times = property(lambda job: restart_times(job) and (0 if refused(job) else restart_times(job)))
+    Job.ldvae_asked = True
+
+
+def quiet_about_rules():
+    """Whether --quiet leaves out the blocks of text on each job, but not everything."""
+    quiet = getattr(getattr(workflow, "output_settings", None), "quiet", None) or set()
+    names = {str(one).lower() for one in quiet}
+    return "rules" in names and "all" not in names
+
+
+def like_train(pack):
+    """Let what --set-resources and --set-threads (or a profile) say of the rule train hold for a pack of trainings."""
+    of_pack, of_train = (workflow.modifier.modify_rulename(name) for name in (pack, "train"))
+    settings = workflow.resource_settings
+    for kind in ("_parsed_overwrite_resources", "_parsed_overwrite_threads"):
+        overwritten = getattr(settings, kind, {})
+        if of_train in overwritten:
+            overwritten.setdefault(of_pack, overwritten[of_train])
+
+
+def slurm_status_command():
+    """The command by which the plugin asks for the state of jobs; None where another executor runs them."""
+    return getattr(workflow.executor_settings, "status_command", None)
+
+
+def partition_of(rule):
+    """The Slurm partitions that a profile or the command line name for a rule, if any."""
+    settings = workflow.resource_settings
+    own = getattr(settings, "_parsed_overwrite_resources", {}).get(workflow.modifier.modify_rulename(rule), {})
+    for resources in (own, getattr(settings, "_parsed_default_resources", {})):
+        if "slurm_partition" in resources:
+            return resources["slurm_partition"].raw
+    return None
+
+
+def chooses_partitions():
+    """Whether the plugin chooses the partition of each job from a file."""
+    return bool(
+        getattr(workflow.executor_settings, "partition_config", None) or "SNAKEMAKE_SLURM_PARTITIONS" in os.environ
+    )
+
+
+def requests():
+    """What the jobs to submit ask for, as far as it is known before the first one runs."""
+    for job in workflow.dag.needrun_jobs():
+        if not job.is_local:
+            known = {name: value for name, value in job.resources.items() if isinstance(value, int)}
+            gpus = known.get("gpu") or int("gpu" in str(job.resources.get("gres", "")))
+            partition = job.resources.get("slurm_partition")
+            yield slurm.Request(job.rule.name, partition, known.get("runtime"), known.get("mem_mb"), job.threads, gpus)
+
+
+def keep_to_status_command():
+    """Ask once for how long Slurm remembers ended jobs.
+
+    While its controller is away, the plugin would otherwise take sacct in place of squeue, accounts of jobs or not.
+    """
+    import snakemake_executor_plugin_slurm as plugin
+
+    if hasattr(plugin, "get_min_job_age"):  # not in 2.0
+        min_job_age = plugin.get_min_job_age()
+        plugin.get_min_job_age = lambda: min_job_age
