@@ -106,7 +106,7 @@ FILTERED = File(
     path="qc/filtered.h5ad",
     holds="AnnData of the kept cells and genes: raw counts, the obs columns of the input and the quality metrics.",
     writer="qc",
-    readers=("setup", "programs", "de"),
+    readers=("setup", "programs", "de", "across"),
 )
 CELLS = File(
     path="qc/cells.tsv.gz",
@@ -275,7 +275,7 @@ PROGRAMS = File(
     holds="The programs: label, share of the variation, stability (cosine), numbers of fits and genes, technical flag, "
     "top genes, best association.",
     writer="programs",
-    readers=("report",),
+    readers=("report", "across"),
     text=("label", "technical", "top_positive", "top_negative", "best_association"),
     index="program",
 )
@@ -330,7 +330,7 @@ PROGRAMS_MODEL = File(
     path="programs/model.npz",
     holds="What scoring other cells with the programs needs.",
     writer="programs",
-    readers=("project",),
+    readers=("project", "across"),
 )
 PROGRAMS_SUMMARY = File(
     path="programs/summary.json",
@@ -383,6 +383,77 @@ FIGURES = File(
     contents=("umap.svg", "training_elbo.svg", "fit_mean.svg"),
 )
 
+# across: below the folder of all results, not of a dataset
+
+META_PROGRAMS = File(
+    path="across/meta_programs.tsv",
+    holds="The meta-programs: label, n_datasets, datasets, similarity of the members (mean cosine), silhouette, "
+    "shared, top genes.",
+    writer="across",
+    text=("label", "datasets", "top_positive", "top_negative"),
+    index="meta",
+)
+META_MEMBERS = File(
+    path="across/members.tsv",
+    holds="Every program of every dataset: meta-program, sign, similarity to the other members and to the nearest "
+    "other meta-program (cosines), silhouette, label.",
+    writer="across",
+    text=("dataset", "program", "meta", "label"),
+)
+META_LOADINGS = File(
+    path="across/loadings.tsv",
+    holds="By meta-program and gene: loading (change of the log of expected expression per standard deviation) with "
+    "its 95 % interval over datasets (lower, upper), weighted.",
+    writer="across",
+    text=("meta", "gene"),
+)
+META_SIMILARITY = File(
+    path="across/similarity.tsv",
+    holds="Cosines between the weighted loadings of all programs, on the genes that both datasets model.",
+    writer="across",
+    index="program",
+)
+META_SCORES = File(
+    path="across/scores.tsv.gz",
+    holds="Cells by meta-programs: scores in standard deviations, 0 for the mean cell of the datasets; empty for "
+    "meta-programs of another dataset alone.",
+    writer="across",
+    text=("dataset",),
+    index="cell",
+)
+META_GMT = File(path="across/meta_programs.gmt", holds="The meta-programs' top genes as gene sets.", writer="across")
+META_MODEL = File(
+    path="across/model.npz", holds="What scoring other cells with the shared meta-programs needs.", writer="across"
+)
+META_DONORS = File(
+    path="across/donors.tsv",
+    holds="By meta-program, cell type and pair of conditions, with donors as units: effect (standard deviations) with "
+    "its 95 % interval, p, padj, design.",
+    writer="across",
+    text=("program", "cell_type", "condition", "reference", "design"),
+)
+META_DONOR_MEANS = File(
+    path="across/donor_means.tsv",
+    holds="By cell type, condition, donor and meta-program: dataset, n_cells, mean of the scores, share of high cells.",
+    writer="across",
+    text=("cell_type", "condition", "donor", "dataset", "program"),
+)
+ACROSS_PAGE = File(
+    path="across/across.html", holds="What the datasets share: one page that needs no network.", writer="across"
+)
+ACROSS_FIGURES = File(
+    path="across/figures",
+    holds="The figures of the page.",
+    writer="across",
+    contents=("presence.svg", "similarity.svg", "network.svg"),
+)
+ACROSS_SUMMARY = File(
+    path="across/summary.json",
+    holds="Datasets, numbers of programs and meta-programs, findings and warnings in words, settings.",
+    writer="across",
+    readers=("index",),
+)
+
 INDEX = File(
     path="index.html",
     holds="The page that leads to the reports of all datasets, in the folder above theirs.",
@@ -432,10 +503,14 @@ def layout(verbs: Sequence[str], runs: Sequence[str]) -> list[str]:
     return [f"{path}/{name}" if name else path for path, names in inside.items() for name in names or [""]]
 
 
+#: Verbs whose --results is the folder of all datasets.
+OVER_DATASETS = ("index", "across")
+
+
 def require_inputs(verb: str, results: Path) -> None:
     """Raise an InputError where a file is missing that a verb reads in any case."""
     for file in inputs(verb):
-        if "{" not in file.path and (verb, file) not in ONLY_IF and verb != "index":
+        if "{" not in file.path and (verb, file) not in ONLY_IF and verb not in OVER_DATASETS:
             file.existing(results)
 
 

@@ -600,7 +600,7 @@ def test_the_config_in_the_repository_has_every_option_with_its_default_and_its_
     stored = (ROOT / "config" / "config.yaml").read_text()
     assert stored == commented_config(), "run `make schema`"
     config = yaml.safe_load(stored)
-    assert list(config) == ["outdir", "datasets", *SECTIONS]
+    assert list(config) == ["outdir", "datasets", *SECTIONS, "across"]
     assert {section: config[section] for section in SECTIONS} == {name: dict(cls()) for name, cls in SECTIONS.items()}
     assert all(field.description for cls in SECTIONS.values() for field in cls.model_fields.values())
 

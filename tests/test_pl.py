@@ -50,6 +50,10 @@ DE = DE.assign(delta=0.25, pseudobulk_lfc=DE["lfc_mean"] + 0.1, pseudobulk_padj=
 DE["is_de_fdr_0.05"] = DE["bayes_factor"] > 1
 DONORS = pd.DataFrame({"donor": ["d1", "d1", "d2", "d2"], "condition": ["ctrl", "stim"] * 2})
 DONORS = DONORS.assign(program="P1", cell_type="B", mean=[-0.4, 1.9, -0.2, 2.2])
+MEMBERS = pd.DataFrame({"dataset": ["a", "a", "b"], "program": ["P1", "P2", "P1"], "meta": ["M1", "M2", "M1"]})
+MEMBERS = MEMBERS.assign(sign=[1, 1, -1])
+ALIKE = pd.DataFrame([[1, 0.1, -0.9], [0.1, 1, 0], [-0.9, 0, 1]], ["a P1", "a P2", "b P1"], ["a P1", "a P2", "b P1"])
+EFFECTS = DONORS.head(2).assign(reference="none", effect=[1.0, 2.0], lower=0.5, upper=2.5, padj=[0.2, 0.01])
 
 FIGURES = {
     "training": lambda **how: pl.training(HISTORY, **how),
@@ -71,6 +75,9 @@ FIGURES = {
     "qc_violins": lambda **how: pl.qc_violins(CELLS, "total_counts", **how),
     "qc_scatter": lambda **how: pl.qc_scatter(CELLS, **how),
     "donors": lambda **how: pl.donors(DONORS, "P1", **how),
+    "similarity": lambda **how: pl.similarity(ALIKE, MEMBERS, **how),
+    "network": lambda **how: pl.network(ALIKE, MEMBERS, **how),
+    "effects": lambda **how: pl.effects(EFFECTS, **how),
 }
 
 

@@ -7,6 +7,7 @@ include { PROGRAMS } from './processes/programs'
 include { ANNOTATE } from './processes/annotate'
 include { DE       } from './processes/de'
 include { PROJECT  } from './processes/project'
+include { ACROSS   } from './processes/across'
 include { REPORT   } from './processes/report'
 include { INDEX    } from './processes/index'
 
@@ -82,7 +83,28 @@ workflow LDVAE {
                 [meta, [qc, setup, select, programs, annotated] + compared, folders, it.resolved, it.flags.report]
             }
     )
-    INDEX(plan.map { it.datasets*.dataset }, REPORT.out.report.map { _meta, page, _summary, _figures -> page.parent }.collect())
+    // All compared datasets together, in the order of the plan, once the programs of the last are done.
+    compared = QC.out.qc.join(PROGRAMS.out.programs)
+        .map { meta, qc, programs -> [meta.id, qc, programs] }
+        .toList()
+        .combine(plan)
+        .filter { row -> row[-1].across.datasets }
+        .map { row ->
+            def made = row[0..-2].collectEntries { [it[0], it] }
+            [row[-1].across, row[-1].across.datasets.collect { made[it] }.findAll()]
+        }
+        .filter { across, made -> made.size() == across.datasets.size() }
+    ACROSS(
+        compared.map { across, _made -> across.datasets },
+        compared.map { _across, made -> made.collect { it[1] } },
+        compared.map { _across, made -> made.collect { it[2] } },
+        compared.map { across, _made -> across.flags }
+    )
+    INDEX(
+        plan.map { it.datasets*.dataset },
+        REPORT.out.report.map { _meta, page, _summary, _figures -> page.parent }.collect(),
+        ACROSS.out.across.ifEmpty([])
+    )
 
     emit:
     counts = SETUP.out.counts // [meta, h5ad]: genes, columns and split as the models were trained on
@@ -92,10 +114,11 @@ workflow LDVAE {
     annotated = ANNOTATE.out.annotated // [meta, h5ad]
     de = DE.out.de // [meta, folder]
     projected = PROJECT.out.scores // [meta, folder]
+    across = ACROSS.out.across // folder, where datasets are compared
     report = REPORT.out.report // [meta, html, json, folder of figures]
     versions = QC.out.versions.mix(
         SETUP.out.versions, TRAIN.out.versions, SELECT.out.versions, PROGRAMS.out.versions,
-        ANNOTATE.out.versions, DE.out.versions, PROJECT.out.versions, REPORT.out.versions, INDEX.out.versions
+        ANNOTATE.out.versions, DE.out.versions, PROJECT.out.versions, ACROSS.out.versions, REPORT.out.versions, INDEX.out.versions
     )
 }
 

@@ -8,6 +8,7 @@ from ldvae.config.checks import check_data, expand_checked, find_problems, read_
 from ldvae.config.document import commented_config, schema
 from ldvae.config.options import (
     SECTIONS,
+    AcrossConfig,
     AnnotateConfig,
     ComputeConfig,
     Contrast,
@@ -34,6 +35,7 @@ from ldvae.config.options import (
 from ldvae.config.plan import (
     STEPS,
     TRAINING_VERSION,
+    Across,
     Dataset,
     Plan,
     Projection,
@@ -54,6 +56,8 @@ __all__ = [
     "SECTIONS",
     "STEPS",
     "TRAINING_VERSION",
+    "Across",
+    "AcrossConfig",
     "AnnotateConfig",
     "ComputeConfig",
     "Contrast",

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldvae.config.options import SECTIONS, Contrast, named
+from ldvae.config.options import SECTIONS, AcrossConfig, Contrast, named
 from ldvae.config.plan import Dataset, Plan, expand, raise_problems, renamed_runs
 from ldvae.config.splits import split_datasets
 from ldvae.errors import InputError, suggestion
@@ -60,7 +60,9 @@ def find_problems(config: Mapping[str, Any], *, made_elsewhere: bool = False) ->
     problems += found
     plan.notes.extend(notes)
     for dataset in plan.datasets.values():
-        problems += [f"datasets.{dataset.name}.{problem}" for problem in _check_dataset(dataset, made_elsewhere)]
+        compared = plan.across.config if plan.across and dataset.name in plan.across.datasets else None
+        found = _check_dataset(dataset, made_elsewhere, compared)
+        problems += [f"datasets.{dataset.name}.{problem}" for problem in found]
         plan.notes.extend(_older_runs(plan, dataset))
     return plan, problems
 
@@ -80,7 +82,7 @@ def _older_runs(plan: Plan, dataset: Dataset) -> list[str]:
     ]
 
 
-def _check_dataset(dataset: Dataset, made_elsewhere: bool) -> list[str]:
+def _check_dataset(dataset: Dataset, made_elsewhere: bool, compared: AcrossConfig | None) -> list[str]:
     missing = [path for path in dataset.inputs.values() if _lacks(path)]
     problems = [] if made_elsewhere else [f"input: {_not_there(path)}" for path in missing]
     for name, projection in dataset.projections.items():
@@ -98,6 +100,13 @@ def _check_dataset(dataset: Dataset, made_elsewhere: bool) -> list[str]:
             problems.append(f"input: {error}")
         else:
             problems += [] if adata is None else check_data(dataset, adata)
+            if adata is not None and compared is not None:
+                known = [str(column) for column in adata.obs]
+                problems += [
+                    f"input: across.{option}: no obs column {column!r}.{suggestion(column, known)}"
+                    for option, column in named(compared, "obs")
+                    if column not in adata.obs
+                ]
     return problems
 
 

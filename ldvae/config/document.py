@@ -6,7 +6,7 @@ import json
 import textwrap
 from typing import Any
 
-from ldvae.config.options import SECTIONS, ModelConfig, Options, ProjectConfig, TrainConfig
+from ldvae.config.options import SECTIONS, AcrossSection, ModelConfig, Options, ProjectConfig, TrainConfig
 from ldvae.config.plan import DATASET_NAME
 from ldvae.config.splits import MIN_CELLS
 
@@ -43,7 +43,8 @@ datasets:
 def commented_config() -> str:
     """The config.yaml of the demo, with every option, its default and its help text as a comment."""
     lines = [DEMO]
-    for section, cls in SECTIONS.items():
+    sections: dict[str, type[Options]] = {**SECTIONS, "across": AcrossSection}
+    for section, cls in sections.items():
         lines += [_comment(summary(cls), ""), f"{section}:"]
         for name, field in cls.model_fields.items():
             lines += [_comment(field.description or "", "  "), f"  {name}: {_yaml(field.default)}"]
@@ -133,7 +134,7 @@ def schema() -> dict[str, Any]:
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "config.yaml of the ldvae workflow",
         "type": "object",
-        "properties": {"outdir": outdir, "datasets": datasets, **references},
+        "properties": {"outdir": outdir, "datasets": datasets, **references, "across": _schema_of(AcrossSection)},
         "required": ["datasets"],
         "additionalProperties": False,
         "$defs": sections,

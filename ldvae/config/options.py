@@ -144,7 +144,8 @@ def _expected(kind: str, limits: dict[str, Any]) -> str:
 
 def unknown(key: Any, known: Iterable[str]) -> str:
     """That there is no such key, and which one is probably meant or where it belongs."""
-    homes = [name for name, cls in SECTIONS.items() if key in cls.model_fields]
+    sections: dict[str, type[Options]] = {**SECTIONS, "across": AcrossSection}
+    homes = [name for name, cls in sections.items() if key in cls.model_fields]
     if homes:
         return f"there is no such key here. It belongs to {' or to '.join(homes)}."
     return f"there is no such key.{suggestion(str(key), known)}"
@@ -570,6 +571,38 @@ class ProjectConfig(Options):
     )
     adjust: bool = Field(
         True, description="Adjust each gene's level in each batch, except for what the programs could explain."
+    )
+
+
+class AcrossConfig(Options):
+    """Comparison of the programs of several datasets."""
+
+    min_similarity: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="Least mean cosine between the weighted loadings of two groups of programs that become one "
+        "meta-program.",
+    )
+    n_top: int = Field(30, ge=1, description="Number of genes listed on each side of a meta-program.")
+    condition_key: ObsColumn | None = Field(
+        None, description="Obs column of the condition by which meta-programs are compared; null: no such comparison."
+    )
+    replicate_key: ObsColumn | None = Field(
+        None, description="Obs column of the biological replicate (donor, sample); null: each dataset is one."
+    )
+    cell_type_key: ObsColumn | None = Field(
+        None, description="Obs column of the cell type within which conditions are compared; null: in all cells."
+    )
+
+
+class AcrossSection(AcrossConfig):
+    """Comparison of the programs of several datasets, and which datasets are compared."""
+
+    compare: list[str] | None = Field(
+        None,
+        description="Datasets that are compared: names, that of a dataset with split_by for all its levels, or all; "
+        "null: those made by split_by; []: none.",
     )
 
 

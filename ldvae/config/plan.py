@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 from ldvae.config.options import (
     SECTIONS,
+    AcrossConfig,
+    AcrossSection,
     ModelConfig,
     Options,
     ProjectConfig,
@@ -24,7 +26,7 @@ from ldvae.config.options import (
     named,
     unknown,
 )
-from ldvae.errors import InputError
+from ldvae.errors import InputError, suggestion
 from ldvae.names import file_names
 
 DATASET_NAME = r"^\w[\w.-]*$"
@@ -114,12 +116,20 @@ class Dataset(Sections):
         return bool(columns & {"leiden", "leiden_ldvae"})
 
 
+class Across(NamedTuple):
+    """Datasets whose programs are compared."""
+
+    datasets: list[str]
+    config: AcrossConfig
+
+
 class Plan(NamedTuple):
     """What a config expands to, and how values were read that may be meant otherwise."""
 
     outdir: str
     datasets: dict[str, Dataset]
     notes: list[str]
+    across: Across | None = None
 
     def path(self, *parts: str) -> str:
         """A path below the output folder."""
@@ -164,7 +174,7 @@ def expand_config(config: Mapping[str, Any]) -> Plan:
 
 def expand(config: Mapping[str, Any]) -> tuple[Plan, list[str]]:
     """What `expand_config` returns and what it would raise; a mistaken option of the plan has its default."""
-    problems = _unknown_keys(config, ["outdir", "datasets", *SECTIONS], "")
+    problems = _unknown_keys(config, ["outdir", "datasets", "across", *SECTIONS], "")
     notes: list[str] = []
     entries = config.get("datasets")
     if not isinstance(entries, Mapping) or not entries:
@@ -186,7 +196,28 @@ def expand(config: Mapping[str, Any]) -> tuple[Plan, list[str]]:
         runs = _runs(options["model"], options["train"], options["sweep"], where, problems)
         projections = _projections(entry.get("project"), f"{where}.project", problems)
         datasets[str(name)] = Dataset(name=str(name), inputs=inputs, runs=runs, projections=projections, **options)
-    return Plan(str(config.get("outdir") or "."), datasets, list(dict.fromkeys(notes))), problems
+    across = _across(config.get("across"), list(datasets), problems)
+    return Plan(str(config.get("outdir") or "."), datasets, list(dict.fromkeys(notes)), across), problems
+
+
+def _across(given: Any, names: list[str], problems: list[str]) -> Across | None:
+    """Datasets that are compared with each other; none where the config names none."""
+    section: Any = _read_section(AcrossSection, {"across": given}, problems)
+    wanted = names if section.compare == ["all"] else list(dict.fromkeys(section.compare or []))
+    problems += [
+        f"across.compare: no dataset {name!r}.{suggestion(name, names)}" for name in wanted if name not in names
+    ]
+    if not wanted or not set(wanted) <= set(names):
+        return None
+    if len(wanted) < 2:
+        problems.append(
+            f"across.compare: expected two datasets or more, found {wanted[0]} alone; name another, or none."
+        )
+        return None
+    if "across" in names:
+        problems.append("datasets.across: results/across holds the comparison of the datasets; choose another name.")
+    options = {name: getattr(section, name) for name in AcrossConfig.model_fields}
+    return Across(wanted, AcrossConfig(**options))
 
 
 def raise_problems(problems: Iterable[str], subject: str) -> None:
@@ -354,6 +385,10 @@ def describe(plan: Plan) -> dict[str, Any]:
     """A plan as plain values for other engines: files to hand over, and flags as they stand in the commands."""
     return {
         "outdir": plan.outdir,
+        "across": {
+            "datasets": plan.across.datasets if plan.across else [],
+            "flags": shlex.join(flags(plan.across.config)) if plan.across else "",
+        },
         "datasets": [
             {
                 "dataset": name,

@@ -38,6 +38,7 @@ def split_datasets(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]
     if not isinstance(entries, Mapping) or not any(_is_split(entry) for entry in entries.values()):
         return dict(config), notes, problems
     result: dict[str, Any] = {}
+    made: dict[str, list[str]] = {}
     for name, entry in entries.items():
         if not _is_split(entry):
             result[name] = entry
@@ -48,13 +49,30 @@ def split_datasets(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]
             problems += [f"datasets.{name}.{line}" for line in error.args]
             result[name] = entry
             continue
+        made[str(name)] = [f"{name}-{suffix}" for suffix in levels.values()]
         rest = {key: value for key, value in entry.items() if key != "split_by"}
         for level, suffix in levels.items():
             qc = {**(rest.get("qc") or {}), "subset_key": _options(entry)["column"], "subset": [level]}
             if f"{name}-{suffix}" in entries:
                 problems.append(f"datasets.{name}-{suffix}: is also a level of {name}, which is split; rename one.")
             result[f"{name}-{suffix}"] = {**rest, "qc": qc}
-    return {**config, "datasets": result}, notes, problems
+    return {**config, "datasets": result, "across": _compared(config.get("across"), made, notes)}, notes, problems
+
+
+def _compared(section: Any, made: Mapping[str, list[str]], notes: list[str]) -> Any:
+    """The section `across` with the datasets of the levels in the place of the datasets that were split."""
+    if not isinstance(section, Mapping | None):
+        return section  # a mistake that is told with the others
+    section = dict(section or {})
+    wanted = section.get("compare")
+    if wanted is None:
+        found = [name for names in made.values() for name in names]
+        if len(found) == 1:
+            notes.append(f"{found[0]} is the only dataset that split_by makes; there is nothing to compare it with.")
+        section["compare"] = found if len(found) > 1 else []
+    elif isinstance(wanted, list):
+        section["compare"] = [name for given in wanted for name in made.get(str(given), [given])]
+    return section
 
 
 def _is_split(entry: Any) -> bool:

@@ -3,6 +3,7 @@
 Every function takes `ax` (draw there), `show` and `save`, as scanpy's do, and returns the axes.
 """
 
+from ldvae.pl.across import effects, network, similarity
 from ldvae.pl.choice import rank, selection
 from ldvae.pl.de import agreement, volcano
 from ldvae.pl.genes import loadings
@@ -19,10 +20,12 @@ __all__ = [
     "cells",
     "donors",
     "dotplot",
+    "effects",
     "groups",
     "heatmap",
     "kl",
     "loadings",
+    "network",
     "palette",
     "ppc",
     "programs_heatmap",
@@ -31,6 +34,7 @@ __all__ = [
     "rank",
     "scores",
     "selection",
+    "similarity",
     "stability",
     "training",
     "volcano",

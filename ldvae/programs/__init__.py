@@ -1,6 +1,6 @@
 """Gene programs: what the fits of one model share, rotated to simple structure, with uncertainty and meaning."""
 
-from .across import MetaPrograms, loadings_of, meta_programs
+from .across import MetaPrograms, compare_across, loadings_of, meta_frame, meta_programs
 from .consensus import (
     Contribution,
     ReproducibleRank,
@@ -30,6 +30,7 @@ __all__ = [
     "Stability",
     "align_scores",
     "associations",
+    "compare_across",
     "compare_conditions",
     "consensus",
     "describe",
@@ -44,6 +45,7 @@ __all__ = [
     "gene_sets",
     "information",
     "loadings_of",
+    "meta_frame",
     "meta_programs",
     "orient",
     "outliers",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,9 +12,11 @@ from scipy import stats
 from ldvae.errors import InputError
 
 from .consensus import TINY, gauge
+from .donors import LEAST_DONORS, compare_conditions
 from .projection import Frame
 
 MIN_COMMON_GENES = 50  # below, a cosine between two programs says little
+SIMILAR = 0.5  # least mean cosine between groups that are merged
 
 
 class MetaPrograms(NamedTuple):
@@ -22,11 +24,12 @@ class MetaPrograms(NamedTuple):
 
     members: pd.DataFrame  # one row per program: dataset, program, meta, sign, similarity, other, silhouette
     table: pd.DataFrame  # indexed by meta-program: n_datasets, datasets, similarity, silhouette, shared
-    loadings: pd.DataFrame  # genes by meta-programs: mean over the datasets that have it
+    loadings: pd.DataFrame  # genes by meta-programs: mean over the datasets that have it; missing: none models the gene
     lower: pd.DataFrame  # 95 % interval of that mean over datasets; missing with one dataset
     upper: pd.DataFrame
-    similarity: pd.DataFrame  # cosines between all programs, rows and columns in the order of `members`
-    genes: list[str]  # common to all datasets, on which programs are compared
+    weighted: pd.DataFrame  # loadings × root of the information, by which genes are ranked
+    similarity: pd.DataFrame  # cosines between all programs, datasets in the order given
+    genes: list[str]  # modelled in at least half of the datasets
 
 
 def loadings_of(frame: Frame) -> pd.DataFrame:
@@ -48,7 +51,7 @@ def loadings_of(frame: Frame) -> pd.DataFrame:
     return pd.DataFrame(frame.basis @ np.linalg.pinv(frame.joint[1:]).T, frame.genes, frame.programs)
 
 
-def meta_programs(frames: Mapping[str, Frame], *, min_similarity: float = 0.5) -> MetaPrograms:
+def meta_programs(frames: Mapping[str, Frame], *, min_similarity: float = SIMILAR) -> MetaPrograms:
     """Group the programs of several datasets into meta-programs.
 
     Parameters
@@ -68,15 +71,16 @@ def meta_programs(frames: Mapping[str, Frame], *, min_similarity: float = 0.5) -
     Raises
     ------
     InputError
-        Where there are fewer than two datasets, or fewer than 50 genes common to all.
+        Where there are fewer than two datasets, or fewer than 50 genes common to two of them.
 
     Notes
     -----
-    Programs are compared on the genes that all datasets modelled: loadings in gauge under the mean expression over
-    datasets, weighted by the root of the mean information, so that rare genes count little and every dataset uses one
-    yardstick. Groups are merged pair by pair, the most similar first (average linkage). Two programs of one dataset
-    are never put together: they are different programs by construction. A program whose sign is reversed joins with a
-    sign of -1. The result does not depend on the order of the datasets.
+    Two programs are compared on the genes that both their datasets model, so that the genes do not run out with the
+    number of datasets: loadings in gauge under the mean expression of the two, weighted by the root of the mean
+    information, so that rare genes count little and both datasets use one yardstick. Groups are merged pair by pair,
+    the most similar first (average linkage). Two programs of one dataset are never put together: they are different
+    programs by construction. A program whose sign is reversed joins with a sign of -1. The result does not depend on
+    the order of the datasets.
 
     References
     ----------
@@ -95,18 +99,17 @@ def meta_programs(frames: Mapping[str, Frame], *, min_similarity: float = 0.5) -
     if len(frames) < 2:
         raise InputError(f"Comparing programs needs at least two datasets, found {len(frames)}. Name more of them.")
     genes = _common_genes(frames)
-    at = {name: pd.Index(frame.genes).get_indexer(genes) for name, frame in frames.items()}
-    share = np.mean([_shares(np.exp(frame.offset[at[name]])) for name, frame in frames.items()], axis=0)
-    weight = np.sqrt(np.mean([frame.weight[at[name]] ** 2 for name, frame in frames.items()], axis=0))
-    labels, columns = [], []
+    labels = [(name, str(program)) for name, frame in frames.items() for program in frame.programs]
+    cosines = _cosines(frames)
+    own, weights = {}, {}
     for name, frame in frames.items():
-        own = loadings_of(frame).loc[genes]
-        labels += [(name, program) for program in own.columns]
-        columns.append(np.asarray(gauge(own.to_numpy(), share)))
-    loadings = np.hstack(columns)
-    weighted = loadings * weight[:, None]
-    length = np.maximum(np.linalg.norm(weighted, axis=0), TINY)
-    cosines = (weighted / length).T @ (weighted / length)
+        plain = loadings_of(frame)
+        table = pd.DataFrame(gauge(plain.to_numpy(), np.exp(frame.offset)), plain.index)
+        own[name] = table.reindex(genes).to_numpy(), np.linalg.norm(table.mul(frame.weight, axis=0), axis=0)
+        weights[name] = pd.Series(frame.weight, frame.genes).reindex(genes)
+    loadings = np.hstack([table for table, _ in own.values()])
+    length = np.maximum(np.concatenate([lengths for _, lengths in own.values()]), TINY)
+    weight = np.sqrt((pd.DataFrame(weights) ** 2).mean(axis=1).to_numpy())
 
     datasets = np.array([dataset for dataset, _ in labels])
     groups, signs = _merge(cosines, datasets, min_similarity)
@@ -119,11 +122,11 @@ def meta_programs(frames: Mapping[str, Frame], *, min_similarity: float = 0.5) -
     # mean is one of directions, given back the mean length.
     middle, lower, upper = {}, {}, {}
     for name, group in zip(names, groups, strict=True):
-        unit = signs[group] * loadings[:, group] / length[group] * length[group].mean()
-        middle[name] = unit.mean(axis=1)
-        half = np.full(len(genes), np.nan)
-        if len(group) > 1:
-            half = stats.t.ppf(0.975, len(group) - 1) * unit.std(axis=1, ddof=1) / np.sqrt(len(group))
+        unit = pd.DataFrame(signs[group] * loadings[:, group] / length[group] * length[group].mean())
+        n = unit.notna().sum(axis=1).to_numpy()
+        middle[name] = unit.mean(axis=1).to_numpy()
+        spread = unit.std(axis=1, ddof=1).to_numpy() / np.sqrt(np.maximum(n, 1))  # missing for one dataset
+        half = stats.t.ppf(0.975, np.maximum(n - 1, 1)) * spread
         lower[name], upper[name] = middle[name] - half, middle[name] + half
     index, programs = pd.Index(genes, name="gene"), pd.MultiIndex.from_tuples(labels, names=["dataset", "program"])
     return MetaPrograms(
@@ -132,24 +135,43 @@ def meta_programs(frames: Mapping[str, Frame], *, min_similarity: float = 0.5) -
         loadings=pd.DataFrame(middle, index),
         lower=pd.DataFrame(lower, index),
         upper=pd.DataFrame(upper, index),
+        weighted=pd.DataFrame(middle, index).mul(weight, axis=0),
         similarity=pd.DataFrame(cosines, programs, programs),
         genes=[str(gene) for gene in genes],
     )
 
 
 def _common_genes(frames: Mapping[str, Frame]) -> pd.Index:
-    first, *others = (pd.Index(frame.genes) for frame in frames.values())
-    common = first
-    for other in others:
-        common = common.intersection(other, sort=False)
-    if len(common) < MIN_COMMON_GENES:
-        names = "; ".join(f"{name}: {len(frame.genes)} such as {frame.genes[0]}" for name, frame in frames.items())
-        raise InputError(
-            f"Only {len(common)} genes are modelled in all {len(frames)} datasets ({names}); expected at least "
-            f"{MIN_COMMON_GENES}. Use one naming of genes, and one list of genes for all datasets "
-            "(setup: {genes: list}) or more variable genes (n_top_genes)."
-        )
-    return common
+    """Genes that at least half of the datasets model, and two, in the order of the first that has them."""
+    counts = pd.Series(1, np.concatenate([frame.genes for frame in frames.values()])).groupby(level=0, sort=False).sum()
+    return counts.index[counts >= max(2, len(frames) / 2)]
+
+
+def _cosines(frames: Mapping[str, Frame]) -> np.ndarray:
+    """Cosines between all programs, those of two datasets on the genes that both model."""
+    loadings = {name: loadings_of(frame).to_numpy() for name, frame in frames.items()}
+    names = list(frames)
+    blocks = {}
+    for i, first in enumerate(names):
+        for second in names[i:]:
+            a, b = frames[first], frames[second]
+            _, at_a, at_b = np.intersect1d(a.genes, b.genes, return_indices=True)
+            if len(at_a) < MIN_COMMON_GENES:
+                raise InputError(
+                    f"Only {len(at_a)} genes are modelled in both {first} ({len(a.genes)} genes such as {a.genes[0]}) "
+                    f"and {second} ({len(b.genes)} such as {b.genes[0]}); expected at least {MIN_COMMON_GENES}. Use "
+                    "one naming of genes, and one list of genes for all datasets (setup: {genes: list}), more variable "
+                    "genes (n_top_genes), or leave one of the two out."
+                )
+            share = _shares(np.exp(a.offset[at_a])) + _shares(np.exp(b.offset[at_b]))
+            weight = np.sqrt((a.weight[at_a] ** 2 + b.weight[at_b] ** 2) / 2)[:, None]
+            one, two = (
+                np.asarray(gauge(loadings[name][at], share)) * weight for name, at in ((first, at_a), (second, at_b))
+            )
+            unit = [table / np.maximum(np.linalg.norm(table, axis=0), TINY) for table in (one, two)]
+            blocks[first, second] = unit[0].T @ unit[1]
+            blocks[second, first] = blocks[first, second].T
+    return np.block([[blocks[first, second] for second in names] for first in names])
 
 
 def _shares(values: np.ndarray) -> np.ndarray:
@@ -211,3 +233,122 @@ def _table(members: pd.DataFrame, names: list[str]) -> pd.DataFrame:
         }
     ).loc[names]
     return table.assign(shared=table["n_datasets"] > 1).rename_axis("meta")
+
+
+def meta_frame(found: MetaPrograms, frames: Mapping[str, Frame], metas: Sequence[str]) -> Frame:
+    """Gather what scoring cells on meta-programs needs.
+
+    Parameters
+    ----------
+    found
+        From `meta_programs`.
+    frames
+        As given there.
+    metas
+        Names of the meta-programs.
+
+    Returns
+    -------
+    Frame
+        For `project`. A score of 0 is the mean cell of the datasets, a unit is a standard deviation of the scores in
+        the datasets that have the program.
+
+    Examples
+    --------
+    Continues the example of `meta_programs`:
+
+    >>> reference = gp.meta_frame(meta, {"one": frame, "two": frame}, ["M1"])
+    >>> gp.project(reference, truth.counts, list(truth.loadings.index)).scores.shape
+    (300, 1)
+    """
+    genes = pd.Index(found.genes)
+    offset, dispersion, weight = (np.full((len(frames), len(genes)), np.nan) for _ in range(3))
+    for d, frame in enumerate(frames.values()):
+        position = genes.get_indexer(pd.Index(frame.genes))
+        here = position >= 0
+        # Each dataset's shares are of its own genes.
+        offset[d, position[here]] = frame.offset[here] - np.logaddexp.reduce(frame.offset[here])
+        dispersion[d, position[here]] = 1 / frame.theta[here]
+        weight[d, position[here]] = frame.weight[here] ** 2
+    level = np.nanmean(offset, axis=0)
+    n = len(metas)
+    with np.errstate(divide="ignore"):
+        theta = 1 / np.nanmean(dispersion, axis=0)
+    return Frame(
+        genes=np.asarray(found.genes, dtype=np.str_),
+        programs=np.asarray(metas, dtype=np.str_),
+        basis=found.loadings[list(metas)].fillna(0).to_numpy(),
+        transform=np.vstack([np.zeros(n), np.eye(n)]),
+        joint=np.vstack([np.zeros(n), np.eye(n)]),
+        offset=level - np.logaddexp.reduce(level),
+        theta=theta,
+        weight=np.sqrt(np.nanmean(weight, axis=0)),
+    )
+
+
+def compare_across(means: pd.DataFrame, dataset: Mapping[str, str]) -> pd.DataFrame:
+    """Compare conditions on meta-programs with donors as units, the datasets as fixed effects where that is needed.
+
+    Parameters
+    ----------
+    means
+        From `donor_means`, of the cells of all datasets.
+    dataset
+        Dataset of each donor, by the donor's name; the name of a donor belongs to one dataset.
+
+    Returns
+    -------
+    DataFrame
+        As `compare_conditions` returns it, with a column `design`: ``paired`` (donors seen in both conditions are
+        compared with themselves), ``within datasets`` (two datasets or more have donors of both conditions, and each
+        dataset has a level of its own) or ``between donors``.
+
+    Notes
+    -----
+    ``within datasets`` is ordinary least squares of the donor means on the condition and the dataset. Datasets with one
+    condition alone do not count there: their level explains their donors.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from ldvae import programs as gp
+    >>> means = pd.DataFrame({"donor": [f"d{i}" for i in range(8)], "condition": ["ctrl", "stim"] * 4})
+    >>> means["mean"] = [0.1, 1.0, -0.1, 1.2, 5.1, 6.0, 4.9, 6.1]
+    >>> means = means.assign(program="M1", cell_type="all cells", n_cells=50, high=0.1)
+    >>> table = gp.compare_across(means, {f"d{i}": "one" if i < 4 else "two" for i in range(8)})
+    >>> table.loc[0, "design"], round(float(table.loc[0, "effect"]), 2)
+    ('within datasets', 1.08)
+    """
+    result = compare_conditions(means)
+    result["design"] = np.where(result["paired"], "paired", "between donors")
+    of = means["donor"].map(dict(dataset))
+    for row in result.index[~result["paired"].astype(bool)]:
+        program, kind, condition, reference = result.loc[row, ["program", "cell_type", "condition", "reference"]]
+        own = means[(means["program"] == program) & (means["cell_type"] == kind)]
+        own = own[own["condition"].isin([condition, reference])].assign(dataset=of)
+        both = own.groupby("dataset")["condition"].nunique()
+        own = own[own["dataset"].isin(both.index[both == 2])]
+        n_datasets, n_donors = own["dataset"].nunique(), own["donor"].nunique()
+        if n_datasets < 2 or n_donors - n_datasets - 1 < LEAST_DONORS - 1:
+            continue
+        second = (own["condition"] == condition).astype(float)
+        found = {}
+        for value in ("mean", "high"):
+            centred = own[value] - own.groupby("dataset")[value].transform("mean")
+            contrast = second - second.groupby(own["dataset"]).transform("mean")
+            effect = float(contrast @ centred / (contrast @ contrast))
+            left, df = centred - effect * contrast, len(own) - n_datasets - 1
+            error = float(np.sqrt(left @ left / df / (contrast @ contrast)))
+            half = float(stats.t.ppf(0.975, df)) * error
+            found[value] = (
+                effect,
+                effect - half,
+                effect + half,
+                float(2 * stats.t.sf(abs(effect) / max(error, TINY), df)),
+            )
+        result.loc[row, ["effect", "lower", "upper", "p"]] = found["mean"]
+        result.loc[row, ["high_effect", "high_p"]] = [found["high"][0], found["high"][3]]
+        result.loc[row, "n_donors"], result.loc[row, "design"] = n_donors, "within datasets"
+    for p, adjusted in (("p", "padj"), ("high_p", "high_padj")):
+        result[adjusted] = stats.false_discovery_control(result[p]) if len(result) else pd.Series(dtype=float)
+    return result.sort_values("p", ignore_index=True)

@@ -155,13 +155,13 @@ def heatmap(
     return Drawing(name=name, figure=figure_of(ax), title=title, caption=caption, hover=(hover,), blocks={name: block})
 
 
-def program_genes(program: str, table: pd.DataFrame, n_genes: int) -> Drawing:
-    """The genes of both sides of a program with their intervals over seeds, strongest first."""
+def program_genes(program: str, table: pd.DataFrame, n_genes: int, over: str = "seeds") -> Drawing:
+    """The genes of both sides of a program with their intervals over seeds or datasets, strongest first."""
     ax = pl.loadings(table, program, n_genes=n_genes, show=False)
     genes = strongest(table, program, n_genes)
     known = genes["lower"].notna().any()
     caption = "Ranked by loading × root information, both sides. "
-    caption += "Lines: the interval over seeds." if known else "One run: no intervals."
+    caption += f"Lines: the interval over {over}." if known else "One run: no intervals."
     name = f"program_{program}_genes"
     show = {"loading": "loading", "lower": "from", "upper": "to"}
     return Drawing(

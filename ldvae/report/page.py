@@ -171,13 +171,15 @@ def render_report(results: Results, config: ReportConfig) -> tuple[str, dict[str
         "de": _de(page, results, config),
         "making": _making(page, results),
     }
-    context["blocks"] = {name: _columns(frame) for name, frame in page.blocks.items()}
-    html = _environment().get_template("report.html.j2").render(context)
+    context["blocks"] = as_blocks(page)
+    html = environment().get_template("report.html.j2").render(context)
     documents = {name: rendered.document for name, rendered in page.rendered.items()}
     return html, documents, _summary(results, context["warnings"], context["findings"])
 
 
-def render_index(summaries: list[dict[str, Any]], unfinished: list[dict[str, Any]]) -> str:
+def render_index(
+    summaries: list[dict[str, Any]], unfinished: list[dict[str, Any]], across: dict[str, Any] | None = None
+) -> str:
     """Render the index over all datasets and runs from the summaries that `render_report` returned.
 
     Parameters
@@ -186,19 +188,27 @@ def render_index(summaries: list[dict[str, Any]], unfinished: list[dict[str, Any
         Of the finished datasets.
     unfinished
         The others, each a mapping of `dataset` and `failures` (verb, message and exit code of each failed job).
+    across
+        Of the comparison of the datasets: `page` (its path), `datasets` and `findings`, or its `failures`.
     """
     page = Page()
     runs = pd.DataFrame([{"dataset": summary["dataset"], **run} for summary in summaries for run in summary["runs"]])
     table = page.table(_runs_table(runs, "all-runs", with_dataset=True)) if len(runs) else None
-    blocks = {name: _columns(frame) for name, frame in page.blocks.items()}
+    blocks = as_blocks(page)
     return (
-        _environment()
+        environment()
         .get_template("index.html.j2")
-        .render(page=page, summaries=summaries, unfinished=unfinished, runs=table, blocks=blocks)
+        .render(page=page, summaries=summaries, unfinished=unfinished, across=across, runs=table, blocks=blocks)
     )
 
 
-def _environment() -> Environment:
+def as_blocks(page: Page) -> dict[str, dict[str, list[Any]]]:
+    """The tables behind the points and rows of a page, for its script."""
+    return {name: _columns(frame) for name, frame in page.blocks.items()}
+
+
+def environment() -> Environment:
+    """Templates and filters of all pages."""
     environment = Environment(
         loader=PackageLoader("ldvae.report"),
         autoescape=True,

@@ -10,6 +10,7 @@ VERBS = {
     "annotate": "Put factors, programs, neighbours, UMAP and clusters into one AnnData.",
     "de": "Find the genes that differ between groups of cells, with the best run's model and in pseudobulks.",
     "report": "Write the report of a dataset: one page that needs no network, and its figures as files.",
+    "across": "Compare the programs of several datasets: which they share, and which are one's own.",
     "index": "Write the page that leads to the reports of all datasets and compares all runs.",
     "project": "Score the cells of a new dataset with the programs of an old one.",
     "simulate": "Draw counts from known gene programs.",

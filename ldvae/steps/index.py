@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 from ldvae import results as layout
 from ldvae.io import atomic
@@ -13,7 +14,7 @@ from ldvae.report.prose import end_of_run
 logger = logging.getLogger(__name__)
 
 
-def index(*, results: Path, datasets: list[str] | None = None) -> None:
+def index(*, results: Path, datasets: list[str] | None = None, across: bool | None = None) -> None:
     """Write the page that leads to the reports of all datasets and compares all runs.
 
     Parameters
@@ -23,6 +24,8 @@ def index(*, results: Path, datasets: list[str] | None = None) -> None:
     datasets
         Names of the datasets, in the order of the page; not given: all that have a report. Those that are not finished
         come first, with what failed.
+    across
+        Whether to lead to the comparison of the datasets, too; not given: if there is one.
     """
     names = datasets or sorted(path.parent.name for path in results.glob(f"*/{layout.REPORT_SUMMARY.path}"))
     failures = {name: layout.failures(results / name) for name in names}
@@ -32,5 +35,15 @@ def index(*, results: Path, datasets: list[str] | None = None) -> None:
     ]
     unfinished = [{"dataset": name, "failures": failures[name]} for name in names if name not in finished]
     with atomic(layout.INDEX.at(results)) as temporary:
-        temporary.write_text(render_index(found, unfinished), encoding="utf-8")
+        compared = comparison(results) if across is not False else None
+        temporary.write_text(render_index(found, unfinished, compared), encoding="utf-8")
     logger.info("%s", end_of_run(found, str(layout.INDEX.at(results))))
+
+
+def comparison(results: Path) -> dict[str, Any] | None:
+    """What the page says of the comparison of the datasets; none where there is none."""
+    if failures := [one for one in layout.failures(results) if one["verb"] == "across"]:
+        return {"failures": failures}
+    if not layout.ACROSS_SUMMARY.at(results).exists():
+        return None
+    return {**layout.ACROSS_SUMMARY.read(results), "page": layout.ACROSS_PAGE.path, "failures": []}

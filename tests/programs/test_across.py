@@ -3,9 +3,11 @@
 import numpy as np
 import pandas as pd
 import pytest
+import statsmodels.formula.api as smf
+from scipy import sparse
 
 from ldvae.errors import InputError
-from ldvae.programs import Frame, meta_programs
+from ldvae.programs import Frame, compare_across, meta_frame, meta_programs, project
 
 
 def make_frames(n_datasets=4, n_shared=3, noise=0.3, seed=0, flip=False, n_genes=400):
@@ -80,7 +82,7 @@ def test_too_few_common_genes_are_refused_with_both_namings():
     frames, _ = make_frames(n_datasets=2)
     other = frames["d1"]
     frames["d1"] = other._replace(genes=np.array([f"ENSG{g:011d}" for g in range(len(other.genes))]))
-    with pytest.raises(InputError, match=r"Only 0 genes .*d1: 400 such as ENSG.*n_top_genes"):
+    with pytest.raises(InputError, match=r"Only 0 genes .*d1 \(400 such as ENSG.*n_top_genes"):
         meta_programs(frames)
 
 
@@ -88,3 +90,50 @@ def test_one_dataset_is_refused():
     frames, _ = make_frames(n_datasets=1)
     with pytest.raises(InputError, match="at least two datasets, found 1"):
         meta_programs(frames)
+
+
+def test_genes_that_one_dataset_lacks_do_not_count_for_its_pairs_alone():
+    frames, _ = make_frames(n_datasets=3, noise=0.1)
+    whole = meta_programs(frames)
+    first = frames["d0"]
+    kept = np.arange(len(first.genes)) < 150
+    columns = {name: getattr(first, name)[kept] for name in ("genes", "basis", "offset", "theta", "weight")}
+    found = meta_programs(frames | {"d0": first._replace(**columns)})
+    assert found.table["n_datasets"].tolist() == [3, 3, 3, 1, 1, 1]
+    assert set(found.genes) == set(frames["d1"].genes)
+    apart = [("d1", "P1"), ("d2", "P1")]
+    assert np.allclose(found.similarity.loc[apart[0], apart[1]], whole.similarity.loc[apart[0], apart[1]])
+    # The interval is over the datasets that model the gene.
+    assert found.lower["M1"].notna().all()
+
+
+def test_cells_are_scored_on_meta_programs_as_they_were_made():
+    frames, shared = make_frames(n_datasets=3, noise=0.1)
+    found = meta_programs(frames)
+    model = meta_frame(found, frames, ["M1", "M2", "M3"])
+    rng = np.random.default_rng(1)
+    truth = rng.normal(size=(300, 3))
+    rate = np.exp(truth @ (shared * 1.0).T)
+    counts = rng.poisson(3000 * rate / rate.sum(axis=1, keepdims=True))
+    scores = project(model, sparse.csr_matrix(counts), list(model.genes)).scores
+    likeness = np.abs(np.corrcoef(scores.T, truth.T)[:3, 3:])
+    assert likeness.max(axis=1).min() > 0.9
+
+
+def test_conditions_in_several_datasets_are_compared_within_them():
+    rng = np.random.default_rng(0)
+    rows = []
+    for d, level in enumerate((0.0, 5.0, -5.0)):
+        for donor in range(6):
+            condition = ("ctrl", "stim")[donor % 2]
+            mean = level + (condition == "stim") + rng.normal(0, 0.1)
+            rows.append(("all cells", condition, f"d{d}: {donor}", 50, "M1", mean, mean / 10))
+    columns = ["cell_type", "condition", "donor", "n_cells", "program", "mean", "high"]
+    means = pd.DataFrame(rows, columns=columns)
+    (row,) = compare_across(means, {name: name[:2] for name in means["donor"]}).to_dict("records")
+    assert row["design"] == "within datasets"
+    assert row["n_donors"] == 18
+    fit = smf.ols("mean ~ condition + dataset", means.assign(dataset=means["donor"].str[:2])).fit()
+    assert row["effect"] == pytest.approx(fit.params["condition[T.stim]"])
+    assert row["p"] == pytest.approx(fit.pvalues["condition[T.stim]"])
+    assert [row["lower"], row["upper"]] == pytest.approx(fit.conf_int().loc["condition[T.stim]"].tolist())

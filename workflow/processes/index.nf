@@ -7,6 +7,7 @@ process INDEX {
     input:
     val datasets // names, in the order of the page; those without a report are left out
     path reports, stageAs: 'results/*' // the folders of the reports, each called as its dataset
+    path across, stageAs: 'results/*' // the folder of the comparison of the datasets; may be none
 
     output:
     path 'results/index.html', emit: page
@@ -18,7 +19,7 @@ process INDEX {
     def reported = datasets.findAll { it in names }.collect { "'${it}'" }.join(' ')
     """
     export LDVAE_PROCESS='${task.process}'
-    ldvae index --results results --datasets ${reported} --versions-yml versions.yml ${args}
+    ldvae index --results results --datasets ${reported} ${across ? '--across' : '--no-across'} --versions-yml versions.yml ${args}
     """
 
     stub:

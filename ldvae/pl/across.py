@@ -1,0 +1,189 @@
+"""Programs of several datasets: how alike they are, which belong together, and how they differ between conditions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from ldvae.errors import InputError
+from ldvae.pl.style import INK, MUTED, PAPER, RULE, Save, Show, finish, need, new_axes, palette, short, styled
+
+MOST_ROWS = 40  # of the figure of effects
+
+
+@styled
+def similarity(
+    cosines: pd.DataFrame, members: pd.DataFrame, *, ax: Axes | None = None, show: Show = None, save: Save = None
+) -> Axes:
+    """Cosines between all programs of all datasets, those of a meta-program side by side and framed.
+
+    Parameters
+    ----------
+    cosines
+        Programs by programs, named "dataset program": across/similarity.tsv.
+    members
+        `dataset`, `program`, `meta` and `sign` of each program: across/members.tsv.
+    ax
+        Axes to draw on; None makes a figure.
+    show
+        Show the figure; None does so where a window can be opened and nothing is saved.
+    save
+        File to write; its suffix gives the format.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from ldvae import pl
+    >>> members = pd.DataFrame({"dataset": ["a", "b", "b"], "program": ["P1", "P1", "P2"], "meta": ["M1", "M1", "M2"]})
+    >>> names = members["dataset"] + " " + members["program"]
+    >>> cosines = pd.DataFrame([[1, 0.9, 0.1], [0.9, 1, 0.0], [0.1, 0.0, 1]], names, names)
+    >>> ax = pl.similarity(cosines, members.assign(sign=1), show=False)
+    >>> [label.get_text() for label in ax.get_yticklabels()]
+    ['M1', 'M2']
+    """
+    need(members, ["dataset", "program", "meta", "sign"], "similarity", "across/members.tsv")
+    names = members["dataset"] + " " + members["program"]
+    signs = members["sign"].to_numpy()
+    values = cosines.loc[names, names].to_numpy() * np.outer(signs, signs)
+    ax = new_axes(ax, show, save, (5.6, 5.2))
+    image = ax.pcolormesh(values, cmap="RdBu_r", vmin=-1, vmax=1, edgecolor="none", rasterized=True)
+    sizes = members.groupby("meta", sort=False).size()
+    ends = np.cumsum(sizes.to_numpy())
+    starts = ends - sizes.to_numpy()
+    for start, end in zip(starts, ends, strict=True):
+        if end - start > 1:
+            ax.plot([start, end, end, start, start], [start, start, end, end, start], color=INK, linewidth=0.8)
+    several = [k for k, size in enumerate(sizes) if size > 1] or list(range(len(sizes)))
+    middle = [(starts[k] + ends[k]) / 2 for k in several]
+    ax.set_yticks(middle, [str(sizes.index[k]) for k in several])
+    ax.set_xticks([])
+    ax.tick_params(length=0)
+    ax.invert_yaxis()
+    ax.set_aspect("equal")
+    ax.spines[:].set_visible(False)
+    bar = ax.figure.colorbar(image, ax=ax, shrink=0.4, aspect=24, label="Cosine")
+    bar.outline.set_visible(False)
+    finish(ax.figure, show, save)
+    return ax
+
+
+@styled
+def network(
+    cosines: pd.DataFrame,
+    members: pd.DataFrame,
+    *,
+    least: float = 0.5,
+    ax: Axes | None = None,
+    show: Show = None,
+    save: Save = None,
+) -> Axes:
+    """Programs of all datasets as points, joined where they are alike; each meta-program is named at its centre.
+
+    Parameters
+    ----------
+    cosines, members
+        As in `similarity`.
+    least
+        Absolute cosine from which two programs are joined.
+    ax, show, save
+        As in `similarity`.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from ldvae import pl
+    >>> members = pd.DataFrame({"dataset": ["a", "b", "b"], "program": ["P1", "P1", "P2"], "meta": ["M1", "M1", "M2"]})
+    >>> names = members["dataset"] + " " + members["program"]
+    >>> cosines = pd.DataFrame([[1, 0.9, 0.1], [0.9, 1, 0.0], [0.1, 0.0, 1]], names, names)
+    >>> ax = pl.network(cosines, members, show=False)
+    >>> [text.get_text() for text in ax.texts]
+    ['M1']
+    """
+    import networkx as nx
+
+    need(members, ["dataset", "program", "meta"], "network", "across/members.tsv")
+    names = list(members["dataset"] + " " + members["program"])
+    values = np.abs(cosines.loc[names, names].to_numpy())
+    graph = nx.Graph()
+    graph.add_nodes_from(range(len(names)))
+    pairs = [(i, j) for i, j in np.argwhere(np.triu(values >= least, 1))]
+    graph.add_weighted_edges_from((int(i), int(j), float(values[i, j])) for i, j in pairs)
+    # Those joined to nothing would be flung far out: they stand in a row below.
+    joined = [node for node in graph if graph.degree(node)]
+    place = nx.spring_layout(graph.subgraph(joined), seed=0, k=1.2 / max(len(joined), 1) ** 0.5) if joined else {}
+    alone = [node for node in graph if not graph.degree(node)]
+    for rank, node in enumerate(alone):
+        place[node] = np.array([-1 + 2 * (rank + 0.5) / len(alone), -1.35])
+    ax = new_axes(ax, show, save, (5.6, 4.4))
+    for i, j in pairs:
+        line: Any = {"color": MUTED, "linewidth": 0.4 + 1.2 * values[i, j], "alpha": 0.35, "zorder": 1}
+        ax.plot(*zip(place[int(i)], place[int(j)], strict=True), **line)
+    of = dict(zip(names, members["dataset"], strict=True))
+    datasets = list(dict.fromkeys(of[name] for name in cosines.index))
+    for name, colour in zip(datasets, palette(len(datasets)), strict=True):
+        own = np.array([place[k] for k in np.flatnonzero(members["dataset"] == name)])
+        ax.scatter(own[:, 0], own[:, 1], s=34, color=colour, label=short(name), zorder=2, linewidth=0)
+    for meta, rows in members.reset_index(drop=True).groupby("meta", sort=False):
+        if len(rows) > 1:
+            x, y = np.mean([place[k] for k in rows.index], axis=0)
+            box: Any = {"boxstyle": "round,pad=0.15", "facecolor": PAPER, "edgecolor": RULE, "linewidth": 0.5}
+            ax.text(x, y, str(meta), ha="center", va="center", fontsize=8, color=INK, bbox=box, zorder=3)
+    ax.set_axis_off()
+    ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    finish(ax.figure, show, save)
+    return ax
+
+
+@styled
+def effects(table: pd.DataFrame, *, ax: Axes | None = None, show: Show = None, save: Save = None) -> Axes:
+    """Effects of a condition on programs with their intervals, one row per program and cell type.
+
+    Parameters
+    ----------
+    table
+        `program`, `cell_type`, `condition`, `reference`, `effect`, `lower`, `upper` and `padj`: across/donors.tsv or
+        programs/donors.tsv. The rows are drawn in the order given, at most 40; filled points have an adjusted p below
+        0.05.
+    ax
+        Axes to draw on; None makes a figure as high as the rows need.
+    show
+        Show the figure; None does so where a window can be opened and nothing is saved.
+    save
+        File to write; its suffix gives the format.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from ldvae import pl
+    >>> row = {"program": "M1", "cell_type": "B", "condition": "stim", "reference": "ctrl", "effect": 2.0}
+    >>> table = pd.DataFrame([row | {"lower": 1.5, "upper": 2.5, "padj": 1e-4}])
+    >>> ax = pl.effects(table, show=False)
+    >>> [label.get_text() for label in ax.get_yticklabels()]
+    ['M1 in B']
+    """
+    columns = ["program", "cell_type", "condition", "reference", "effect", "lower", "upper", "padj"]
+    need(table, columns, "effects", "across/donors.tsv")
+    if table.empty:
+        raise InputError("pl.effects: the table has no rows; there is nothing to draw.")
+    rows = table.head(MOST_ROWS)
+    pairs = list(dict.fromkeys(zip(rows["condition"], rows["reference"], strict=True)))
+    colours = dict(zip(pairs, palette(len(pairs)), strict=True))
+    ax = new_axes(ax, show, save, (5.2, 0.9 + 0.21 * max(len(rows), 3)))
+    ax.axvline(0, color=RULE, linewidth=0.8, zorder=0)
+    for place, row in enumerate(rows.itertuples()):
+        colour = colours[row.condition, row.reference]
+        ax.plot([row.lower, row.upper], [place, place], color=colour, linewidth=1.2, zorder=1)
+        filled = row.padj < 0.05
+        ax.scatter(row.effect, place, s=26, color=colour if filled else PAPER, edgecolor=colour, zorder=2)
+    for condition, reference in pairs:
+        ax.plot([], [], color=colours[condition, reference], label=f"{short(condition)} against {short(reference)}")
+    of_cells = ["" if kind == "all cells" else f" in {short(kind)}" for kind in rows["cell_type"]]
+    ax.set_yticks(range(len(rows)), [f"{name}{kind}" for name, kind in zip(rows["program"], of_cells, strict=True)])
+    ax.set(xlabel="Difference of the mean scores (SD), 95 % interval", ylim=(len(rows) - 0.5, -0.5))
+    ax.tick_params(axis="y", length=0)
+    ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    finish(ax.figure, show, save)
+    return ax

@@ -1,0 +1,245 @@
+"""The page over several datasets: what they share, what is one's own, and how conditions differ."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ldvae import pl
+from ldvae.pl.style import figure_of
+from ldvae.report import figures
+from ldvae.report.drawing import Drawing, Hover
+from ldvae.report.page import Column, Page, Table, as_blocks, environment
+from ldvae.report.prose import listed
+
+LOOSE = 0.25  # silhouette below which a meta-program is hardly apart from the next
+LEAST_P = 0.05
+N_EFFECTS = 8  # effects that are told in words
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """What the comparison of several datasets found, as plain tables."""
+
+    #: Names of the datasets with their numbers of cells.
+    n_obs: dict[str, int]
+    #: One row per meta-program, indexed by its name, shared ones first: label, n_datasets, similarity, silhouette, ….
+    table: pd.DataFrame
+    members: pd.DataFrame
+    loadings: pd.DataFrame
+    #: Programs by programs, named "dataset program".
+    similarity: pd.DataFrame
+    donors: pd.DataFrame
+    donor_means: pd.DataFrame
+    settings: dict[str, Any]
+    versions: dict[str, str]
+
+    @property
+    def shared(self) -> pd.DataFrame:
+        """Meta-programs of two datasets or more."""
+        return self.table[self.table["shared"]]
+
+    def title(self, meta: str) -> str:
+        """Name and label of a meta-program."""
+        return f"{meta} {self.table.at[meta, 'label']}".strip()
+
+
+def findings(compared: Compared) -> list[str]:
+    """What was found, in sentences, the most shared first."""
+    names, shared = list(compared.n_obs), compared.shared
+    n_programs = len(compared.members)
+    everywhere = shared.index[shared["n_datasets"] == len(names)]
+    lines = [
+        f"The {len(names)} datasets have {n_programs} programs. {len(shared)} meta-programs are in two datasets or "
+        f"more, {len(everywhere)} of them in all; {len(compared.table) - len(shared)} programs are one dataset's own."
+    ]
+    if len(everywhere):
+        lines.append(f"In all datasets: {listed([compared.title(meta) for meta in everywhere], 12)}.")
+    for meta in shared.index[shared["n_datasets"] < len(names)]:
+        own = set(compared.members.loc[compared.members["meta"] == meta, "dataset"])
+        absent = [name for name in names if name not in own]
+        where = f"in {listed([name for name in names if name in own])}"
+        if len(absent) < len(own):
+            where = f"in all but {listed(absent)}"
+        lines.append(f"{compared.title(str(meta))} is {where}.")
+    private = compared.members[compared.members["meta"].isin(compared.table.index[~compared.table["shared"]])]
+    for name, rows in private.groupby("dataset", sort=False):
+        titles = [f"{row.program} {row.label}".strip() for row in rows.itertuples()]
+        lines.append(f"Of {name} alone: {listed(titles)}.")
+    return lines
+
+
+def contrasts_in_words(compared: Compared) -> list[str]:
+    """The clearest effects of conditions on meta-programs, in sentences."""
+    called = compared.donors[compared.donors["padj"] < LEAST_P]
+    lines = []
+    for row in called.head(N_EFFECTS).itertuples():
+        where = "" if row.cell_type == "all cells" else f" in {row.cell_type}"
+        lines.append(
+            f"{compared.title(row.program)} is {'higher' if row.effect > 0 else 'lower'} in {row.condition} than in "
+            f"{row.reference}{where}: {row.effect:+.2f} SD (95 % interval {row.lower:.2f} to {row.upper:.2f}; "
+            f"{row.n_donors} donors, {row.design}; adjusted p {row.padj:.1e})."
+        )
+    if len(called) > N_EFFECTS:
+        lines.append(f"{len(called) - N_EFFECTS} more differences have an adjusted p below {LEAST_P:g}; see the table.")
+    if len(compared.donors) and called.empty:
+        lines.append(f"No meta-program differs between conditions at an adjusted p below {LEAST_P:g}.")
+    return lines
+
+
+def doubts(compared: Compared) -> list[str]:
+    """What calls for care."""
+    lines = []
+    loose = compared.shared.index[compared.shared["silhouette"] < LOOSE]
+    if len(loose):
+        lines.append(
+            f"{listed([compared.title(meta) for meta in loose])}: the members are hardly more alike than they are to "
+            f"another meta-program (silhouette below {LOOSE:g}). Read them with their neighbours in the network."
+        )
+    if compared.settings.get("condition_key") and compared.donors.empty:
+        lines.append("No comparison of conditions has three donors on each side.")
+    return lines
+
+
+def render_across(compared: Compared) -> tuple[str, dict[str, str]]:
+    """Render the page over several datasets.
+
+    Returns
+    -------
+    The page as HTML, and the figures as standalone SVG documents, by name.
+    """
+    page = Page()
+    members = compared.members
+    order = list(dict.fromkeys(members["meta"]))
+    wide = members.pivot(index="meta", columns="dataset", values="similarity")
+    presence = wide.reindex(index=compared.shared.index, columns=list(compared.n_obs))
+    drawings = []
+    if len(presence):
+        drawings.append(
+            figures.heatmap(
+                presence.rename(index=compared.title),
+                name="presence",
+                title="Which datasets have each meta-program",
+                caption="Mean cosine of a dataset's program to the others of the meta-program; empty: it has none.",
+                value="Cosine",
+                limits=(0, 1),
+                cmap="viridis",
+            )
+        )
+    drawings.append(_network(compared))
+    drawings.append(
+        Drawing(
+            name="similarity",
+            figure=figure_of(pl.similarity(compared.similarity, members, show=False)),
+            title="All programs against all",
+            caption="Cosines of the weighted loadings; framed: meta-programs, in the order of the table.",
+        )
+    )
+    if len(compared.donors):
+        rows = compared.donors[compared.donors["program"].isin(order)]
+        drawings.append(
+            Drawing(
+                name="effects",
+                figure=figure_of(pl.effects(rows.assign(program=rows["program"].map(compared.title)), show=False)),
+                title="Conditions on meta-programs",
+                caption="Donors are the units. Filled: adjusted p below 0.05.",
+            )
+        )
+    panels = []
+    for meta in compared.shared.index:
+        genes = compared.loadings[compared.loadings["meta"] == meta].rename(columns={"meta": "program"})
+        drawn = [page.draw(figures.program_genes(str(meta), genes, 15, "datasets"))]
+        own = compared.donor_means[compared.donor_means["program"] == meta]
+        if len(own) and own["condition"].nunique() > 1:
+            ax = pl.donors(own, str(meta), show=False)
+            caption = "Mean score of each donor; lines join the points of one donor."
+            title = f"{meta} by condition"
+            drawn.append(page.draw(Drawing(name=f"donors_{meta}", figure=figure_of(ax), title=title, caption=caption)))
+        panels.append({"name": meta, "row": compared.table.loc[meta], "figures": drawn})
+    context: dict[str, Any] = {
+        "page": page,
+        "results": {"figures": "figures"},
+        "compared": compared,
+        "findings": findings(compared),
+        "contrasts": contrasts_in_words(compared),
+        "doubts": doubts(compared),
+        "overview": [page.draw(drawing) for drawing in drawings],
+        "panels": panels,
+        "metas": page.table(_metas(compared)),
+        "programs": page.table(_programs(compared)),
+        "effects": page.table(_effects(compared)) if len(compared.donors) else None,
+    }
+    context["blocks"] = as_blocks(page)
+    html = environment().get_template("across.html.j2").render(context)
+    return html, {name: rendered.document for name, rendered in page.rendered.items()}
+
+
+def _network(compared: Compared) -> Drawing:
+    ax = pl.network(compared.similarity, compared.members, least=compared.settings["min_similarity"], show=False)
+    # The points of a dataset are one collection, in the order of the members.
+    block = []
+    for name, points in zip(compared.n_obs, ax.collections, strict=True):
+        own = compared.members[compared.members["dataset"] == name]
+        x, y = np.asarray(points.get_offsets()).T
+        block.append(own[["dataset", "program", "meta", "label"]].assign(x=x, y=y))
+    table = pd.concat(block)
+    table["name"] = table["dataset"] + " " + table["program"]
+    shown = {"meta": "meta-program", "label": "label"}
+    return Drawing(
+        name="network",
+        figure=figure_of(ax),
+        title="Programs that are alike",
+        caption=f"A point is a program of a dataset; a line joins two whose cosine is at least "
+        f"{compared.settings['min_similarity']:g}. Below: programs like no other.",
+        hover=(Hover(axes=ax, block="network", x="x", y="y", name="name", show=shown),),
+        blocks={"network": table},
+    )
+
+
+def _metas(compared: Compared) -> Table:
+    columns = [
+        Column(key="meta", title="Meta-program", kind="program"),
+        Column(key="label", title="Label"),
+        Column(key="n_datasets", title="Datasets", kind="number"),
+        Column(key="similarity", title="Similarity", kind="number", help="mean cosine between its members"),
+        Column(key="silhouette", title="Silhouette", kind="number", help="1: far from every other; 0: between two"),
+        Column(key="top_positive", title="Top genes"),
+    ]
+    frame = compared.shared.reset_index()
+    frame["top_positive"] = frame["top_positive"].str.split(", ").str[:8].str.join(", ")
+    return Table(name="metas", title="Meta-programs", frame=frame, columns=columns, page=40)
+
+
+def _programs(compared: Compared) -> Table:
+    columns = [
+        Column(key="dataset", title="Dataset"),
+        Column(key="program", title="Program", kind="id"),
+        Column(key="label", title="Label"),
+        Column(key="meta", title="Meta-program", kind="id"),
+        Column(key="similarity", title="Similarity", kind="number", help="mean cosine to the other members"),
+        Column(key="other", title="To the next", kind="number", help="mean cosine to the nearest other meta-program"),
+        Column(key="silhouette", title="Silhouette", kind="number"),
+    ]
+    note = "A program without similarity is one dataset's own."
+    return Table(
+        name="members", title="All programs", frame=compared.members, columns=columns, search=True, note=note, page=15
+    )
+
+
+def _effects(compared: Compared) -> Table:
+    columns = [
+        Column(key="program", title="Meta-program", kind="program"),
+        Column(key="cell_type", title="Cell type"),
+        Column(key="condition", title="Condition"),
+        Column(key="reference", title="Reference"),
+        Column(key="effect", title="Effect (SD)", kind="number"),
+        Column(key="lower", title="from", kind="number"),
+        Column(key="upper", title="to", kind="number"),
+        Column(key="n_donors", title="Donors", kind="number"),
+        Column(key="design", title="Design"),
+        Column(key="padj", title="Adjusted p", kind="p"),
+    ]
+    return Table(name="effects", title="Conditions", frame=compared.donors, columns=columns, search=True)

@@ -1,0 +1,209 @@
+"""The programs of several datasets beside each other: shared ones, one's own, and the scores of all cells on them."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from ldvae import results as layout
+from ldvae.config import AcrossConfig
+from ldvae.errors import InputError, suggestion
+from ldvae.io import atomic, read_h5ad, write_json, write_table
+from ldvae.programs import (
+    Frame,
+    MetaPrograms,
+    compare_across,
+    donor_means,
+    meta_frame,
+    meta_programs,
+    project,
+)
+from ldvae.provenance import versions
+from ldvae.report.across import Compared, contrasts_in_words, doubts, findings, render_across
+from ldvae.steps.programs import write_gmt, write_model
+
+logger = logging.getLogger(__name__)
+
+N_SHOWN = 10  # top genes named in the table of the meta-programs
+
+
+def across(*, results: Path, datasets: list[str], config: AcrossConfig = AcrossConfig()) -> None:
+    """Compare the programs of several datasets: which they share, and which are one's own.
+
+    Parameters
+    ----------
+    results
+        Folder of the results of all datasets, such as results; tables and page go into its folder across.
+    datasets
+        Names of the datasets, at least two.
+    """
+    if len(set(datasets)) < 2:
+        raise InputError(f"across: expected two datasets or more, found {', '.join(datasets)}. Name another.")
+    frames, labels = {}, {}
+    for name in dict.fromkeys(datasets):
+        folder = results / name
+        if not folder.is_dir():
+            known = sorted(path.parent.parent.name for path in results.glob(f"*/{layout.PROGRAMS_MODEL.path}"))
+            raise InputError(f"{results} has no results of {name!r}.{suggestion(name, known)}")
+        with np.load(layout.PROGRAMS_MODEL.existing(folder), allow_pickle=False) as file:
+            frames[name] = Frame(**file)
+        labels[name] = layout.PROGRAMS.read_table(folder)["label"].fillna("")
+    found = meta_programs(frames, min_similarity=config.min_similarity)
+    sides = top_genes(found, config.n_top)
+    members = found.members.copy()
+    members["label"] = [str(labels[row.dataset].get(row.program, "")) for row in members.itertuples()]
+    table = found.table.copy()
+    table.insert(0, "label", [label_of(members[members["meta"] == meta]) for meta in table.index])
+    for side in ("positive", "negative"):
+        table[f"top_{side}"] = [", ".join(sides.get(f"{meta}_{side}", [])[:N_SHOWN]) for meta in table.index]
+
+    shared = [str(meta) for meta in table.index[table["shared"]]]
+    scores, obs = score_cells(results, found, frames, shared)
+    means, compared = contrasts(scores, obs, shared, config)
+    similarity = found.similarity.copy()
+    similarity.index = similarity.columns = pd.Index([f"{dataset} {name}" for dataset, name in similarity.index])
+
+    shown = Compared(
+        n_obs={str(name): int(n) for name, n in obs["dataset"].value_counts(sort=False).items()},
+        table=table,
+        members=members,
+        loadings=long_table(found),
+        similarity=similarity,
+        donors=compared,
+        donor_means=means,
+        settings=config.model_dump(),
+        versions=versions(("ldvae", "numpy", "scipy", "matplotlib")),
+    )
+    write_table(table, layout.META_PROGRAMS.at(results), index="meta")
+    write_table(members, layout.META_MEMBERS.at(results))
+    write_table(shown.loadings, layout.META_LOADINGS.at(results))
+    write_table(similarity, layout.META_SIMILARITY.at(results), index="program")
+    write_table(pd.concat([obs[["dataset"]], scores], axis=1), layout.META_SCORES.at(results), index="cell")
+    write_gmt(sides, layout.META_GMT.at(results))
+    write_model(meta_frame(found, frames, shared or list(table.index)), layout.META_MODEL.at(results))
+    write_table(compared, layout.META_DONORS.at(results))
+    write_table(means, layout.META_DONOR_MEANS.at(results))
+    page, drawn = render_across(shown)
+    with atomic(layout.ACROSS_FIGURES.at(results)) as temporary:
+        temporary.mkdir()
+        for name, document in drawn.items():
+            (temporary / f"{name}.svg").write_text(document, encoding="utf-8")
+    with atomic(layout.ACROSS_PAGE.at(results)) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    lines = [*findings(shown), *contrasts_in_words(shown)]
+    for line in lines:
+        logger.info(line)
+    for line in doubts(shown):
+        logger.warning(line)
+    write_json(
+        {
+            "datasets": list(frames),
+            "n_obs": shown.n_obs,
+            "n_programs": len(members),
+            "n_shared": len(shared),
+            "n_genes": len(found.genes),
+            "findings": lines,
+            "warnings": doubts(shown),
+            "settings": config.model_dump(),
+        },
+        layout.ACROSS_SUMMARY.at(results),
+    )
+
+
+def label_of(members: pd.DataFrame) -> str:
+    """The label that most members have; of several, that of the member most like the others."""
+    named = members[members["label"] != ""].sort_values("similarity", ascending=False, kind="stable")
+    counts = Counter(named["label"])
+    return max(counts, key=lambda label: counts[label]) if counts else ""
+
+
+def top_genes(found: MetaPrograms, n_top: int) -> dict[str, list[str]]:
+    """Genes of both sides of each meta-program whose interval over datasets leaves out zero, the heaviest first."""
+    sets = {}
+    for name, weighted in found.weighted.items():
+        for side, sign in (("positive", 1), ("negative", -1)):
+            ranked = (sign * weighted).sort_values(ascending=False, kind="stable")
+            bound = (found.lower if sign > 0 else -found.upper)[name]
+            sure = (bound > 0) | bound.isna()  # missing: one dataset alone models the gene
+            genes = [str(gene) for gene in ranked.index[(ranked > 0) & sure.reindex(ranked.index)][:n_top]]
+            if genes:
+                sets[f"{name}_{side}"] = genes
+    return sets
+
+
+def long_table(found: MetaPrograms) -> pd.DataFrame:
+    """Every gene of every meta-program with side and rank: meta, gene, side, rank, loading, lower, upper, weighted."""
+    parts = []
+    for name in found.loadings:
+        columns = {"loading": found.loadings, "lower": found.lower, "upper": found.upper, "weighted": found.weighted}
+        part = pd.DataFrame({column: values[name] for column, values in columns.items()}).dropna(subset=["loading"])
+        part.insert(0, "meta", name)
+        part.insert(1, "side", np.where(part["weighted"] > 0, "positive", "negative"))
+        part = part.sort_values("weighted", key=np.abs, ascending=False, kind="stable")
+        part.insert(2, "rank", part.groupby("side").cumcount() + 1)
+        parts.append(part.rename_axis("gene").reset_index())
+    return pd.concat(parts, ignore_index=True)[
+        ["meta", "gene", "side", "rank", "loading", "lower", "upper", "weighted"]
+    ]
+
+
+def score_cells(
+    results: Path, found: MetaPrograms, frames: dict[str, Frame], shared: Sequence[str]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Scores of the cells of all datasets, and what is known of them, with the column `dataset`."""
+    scores, obs = [], []
+    metas = list(found.table.index)
+    for name in frames:
+        data = read_h5ad(layout.FILTERED.existing(results / name))
+        own = [meta for meta in metas if meta not in shared and found.table.at[meta, "datasets"] == name]
+        chosen = [*shared, *own]
+        cells = [f"{name}:{cell}" for cell in data.obs_names]
+        batch = batches(data, name)
+        model = meta_frame(found, frames, chosen)
+        counted = data[:, data.var_names.isin(model.genes)]
+        made = project(model, counted.X, list(counted.var_names), cells=cells, batch=batch).scores
+        scores.append(made.reindex(columns=metas))
+        logger.info("%s: %d cells scored on %d meta-programs.", name, len(cells), len(chosen))
+        obs.append(data.obs.set_axis(pd.Index(cells, name="cell")).astype(object).assign(dataset=name))
+    return pd.concat(scores), pd.concat(obs)
+
+
+def batches(data: AnnData, name: str) -> np.ndarray:
+    """Experimental batch of each cell of a dataset, as quality control knew it."""
+    key = str(data.uns.get("ldvae_qc", {}).get("batch_key", ""))
+    return np.full(data.n_obs, name) if key not in data.obs else data.obs[key].astype(str).to_numpy()
+
+
+def contrasts(
+    scores: pd.DataFrame, obs: pd.DataFrame, shared: Sequence[str], config: AcrossConfig
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Mean scores of the donors, and the comparison of conditions; without rows where no condition is given."""
+    for key in (config.condition_key, config.replicate_key, config.cell_type_key):
+        if key is not None and key not in obs:
+            raise InputError(f"across: no obs column {key!r} in the datasets.{suggestion(key, list(obs.columns))}")
+    donor = obs["dataset"]
+    if config.replicate_key is not None:
+        known = obs[config.replicate_key]
+        donor = (obs["dataset"] + ": " + known.astype(str)).where(known.notna())
+    table = pd.DataFrame({"donor": donor, "condition": ""}, obs.index)
+    rows = obs.index
+    if config.condition_key is None:
+        rows = rows[:0]
+    else:
+        table["condition"] = obs[config.condition_key]
+    kind = None
+    if config.cell_type_key is not None:
+        table[kind := "cell_type"] = obs[config.cell_type_key]
+    scored = scores.loc[rows, list(shared)]
+    if not len(shared):
+        scored = scores.iloc[:0]
+    means = donor_means(scored, table, donor="donor", condition="condition", cell_type=kind)
+    dataset = dict(zip(donor, obs["dataset"], strict=True))
+    means.insert(3, "dataset", means["donor"].map(dataset).astype(object))
+    return means, compare_across(means, dataset)
