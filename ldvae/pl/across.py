@@ -42,7 +42,7 @@ def similarity(
     >>> cosines = pd.DataFrame([[1, 0.9, 0.1], [0.9, 1, 0.0], [0.1, 0.0, 1]], names, names)
     >>> ax = pl.similarity(cosines, members.assign(sign=1), show=False)
     >>> [label.get_text() for label in ax.get_yticklabels()]
-    ['M1', 'M2']
+    ['M1']
     """
     need(members, ["dataset", "program", "meta", "sign"], "similarity", "across/members.tsv")
     names = members["dataset"] + " " + members["program"]

@@ -255,9 +255,10 @@ def meta_frame(found: MetaPrograms, frames: Mapping[str, Frame], metas: Sequence
 
     Examples
     --------
-    Continues the example of `meta_programs`:
+    Continues the example of `find_programs`.
 
-    >>> reference = gp.meta_frame(meta, {"one": frame, "two": frame}, ["M1"])
+    >>> frames = dict.fromkeys(["one", "two"], gp.frame(programs, mean, truth.theta))
+    >>> reference = gp.meta_frame(gp.meta_programs(frames), frames, ["M1"])
     >>> gp.project(reference, truth.counts, list(truth.loadings.index)).scores.shape
     (300, 1)
     """
@@ -316,8 +317,8 @@ def compare_across(means: pd.DataFrame, dataset: Mapping[str, str]) -> pd.DataFr
     >>> means["mean"] = [0.1, 1.0, -0.1, 1.2, 5.1, 6.0, 4.9, 6.1]
     >>> means = means.assign(program="M1", cell_type="all cells", n_cells=50, high=0.1)
     >>> table = gp.compare_across(means, {f"d{i}": "one" if i < 4 else "two" for i in range(8)})
-    >>> table.loc[0, "design"], round(float(table.loc[0, "effect"]), 2)
-    ('within datasets', 1.08)
+    >>> table.loc[0, "design"], round(float(table.loc[0, "effect"]), 1)
+    ('within datasets', 1.1)
     """
     result = compare_conditions(means)
     result["design"] = np.where(result["paired"], "paired", "between donors")
