@@ -125,6 +125,7 @@ def test_every_reference_that_is_cited_is_given(module: Any) -> None:
         (lambda: of_programs(balance=0.0), "was maximised over the scores, a criterion"),
         (lambda: of_programs(power=3.0), "promax rotation of power 3 "),
         (lambda: of_programs(power=1.0), "without an oblique step"),
+        (lambda: of_programs(rotation="clean"), "freed of those of the others by an L1 regression"),
         (lambda: of_contrasts(delta=0.5), "log2 fold change beyond 0.5"),
         (lambda: of_contrasts(fdr=0.1), "false discovery rate of 10%"),
         (lambda: of_contrasts(fdr=0.1), "p value below 0.1"),
@@ -153,6 +154,8 @@ def test_a_sentence_names_the_option_that_ran(stated: Callable[[], Iterable[Sent
 def test_what_was_not_done_is_not_said() -> None:
     apart = of_programs(power=1.0)
     assert "promax" not in " ".join(sentence.text for sentence in apart)
+    joint = of_programs(rotation="joint")
+    assert "L1 regression" not in " ".join(sentence.text for sentence in joint)
     single = " ".join(sentence.text for sentence in find.methods(PROGRAMS | {"runs": ["a"]}, 9))
     assert "consensus" not in single
     assert "averaged" not in single

@@ -486,6 +486,11 @@ class RotationConfig(Options):
     """What the programs of a set of fits depend on, besides the fits."""
 
     rank: int | None = Field(None, ge=1, description="Number of directions to keep; null: all that are reproducible.")
+    rotation: Literal["clean", "joint"] = Field(
+        "clean",
+        description="clean: sparse scores and loadings together, then the loadings of each program are freed of those "
+        "of the others, without which a small program shows genes of a dominant one; joint: the first step alone.",
+    )
     intercept: bool = Field(
         True,
         description="Include an intercept in the rotation, so that scores start at zero; adds one program.",

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import resource
+import shutil
 import subprocess
 import tempfile
 import time
@@ -257,18 +258,15 @@ def against_cnmf(command: str, adata: AnnData, fits: Fits, truth: np.ndarray, sc
 
 def variable_genes(counts: Path, config: SetupConfig) -> AnnData:
     """Counts after the workflow's choice of genes."""
+    from ldvae import results as layout
     from ldvae.steps.setup import setup
 
     with tempfile.TemporaryDirectory() as folder:
-        chosen = Path(folder) / "counts.h5ad"
-        setup(
-            filtered=counts,
-            counts=chosen,
-            gene_table=Path(folder) / "genes.tsv",
-            summary=Path(folder) / "summary.json",
-            config=config,
-        )
-        return read_h5ad(chosen)
+        filtered = layout.FILTERED.at(Path(folder))
+        filtered.parent.mkdir(parents=True)
+        shutil.copy(counts, filtered)
+        setup(results=Path(folder), config=config)
+        return read_h5ad(layout.COUNTS.at(Path(folder)))
 
 
 def run_kang(cache: Path, counts: Path, seeds: int, factors: int, epochs: int | None, cnmf: str | None) -> None:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from made_fits import cosines
+from made_fits import cosines, make_fits, weighted_truth
 
 from ldvae import programs as gp
 
@@ -100,3 +100,43 @@ def test_the_side_with_three_quarters_of_the_loadings_is_positive_even_where_the
     loadings = np.r_[-np.ones(40), np.ones(10), np.zeros(50)][:, None]
     oriented = gp.orient(gp.rotate(gp.consensus([scores], [loadings]), 1))
     assert (oriented.loadings[:40] > 0).all()
+
+
+@pytest.mark.parametrize("scenario", ["dominant", "trajectory"])
+def test_small_programs_beside_a_dominant_one_have_their_own_genes_and_keep_their_scores(scenario):
+    fits = make_fits(scenario, seed=1)
+    truth = weighted_truth(fits)
+    worst = {}
+    for rotation in ("joint", "clean"):
+        programs = fits.find(rotation=rotation, rank=8)
+        cosine, column = cosines(truth, programs.weighted)
+        pairs = zip(fits.true_scores.T.to_numpy(), programs.scores.iloc[:, column].T.to_numpy(), strict=True)
+        r = [abs(np.corrcoef(true, score)[0, 1]) for true, score in pairs]
+        worst[rotation] = np.abs(cosine).min(), min(r), programs.table["agreement"].min()
+    assert worst["joint"][0] < 0.8  # or the scenario no longer shows the fault
+    assert worst["clean"][0] > 0.9
+    assert worst["clean"][1] > max(worst["joint"][1], 0.95)
+    assert worst["clean"][2] > worst["joint"][2]
+
+
+def test_cleaned_loadings_describe_the_same_contribution_and_are_the_same_for_any_order_and_sign(mixed):
+    whole = gp.consensus(mixed.scores, mixed.weighted, 8)
+    before = gp.orient(gp.drop_baseline(gp.rotate(whole, 8)))
+    after = gp.clean_loadings(before)
+    kept = before.scores @ before.loadings.T
+    np.testing.assert_allclose(after.scores @ after.loadings.T, kept, atol=1e-8 * np.abs(kept).max())
+    ones = np.ones((len(whole.scores), 1))
+    np.testing.assert_allclose(np.hstack([ones, whole.scores]) @ after.transform, after.scores, atol=1e-8)
+    assert (np.abs(after.loadings).sum(axis=0) <= np.abs(before.loadings).sum(axis=0)).all()
+    order, sign = np.random.default_rng(0).permutation(8), np.where(np.arange(8) % 2, -1.0, 1.0)
+    changed = gp.clean_loadings(gp.Rotation(*(table[:, order] * sign for table in before)))
+    np.testing.assert_allclose(changed.loadings, after.loadings[:, order] * sign, atol=1e-6)
+    np.testing.assert_allclose(gp.clean_loadings(before, ridge=1e12).loadings, before.loadings, atol=1e-6)
+
+
+def test_one_program_or_one_without_loadings_is_left_alone():
+    scores = np.random.default_rng(0).normal(size=(30, 2))
+    loadings = np.c_[np.arange(20.0), np.zeros(20)]
+    for q in (1, 2):
+        given = gp.Rotation(scores[:, :q], loadings[:, :q], np.eye(q + 1)[:, 1:])
+        np.testing.assert_array_equal(gp.clean_loadings(given).loadings, given.loadings)
