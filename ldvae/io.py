@@ -38,7 +38,7 @@ from ldvae.features import (
     sum_of_splices,
     wanted_features,
 )
-from ldvae.names import file_names, own_name
+from ldvae.names import column_name, file_names, own_name
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +73,7 @@ def read_input(
     subset_key: str | None = None,
     subset: Sequence[str] = (),
     counts: bool = True,
+    layers: bool = False,
 ) -> AnnData:
     """Read raw counts from one or several files, as one AnnData.
 
@@ -101,6 +102,9 @@ def read_input(
     counts
         Read the counts, too; without them, `X` is none, and whatever the files tell of cells and genes follows the same
         rules; `uns["ldvae_input"]` then names the matrices of each file.
+    layers
+        Keep the other matrices of the files, too: those of cells and genes in layers (`X` is called ``input_X`` there),
+        obsp and varp. Not kept are `adata.raw`, which has genes of its own, and obsp and varp of several files.
 
     Returns
     -------
@@ -137,6 +141,7 @@ def read_input(
                 feature_types=feature_types,
                 gene_names=gene_names,
                 counts=counts,
+                layers=layers,
             )
             files["_".join(filter(None, (name, sample)))] = adata
             read.append({"path": str(part), "n_obs": adata.n_obs, "n_vars": adata.n_vars})
@@ -178,7 +183,7 @@ class Stored(NamedTuple):
     var: pd.DataFrame
     matrices: dict[str, Callable[[], Any]]  # X, raw and the layers
     raw_var: pd.DataFrame | None = None
-    others: Callable[[], dict[str, Mapping[str, Any]]] = dict  # obsm, varm and uns
+    others: Callable[[Sequence[str]], Mapping[str, Mapping[str, Any]]] = lambda kinds: {}  # obsm, varm, uns, obsp, varp
     prior: int = 0  # points for cells in rows from what else the file says
     fixed: bool = True  # the format has cells in rows
     can_turn: bool = True  # False where the names come with their axes, as in the tables of a Matrix Market file
@@ -397,13 +402,9 @@ def read_anndata(path: Path) -> Stored:
             return read_old_anndata(path)
         keys = matrices_of(store)
 
-        def others() -> dict[str, Mapping[str, Any]]:
+        def others(kinds: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:
             with opened(path) as file:
-                return {
-                    key: elements(file[prefix + key], read_elem)
-                    for key in ("obsm", "varm", "uns", "obsp", "varp")
-                    if prefix + key in file
-                }
+                return {kind: elements(file[prefix + kind], read_elem) for kind in kinds if prefix + kind in file}
 
         return Stored(
             read_elem(store["obs"]),
@@ -422,13 +423,12 @@ def read_old_anndata(path: Path) -> Stored:
     adata.file.close()
     with opened(path) as file:
         keys = matrices_of(file)
-    others: dict[str, Mapping[str, Any]] = {name: dict(getattr(adata, name)) for name in ("obsm", "varm", "uns")}
     return Stored(
         adata.obs,
         adata.var,
         {name: partial(load_matrix, path, key) for name, key in keys.items()},
         None if adata.raw is None else adata.raw.var,
-        lambda: others,
+        partial(others_of, adata),
     )
 
 
@@ -511,10 +511,12 @@ def in_memory(adata: AnnData) -> Stored:
     raw_var = None if adata.raw is None else adata.raw.var
     # An unnamed lambda of the loop variable would return the last matrix for all.
     loaders: dict[str, Callable[[], Any]] = {name: partial(lambda x: x, x) for name, x in matrices.items()}
-    others: dict[str, Mapping[str, Any]] = {
-        name: dict(getattr(adata, name)) for name in ("obsm", "varm", "uns", "obsp", "varp")
-    }
-    return Stored(adata.obs, adata.var, loaders, raw_var, lambda: others)
+    return Stored(adata.obs, adata.var, loaders, raw_var, partial(others_of, adata))
+
+
+def others_of(adata: AnnData, kinds: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:
+    """What an AnnData has of some kinds (obsm, uns, …), by name."""
+    return {kind: dict(getattr(adata, kind)) for kind in kinds}
 
 
 def read_h5(path: Path, genome: str | None) -> Stored:
@@ -594,7 +596,7 @@ def read_loom(path: Path) -> Stored:
         obs.set_index(cells[0]),
         var.set_index(genes[0]),
         {name: partial(load, key) for name, key in keys.items()},
-        others=lambda: {"obsm": obsm, "varm": varm},
+        others=lambda _: {"obsm": obsm, "varm": varm},
     )
 
 
@@ -963,6 +965,7 @@ def counts_of(
     feature_types: Sequence[str] | None = None,
     gene_names: str | None = None,
     counts: bool = True,
+    layers: bool = False,
 ) -> AnnData:
     """The matrix of raw counts of a file, verified, cells in rows, genes in columns, with tidy names.
 
@@ -974,7 +977,7 @@ def counts_of(
         Path and format, for the messages.
     layer
         The matrix: a layer, or raw; none: X.
-    transpose, feature_types, gene_names, counts
+    transpose, feature_types, gene_names, counts, layers
         As for `read_input`.
     """
     chosen = "X" if layer is None else layer
@@ -982,8 +985,9 @@ def counts_of(
         raise InputError(
             f"{where}: has no matrix {chosen!r}.{suggestion(chosen, stored.matrices)} Choose one (layer=...)."
         )
-    obs, var, raw = stored.obs, stored.var, chosen == "raw" and stored.raw_var is not None
-    if raw and stored.raw_var is not None:  # which often lacks what X has
+    obs, var = stored.obs, stored.var
+    own_genes = chosen == "raw" and stored.raw_var is not None and not stored.raw_var.index.equals(var.index)
+    if chosen == "raw" and stored.raw_var is not None:  # which often lacks what X has
         new = [name for name in var.columns if name not in stored.raw_var.columns]
         shared = stored.raw_var.index.isin(var.index)
         var = stored.raw_var.join(var[new]) if shared.all() and var.index.is_unique else stored.raw_var
@@ -994,7 +998,8 @@ def counts_of(
     if counts:
         with reading(where, kind):
             x = as_csr(stored.matrices[chosen]())
-            others = stored.others()
+            others = dict(stored.others(["obsm", "varm", "uns", *(["obsp", "varp"] if layers else [])]))
+            others["layers"] = other_matrices(stored, chosen) if layers and not own_genes else {}
         if x is not None and x.shape != (len(obs), len(var)):
             raise InputError(
                 f"{where}: {chosen} is {x.shape[0]} by {x.shape[1]}, but there are names of {len(obs)} rows and "
@@ -1002,17 +1007,24 @@ def counts_of(
             )
         if x is None:
             refuse_matrix(stored, where, kind, chosen, "values that are no numbers (or true and false)")
-    obsm, varm = others.get("obsm", {}), {} if raw else others.get("varm", {})
+    if own_genes:
+        others |= {"varm": {}, "varp": {}}
+        if layers and (left := [name for name in stored.matrices if name != "raw"]):
+            logger.info("%s: %s are left out: raw has other genes.", where, listed(left))
     if genes_in_rows(
         obs, var, x, where, transpose=transpose, prior=stored.prior, fixed=stored.fixed, can_turn=stored.can_turn
     ):
-        obs, var, obsm, varm = var, obs, varm, obsm
+        obs, var = var, obs
         x = None if x is None else x.T.tocsr()
+        others = {TURNED.get(name, name): values for name, values in others.items()}
+        others["layers"] = {name: matrix.T for name, matrix in others.get("layers", {}).items()}
     wanted = wanted_features(var, where, feature_types)
     if not wanted.all():
         var = var[wanted]
-        varm = {name: values[wanted] for name, values in varm.items()}
         x = None if x is None else x[:, wanted]
+        others["varm"] = {name: values[wanted] for name, values in others.get("varm", {}).items()}
+        others["varp"] = {name: values[wanted][:, wanted] for name, values in others.get("varp", {}).items()}
+        others["layers"] = {name: matrix[:, wanted] for name, matrix in others.get("layers", {}).items()}
     var = named_by_symbol(var, where, gene_names)
     adata = AnnData(obs=tidy(obs, where, "cell"), var=tidy(var, where, "gene"))
     if x is not None:
@@ -1021,8 +1033,22 @@ def counts_of(
         x.sum_duplicates()
         x.eliminate_zeros()
         adata.X = x.astype(np.float32, copy=False)
-        keep_others(adata, {"obsm": obsm, "varm": varm, "uns": others.get("uns", {})}, where)
+        keep_others(adata, others, where)
     return adata
+
+
+TURNED = {"obsm": "varm", "varm": "obsm", "obsp": "varp", "varp": "obsp"}
+
+
+def other_matrices(stored: Stored, chosen: str) -> dict[str, Any]:
+    """The matrices of a file but for the chosen one and raw, that can be sliced, by the name of their layer."""
+    found = {}
+    for name, load in stored.matrices.items():
+        if name not in (chosen, "raw" if stored.raw_var is not None else chosen):
+            matrix = load()
+            sliced = matrix.tocsr() if sparse.issparse(matrix) else matrix
+            found["input_X" if name == "X" else name.removeprefix("layers/")] = sliced
+    return found
 
 
 def as_csr(matrix: Any) -> sparse.csr_matrix | None:
@@ -1080,10 +1106,10 @@ def refuse_matrix(stored: Stored, where: str, kind: str, chosen: str, problem: s
 
 
 def keep_others(adata: AnnData, others: Mapping[str, Mapping[str, Any]], where: str) -> None:
-    """Add obsm, varm and uns of a file, in place, as far as anndata takes them."""
+    """Add layers, obsm, varm, uns, obsp and varp of a file, in place, as far as anndata takes them."""
     for kind, values in others.items():
         for name, value in values.items():
-            if name.startswith("ldvae_") or (isinstance(value, Mapping) and "connectivities_key" in value):
+            if name.startswith("ldvae_") or (has_neighbors(value) and "obsp" not in others):
                 continue  # an earlier run's, or neighbours of cells, whose matrix is not read
             try:
                 if isinstance(value, pd.DataFrame) and kind != "uns":
@@ -1091,6 +1117,11 @@ def keep_others(adata: AnnData, others: Mapping[str, Mapping[str, Any]], where: 
                 getattr(adata, kind)[name.replace("/", "_")] = value
             except (ValueError, TypeError, AttributeError) as error:
                 logger.warning("%s: %s[%r] is left out: %s", where, kind, name, str(error).splitlines()[0])
+
+
+def has_neighbors(value: Any) -> bool:
+    """Whether an entry of uns is of scanpy's neighbours, whose matrices are in obsp."""
+    return isinstance(value, Mapping) and "connectivities_key" in value
 
 
 def tidy(table: pd.DataFrame, where: str, kind: str) -> pd.DataFrame:
@@ -1128,11 +1159,6 @@ def tidy(table: pd.DataFrame, where: str, kind: str) -> pd.DataFrame:
     if not columns.is_unique:
         columns = make_index_unique(columns)
     return objects_to_categories(table.set_axis(columns, axis=1))
-
-
-def column_name(name: Any) -> str:
-    """The name of a column of obs or var as h5ad can hold it: a slash becomes an underscore."""
-    return "index" if name == "_index" else str(name).replace("/", "_")
 
 
 def objects_to_categories(table: pd.DataFrame) -> pd.DataFrame:
@@ -1203,6 +1229,9 @@ def concatenate(files: Mapping[str, AnnData]) -> AnnData:
                     None if file.X is None else file.X[:, file.var_names.get_indexer(shared)],
                     obs=pd.DataFrame(index=file.obs_names),
                     var=file.var.loc[shared],
+                    layers={
+                        name: matrix[:, file.var_names.get_indexer(shared)] for name, matrix in file.layers.items()
+                    },
                     obsm={name: values for name, values in file.obsm.items() if len(widths.get(name, ())) == 1},
                     uns=file.uns,
                 )
@@ -1217,6 +1246,8 @@ def concatenate(files: Mapping[str, AnnData]) -> AnnData:
     adata.obs = obs
     if adata.X is not None:
         adata.X = sparse.csr_matrix(adata.X)
+    for name in [name for name in adata.uns if has_neighbors(adata.uns[name])]:
+        del adata.uns[name]  # of one file alone
     adata.uns["ldvae_file_key"] = key
     return adata
 
@@ -1303,15 +1334,20 @@ def thinned(rows: np.ndarray, most: int = MAX_CELLS) -> np.ndarray:
     return rows[np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int))]
 
 
+def read_lines(path: Path) -> list[str]:
+    """The lines of a small text file that are not blank; gzipped or not, with or without a byte order mark."""
+    with reading(path, "text"), opened_text(path) as file:
+        return [line for line in file.read().splitlines() if line.strip()]
+
+
 def read_gene_list(path: Path) -> list[str]:
     """The gene names of a file, one per line, each once."""
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
-    return list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+    return list(dict.fromkeys(line.strip() for line in read_lines(path)))
 
 
 def read_gmt(path: Path) -> dict[str, list[str]]:
     """Gene sets by term: a line holds the term, a description and the genes, separated by tabs."""
-    lines = [line.split("\t") for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    lines = [line.split("\t") for line in read_lines(path)]
     for number, line in enumerate(lines, 1):
         if len(line) < 3:
             raise InputError(
@@ -1419,13 +1455,24 @@ def plain(value: Any) -> Any:
 
 
 def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file, or of the names and hashes of all files of a folder."""
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file())
-        lines = "".join(f"{sha256(file)}  {file.relative_to(path).as_posix()}\n" for file in files)
-        return hashlib.sha256(lines.encode()).hexdigest()
+    """Hexadecimal SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of_input(path: str, genome: str | None = None) -> str:
+    """Hexadecimal SHA-256 of what reading an input reads: a file, or the names and hashes of its files; empty for none.
+
+    Parameters
+    ----------
+    path, genome
+        As for `files_of`.
+    """
+    files = files_of(path, genome)
+    if len(files) == 1:
+        return sha256(files[0])
+    lines = "".join(f"{sha256(file)}  {os.path.relpath(file, path)}\n" for file in sorted(files))
+    return hashlib.sha256(lines.encode()).hexdigest() if files else ""
 
 
 @contextmanager

@@ -31,6 +31,17 @@ def file_names(paths: Sequence[str | Path]) -> list[str]:
     )
 
 
+def column_name(name: object) -> str:
+    """The name of a column of obs or var as h5ad can hold it: a slash becomes an underscore.
+
+    Examples
+    --------
+    >>> column_name("cell/type")
+    'cell_type'
+    """
+    return "index" if name == "_index" else str(name).replace("/", "_")
+
+
 def own_name(name: str, taken: Iterable[str]) -> str:
     """The name of a column, or other entry, that ldvae adds: `name`, or `name_ldvae` where the user has one called so.
 

@@ -108,6 +108,12 @@ FILTERED = File(
     writer="qc",
     readers=("setup", "programs", "de", "across"),
 )
+LAYERS = File(
+    path="qc/layers.h5ad",
+    holds="AnnData of the same cells and genes without counts: the layers, obsp and varp of the input.",
+    writer="qc",
+    readers=("annotate",),
+)
 CELLS = File(
     path="qc/cells.tsv.gz",
     holds="All cells: batch, total_counts (counts), n_genes_by_counts (genes), pct_counts_mt, pct_counts_ribo and "

@@ -1,5 +1,6 @@
 """A config expands to the same runs whatever its order, and all its mistakes are found at once."""
 
+import gzip
 import json
 import re
 import tomllib
@@ -460,6 +461,49 @@ def test_what_the_data_cannot_do_is_told_before_the_first_job(odd, monkeypatch, 
         expand_checked({"datasets": {"a": "odd.h5ad"}, **sections})
     assert message in str(caught.value)
     assert "problems in" not in str(caught.value)
+
+
+def test_groups_that_are_too_small_are_told_before_the_first_job(odd, monkeypatch):
+    monkeypatch.chdir(odd)
+    contrasts = [{"column": "donor"}, {"column": "dose", "within": "level"}, {"column": "dose", "group1": "low"}]
+    sections = {"setup": {"batch_key": "kind"}, "de": {"contrasts": contrasts, "min_cells": 15}}
+    adata = anndata.read_h5ad("odd.h5ad")
+    adata.obs["kind"] = ["a"] * 30 + ["b"] * 3 + ["c"] * 7
+    adata.write_h5ad("odd.h5ad")
+    plan = expand_checked({"datasets": {"a": "odd.h5ad"}, **sections, "programs": {"condition_key": "dose"}})
+    assert plan.notes == [
+        "datasets.a.setup.batch_key: 2 of 3 batches in 'kind' have fewer than 20 cells (c: 7, b: 3); variable genes "
+        "are ranked in them together.",
+        "datasets.a.de.contrasts[0]: 2 of 2 comparisons will be skipped, for one side has fewer than 15 cells "
+        "(de.min_cells): d1 vs rest (20 and 10 cells), d2 vs rest (10 and 20 cells).",
+        "datasets.a.de.contrasts[1]: 4 of 4 comparisons will be skipped, for one side has fewer than 15 cells "
+        "(de.min_cells): high vs rest in 1 (0 and 20 cells), low vs rest in 1 (20 and 0 cells), high vs rest in 2 (20 "
+        "and 0 cells), low vs rest in 2 (0 and 20 cells).",
+        "datasets.a.programs: replicate_key and condition_key go together; with one of them nothing is compared.",
+    ]
+
+
+def test_a_column_with_a_slash_is_found_under_either_spelling(odd, monkeypatch):
+    monkeypatch.chdir(odd)
+    (odd / "cells.tsv").write_text("cell\tcell/type\n" + "".join(f"c{i}\t{'ab'[i % 2]}\n" for i in range(40)))
+    for name in ("cell/type", "cell_type"):
+        sections = {"setup": {"batch_key": name}, "de": {"contrasts": [{"column": name, "within": name}]}}
+        plan = expand_checked({"datasets": {"a": "odd.h5ad"}, "qc": {"obs_table": "cells.tsv"}, **sections})
+        assert plan.datasets["a"].setup.batch_key == "cell_type"
+        assert plan.datasets["a"].de.contrasts == [{"column": "cell_type", "within": "cell_type"}]
+
+
+def test_files_of_genes_that_are_no_text_are_told_before_the_first_job(odd, monkeypatch):
+    monkeypatch.chdir(odd)
+    (odd / "bad.gmt").write_bytes(b"set\t\tG\xe9ne\n")
+    sections = {"programs": {"gene_sets": ["bad.gmt"]}, "setup": {"genes": "list", "gene_list": "bad.gmt"}}
+    with pytest.raises(InputError) as caught:
+        expand_checked({"datasets": {"a": "odd.h5ad"}, **sections})
+    message = str(caught.value)
+    assert "setup.gene_list: bad.gmt: cannot be read as text: is no text in UTF-8" in message
+    assert "programs.gene_sets: bad.gmt: cannot be read as text" in message
+    (odd / "packed.gmt").write_bytes(gzip.compress((odd / "fits.gmt").read_bytes()))
+    expand_checked({"datasets": {"a": "odd.h5ad"}, "programs": {"gene_sets": ["packed.gmt"]}})
 
 
 def test_what_the_data_can_do_passes(odd, monkeypatch):

@@ -28,13 +28,17 @@ GENES = [f"G{i}" for i in range(30)]
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A results folder of a run whose latent space has three clouds of 30 cells, and of two shuffled programs."""
     folder = tmp_path_factory.mktemp("inputs")
-    for name in ("setup", "programs", "select"):
+    for name in ("qc", "setup", "programs", "select"):
         (folder / name).mkdir()
     rng = np.random.default_rng(0)
     obs = pd.DataFrame({"type": pd.Categorical(np.repeat(["a", "b", "c"], 30)), "split": "train"}, CELLS)
     counts = AnnData(sparse.csr_matrix(rng.poisson(2, (90, 30)).astype(np.float32)), obs, pd.DataFrame(index=GENES))
     counts.uns["ldvae_setup"] = {"batch_key": "", "categorical_covariate_keys": []}
     counts.write_h5ad(folder / "setup" / "counts.h5ad")
+    others = AnnData(obs=pd.DataFrame(index=["lost", *CELLS[::-1]]), var=pd.DataFrame(index=["G99", *GENES]))
+    others.layers["counts"] = rng.normal(size=(91, 31))  # called as one of ours
+    others.obsp["kin"] = sparse.csr_matrix(rng.random((91, 91)))
+    others.write_h5ad(folder / "qc" / "layers.h5ad")
     scores = (rng.normal(size=(90, 3)) + 12 * np.eye(3)[np.repeat([0, 1, 2], 30)]).astype(np.float32)
     for run in ("k3-s0-aaaaaa", "k3-s1-aaaaaa"):
         (folder / "runs" / run).mkdir(parents=True)
@@ -76,9 +80,15 @@ def test_clusters_are_the_clouds(annotated: AnnData) -> None:
 
 def test_expression_is_log_normalised_and_counts_are_kept(annotated: AnnData, inputs: Path) -> None:
     counts = anndata.read_h5ad(inputs / "setup" / "counts.h5ad")
-    np.testing.assert_array_equal(annotated.layers["counts"].toarray(), counts.X.toarray())
+    np.testing.assert_array_equal(annotated.layers["counts_ldvae"].toarray(), counts.X.toarray())
     per_cell = np.expm1(annotated.X.toarray()).sum(axis=1)
     np.testing.assert_allclose(per_cell, np.median(counts.X.toarray().sum(axis=1)), rtol=1e-4)
+
+
+def test_layers_of_the_input_are_there_again(annotated: AnnData, inputs: Path) -> None:
+    others = anndata.read_h5ad(inputs / "qc" / "layers.h5ad")[CELLS, GENES]
+    np.testing.assert_array_equal(annotated.layers["counts"], others.layers["counts"])
+    np.testing.assert_array_equal(annotated.obsp["kin"].toarray(), others.obsp["kin"].toarray())
 
 
 def test_cellxgene_finds_what_it_requires(annotated: AnnData) -> None:

@@ -269,6 +269,9 @@ def test_nothing_of_the_users_is_overwritten(tmp_path: Path) -> None:
         obsm={"X_umap": rng.random((120, 2)), "spatial": rng.random((120, 2)), "X_ldvae": rng.random((120, 3))},
         varm={"PCs": rng.random((80, 4))},
         uns={"spatial": {"lib": {"scalefactors": {"spot": 89.4}}}, "leiden_colors": ["#000000"], "input": "mine"},
+        layers={"counts": rng.normal(size=(120, 80)), "spliced": sparse.csc_matrix(rng.poisson(1, (120, 80)))},
+        obsp={"distances": sparse.csr_matrix(rng.random((120, 120)))},
+        varp={"kin": rng.random((80, 80))},
     )
     raw.write_h5ad(tmp_path / "raw.h5ad")
     qc(results=tmp_path / "r", input=[str(tmp_path / "raw.h5ad")], config=QcConfig(n_mads=None, doublets="annotate"))
@@ -284,9 +287,34 @@ def test_nothing_of_the_users_is_overwritten(tmp_path: Path) -> None:
     np.testing.assert_array_equal(counts.varm["PCs"], before.varm["PCs"])
     assert counts.uns["spatial"]["lib"]["scalefactors"]["spot"] == 89.4
     assert counts.uns["input"] == "mine"
+    assert not [name for name in counts.layers if name is not None] + [*counts.obsp, *counts.varp]
+    others = anndata.read_h5ad(layout.LAYERS.at(tmp_path / "r"))[counts.obs_names, counts.var_names]
+    np.testing.assert_array_equal(others.layers["counts"], before.layers["counts"])
+    np.testing.assert_array_equal(others.layers["spliced"].toarray(), before.layers["spliced"].toarray())
+    np.testing.assert_array_equal(others.obsp["distances"].toarray(), before.obsp["distances"].toarray())
+    np.testing.assert_array_equal(others.varp["kin"], before.varp["kin"])
     assert counts.obs["total_counts_ldvae"].tolist() == np.asarray(raw.X.sum(axis=1)).ravel().tolist()
     assert set(counts.obs["split_ldvae"]) == {"train", "validation", "test"}
     assert {"mean_ldvae", "variance_ldvae", "variance_norm", "mt_ldvae"} <= set(counts.var)
+
+
+def test_the_matrix_of_the_input_stays_as_a_layer_where_a_layer_holds_the_counts(raw: AnnData, tmp_path: Path) -> None:
+    raw.layers["counts"], raw.X = raw.X.copy(), raw.X.log1p()
+    run(raw, tmp_path, QcConfig(layer="counts", n_mads=None, doublets="off", min_cells=0))
+    others = anndata.read_h5ad(layout.LAYERS.at(tmp_path))
+    assert [name for name in others.layers if name is not None] == ["input_X"]
+    before = raw[others.obs_names, others.var_names]
+    np.testing.assert_array_equal(others.layers["input_X"].toarray(), before.X.toarray())
+
+
+def test_kept_and_removed_cells_are_counted_by_the_labels_that_are_named(raw: AnnData, tmp_path: Path) -> None:
+    raw.obs["cell_type"], raw.obs["my type"] = "one", pd.Categorical(["1.0", None] * 30)
+    config = QcConfig(min_genes=5, max_pct_mt=20, n_mads=None, doublets="off", min_cells=2)
+    _, _, summary = run(raw, tmp_path, config, labels_key="my type")
+    assert summary["types"] == "my type"
+    assert summary["per_type"]["1.0"]["before"] == 30
+    with pytest.raises(InputError, match=r"no obs column 'my typ' .labels_key.*Did you mean 'my type'"):
+        run(raw, tmp_path, config, labels_key="my typ")
 
 
 def test_a_type_that_loses_a_third_of_its_cells_is_told(

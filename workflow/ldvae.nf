@@ -54,9 +54,10 @@ workflow LDVAE {
         }
     )
     ANNOTATE(
-        chosen.join(PROGRAMS.out.programs).join(runs).join(dataset).map { meta, setup, select, programs, folders, it ->
-            [meta, [setup, select, programs], folders, it.flags.annotate]
-        }
+        QC.out.qc.join(chosen).join(PROGRAMS.out.programs).join(runs).join(dataset)
+            .map { meta, qc, setup, select, programs, folders, it ->
+                [meta, [qc, setup, select, programs], folders, it.flags.annotate]
+            }
     )
     // Clusters are made by ANNOTATE, for which the other comparisons need not wait.
     clusters = ANNOTATE.out.annotated

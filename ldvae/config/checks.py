@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldvae.config.options import SECTIONS, AcrossConfig, Contrast, named
+from ldvae.config.options import SECTIONS, SMALLEST_BATCH, AcrossConfig, Contrast, named
 from ldvae.config.plan import Dataset, Plan, expand, raise_problems, renamed_runs
 from ldvae.config.splits import split_datasets
 from ldvae.errors import InputError, suggestion
@@ -61,9 +61,9 @@ def find_problems(config: Mapping[str, Any], *, made_elsewhere: bool = False) ->
     plan.notes.extend(notes)
     for dataset in plan.datasets.values():
         compared = plan.across.config if plan.across and dataset.name in plan.across.datasets else None
-        found = _check_dataset(dataset, made_elsewhere, compared)
+        found, notes = _check_dataset(dataset, made_elsewhere, compared)
         problems += [f"datasets.{dataset.name}.{problem}" for problem in found]
-        plan.notes.extend(_older_runs(plan, dataset))
+        plan.notes.extend([*(f"datasets.{dataset.name}.{note}" for note in notes), *_older_runs(plan, dataset)])
     return plan, problems
 
 
@@ -82,7 +82,11 @@ def _older_runs(plan: Plan, dataset: Dataset) -> list[str]:
     ]
 
 
-def _check_dataset(dataset: Dataset, made_elsewhere: bool, compared: AcrossConfig | None) -> list[str]:
+def _check_dataset(
+    dataset: Dataset, made_elsewhere: bool, compared: AcrossConfig | None
+) -> tuple[list[str], list[str]]:
+    """Problems of a dataset, and notes on what it will do without."""
+    notes: list[str] = []
     missing = [path for path in dataset.inputs.values() if _lacks(path)]
     problems = [] if made_elsewhere else [f"input: {_not_there(path)}" for path in missing]
     for name, projection in dataset.projections.items():
@@ -107,7 +111,64 @@ def _check_dataset(dataset: Dataset, made_elsewhere: bool, compared: AcrossConfi
                     for option, column in named(compared, "obs")
                     if column not in adata.obs
                 ]
-    return problems
+            notes += [] if adata is None else _notes_on_data(dataset, adata)
+    return problems, notes
+
+
+def _notes_on_data(dataset: Dataset, adata: AnnData) -> list[str]:
+    """What groups of cells are too small for, as far as they are known before quality control."""
+    notes, obs, key = [], adata.obs, dataset.setup.batch_key or adata.uns.get("ldvae_file_key", "")
+    if dataset.setup.genes == "seurat_v3" and key in obs and not _too_many_groups(obs[key]):
+        sizes = obs[key].astype(str).value_counts()
+        small = sizes[sizes < SMALLEST_BATCH]
+        if len(sizes) > 1 and len(small):
+            notes.append(
+                f"setup.batch_key: {len(small)} of {len(sizes)} batches in {key!r} have fewer than {SMALLEST_BATCH} "
+                f"cells ({_few(f'{name}: {n}' for name, n in small.items())}); variable genes are ranked in them "
+                "together."
+            )
+    for i, contrast in enumerate(dataset.de.contrasts):
+        compared, skipped = _comparisons(contrast, obs, dataset.de.min_cells)
+        if skipped:
+            notes.append(
+                f"de.contrasts[{i}]: {len(skipped)} of {compared} comparisons will be skipped, for one side has fewer "
+                f"than {dataset.de.min_cells} cells (de.min_cells): {_few(skipped)}."
+            )
+    if (dataset.programs.replicate_key is None) != (dataset.programs.condition_key is None):
+        notes.append("programs: replicate_key and condition_key go together; with one of them nothing is compared.")
+    return notes
+
+
+def _few(names: Iterable[str], n: int = 5) -> str:
+    found = list(names)
+    return ", ".join(found[:n]) + (", …" if len(found) > n else "")
+
+
+def _comparisons(contrast: Contrast, obs: pd.DataFrame, min_cells: int) -> tuple[int, list[str]]:
+    """How many comparisons a contrast stands for, and which of them have too few cells on a side."""
+    import pandas as pd
+
+    from ldvae.io import group_names
+
+    column, within = contrast["column"], contrast.get("within")
+    if not {column, within} - {None} <= set(obs) or any(_too_many_groups(obs[c]) for c in (column, within) if c):
+        return 0, []
+    groups = group_names(obs[column])
+    inside = group_names(obs[within]) if within else pd.Series("", index=obs.index)
+    sizes = pd.crosstab(groups.to_numpy(), inside.to_numpy())
+    second = contrast.get("group2")
+    firsts = [contrast["group1"]] if "group1" in contrast else [name for name in sizes.index if name != second]
+    if not {*firsts, *([second] if second is not None else [])} <= set(sizes.index):
+        return 0, []
+    skipped = []
+    for level in sizes:
+        for first in firsts:
+            n1 = sizes.at[first, level]
+            n2 = sizes.at[second, level] if second is not None else sizes[level].sum() - n1
+            if min(n1, n2) < min_cells:
+                where = f" in {level}" if within else ""
+                skipped.append(f"{first} vs {second or 'rest'}{where} ({n1} and {n2} cells)")
+    return len(firsts) * sizes.shape[1], skipped
 
 
 def check_data(dataset: Dataset, adata: AnnData) -> list[str]:
@@ -228,9 +289,13 @@ def _check_genes(dataset: Dataset, var_names: pd.Index) -> list[str]:
         problems.append(f"setup.keep_genes: {listed} not among the {len(var_names)} genes, such as {shown}.{hint}")
     path = dataset.setup.gene_list
     if dataset.setup.genes == "list" and path is not None and Path(path).is_file():
-        names = read_gene_list(Path(path))
-        if not var_names.isin(names).any():
-            problems.append(f"setup.gene_list: {_no_overlap(path, names, shown)}")
+        try:
+            names = read_gene_list(Path(path))
+        except InputError as error:
+            problems.append(f"setup.gene_list: {error}")
+        else:
+            if not var_names.isin(names).any():
+                problems.append(f"setup.gene_list: {_no_overlap(path, names, shown)}")
     for path in dataset.programs.gene_sets:
         if not Path(path).is_file():
             continue

@@ -22,8 +22,16 @@ from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
 from ldvae.errors import InputError, suggestion
+from ldvae.names import column_name
 
-ObsColumn = Annotated[str, "obs"]  # the name of an obs column
+
+def as_column(value: Any) -> Any:
+    """The name of an obs column, as the reader of the data calls it; a file may spell it with a slash."""
+    return column_name(value) if isinstance(value, str) else value
+
+
+Column = Annotated[str, BeforeValidator(as_column)]  # the name of an obs column
+ObsColumn = Annotated[Column, "obs"]  # the same as the value of an option
 File = Annotated[str, "file"]  # the path of a file
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]  # what NumPy accepts
 Likelihood = Literal["nb", "zinb", "poisson"]
@@ -359,6 +367,9 @@ class QcConfig(Options):
     seed: Seed = Field(0, description="Seed of Scrublet's simulated doublets.")
 
 
+SMALLEST_BATCH = 20  # cells; the ranks of variable genes in fewer are noise
+
+
 class SetupConfig(Options):
     """The genes to model, the obs columns that the model uses, and the split of the cells."""
 
@@ -648,10 +659,10 @@ class Contrast(TypedDict):
 
     __pydantic_config__ = STRICT  # type: ignore[misc]  # how pydantic wants it
 
-    column: str
+    column: Column
     group1: NotRequired[Annotated[str, BeforeValidator(as_group)]]
     group2: NotRequired[Annotated[str, BeforeValidator(as_group)]]
-    within: NotRequired[str]
+    within: NotRequired[Column]
 
 
 class DeConfig(Options):

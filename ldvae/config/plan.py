@@ -428,9 +428,14 @@ def _flags_of_step(dataset: Dataset, step: str) -> list[str]:
     defaults = {name: getattr(type(options)(), name) for name, _ in named(options, "file")}
     result = flags(options.model_copy(update=defaults))
     if step == "qc":
-        batch_key = dataset.setup.batch_key
-        result = [*_name_flags(dataset.inputs), *(["--batch-key", batch_key] if batch_key else []), *result]
+        result = [*_name_flags(dataset.inputs), *column_flags(dataset.setup), *result]
     return result
+
+
+def column_flags(setup: SetupConfig) -> list[str]:
+    """Flags of the columns that qc needs and that setup registers: batch and labels."""
+    named = {"--batch-key": setup.batch_key, "--labels-key": setup.labels_key}
+    return [part for flag, column in named.items() if column is not None for part in (flag, column)]
 
 
 def _name_flags(inputs: Mapping[str, str]) -> list[str]:

@@ -37,12 +37,13 @@ def annotate(*, results: Path, config: AnnotateConfig = AnnotateConfig()) -> Non
     import scanpy
 
     adata = read_h5ad(layout.COUNTS.existing(results))
+    add_layers(adata, read_h5ad(layout.LAYERS.existing(results)))
     run = layout.BEST.read(results)["run"]
     if config.normalized_layer:
         adata.layers["ldvae_normalized"] = normalized(adata, layout.MODEL.existing(results, run=run))
     n_latent = add_factors(adata, layout.FACTORS.existing(results, run=run))
     programs = add_programs(adata, results)
-    adata.layers["counts"] = adata.X.copy()
+    adata.layers[own_name("counts", adata.layers)] = adata.X.copy()
     with warnings.catch_warnings():  # scanpy's own deprecations
         warnings.simplefilter("ignore")
         scanpy.pp.normalize_total(adata)
@@ -58,6 +59,15 @@ def annotate(*, results: Path, config: AnnotateConfig = AnnotateConfig()) -> Non
     }
     with atomic(layout.ANNOTATED.at(results)) as temporary:
         adata.write_h5ad(temporary, compression="gzip")
+
+
+def add_layers(adata: AnnData, others: AnnData) -> None:
+    """Add the layers, obsp and varp of the input, of the cells and genes that are modelled, in place."""
+    own = others[adata.obs_names, adata.var_names]
+    for kind in ("layers", "obsp", "varp"):
+        for name, values in getattr(own, kind).items():
+            if name is not None:  # X, since anndata 0.13
+                getattr(adata, kind)[name] = values.copy()
 
 
 def normalized(adata: AnnData, model: Path) -> np.ndarray:

@@ -16,21 +16,22 @@ from scipy import sparse
 from ldvae import pl
 from ldvae import results as layout
 from ldvae.config import QcConfig
-from ldvae.errors import InputError
+from ldvae.errors import InputError, suggestion
 from ldvae.io import (
     atomic,
     collected_warnings,
+    group_names,
     listed,
     obs_column,
     read_input,
     reading_options,
-    sha256,
+    sha256_of_input,
     write_json,
     write_table,
 )
 from ldvae.methods import Sentence
 from ldvae.methods import listed as phrase
-from ldvae.names import own_name
+from ldvae.names import column_name, own_name
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +67,7 @@ def qc(
     input: list[str],
     names: list[str] | None = None,
     batch_key: str | None = None,
+    labels_key: str | None = None,
     config: QcConfig = QcConfig(),
 ) -> None:
     """Read the counts of a dataset and keep the cells and genes that pass quality control.
@@ -80,6 +82,9 @@ def qc(
         A name for each input file, kept in the obs column `file`; not given: several files are named after themselves.
     batch_key
         Obs column of the batch: outliers and doublets are sought within batches; not given: the file, if several.
+    labels_key
+        Obs column of the types by which kept and removed cells are counted; not given: cell_type or the like, else a
+        quick clustering.
 
     Notes
     -----
@@ -91,6 +96,7 @@ def qc(
             input,
             names,
             **reading_options(config),
+            layers=True,
         )
         files = adata.uns.pop("ldvae_input")
         file_key = adata.uns.pop("ldvae_file_key", None)
@@ -110,7 +116,7 @@ def qc(
         for name, values in metrics.items():
             adata.obs[own_name(str(name), adata.obs)] = values
         kept = (reasons == "").to_numpy()
-        types, origin = types_of_cells(adata, config.seed)
+        types, origin = types_of_cells(adata, labels_key, config.seed)
         warn_of_lost_types(types, origin, kept)
         n_cells = adata.X[kept].getnnz(axis=0)
         kept_genes = n_cells >= config.min_cells
@@ -130,6 +136,7 @@ def qc(
         logger.info("%d cells and %d genes are kept.", *result.shape)
 
     result.uns["ldvae_qc"] = {"batch_key": batch_key or ""}
+    others = others_apart(result)
     table = metrics.assign(kept=kept, reason=reasons)
     table.insert(0, "batch", batch)
     thresholds = effective_thresholds(limits)
@@ -139,14 +146,13 @@ def qc(
         pl.qc_scatter(table, thresholds=thresholds, save=temporary)
     with atomic(layout.FILTERED.at(results)) as temporary:
         result.write_h5ad(temporary, compression="lzf")
+    with atomic(layout.LAYERS.at(results)) as temporary:
+        others.write_h5ad(temporary, compression="lzf")
     write_table(table, layout.CELLS.at(results), index="cell")
     write_json(
         {
             "dataset": results.absolute().name,
-            "inputs": [
-                {**file, "sha256": "" if file["path"].startswith("demo:") else sha256(Path(file["path"]))}
-                for file in files
-            ],
+            "inputs": [{**file, "sha256": sha256_of_input(file["path"], config.genome)} for file in files],
             "batch_key": batch_key or "",
             "n_obs_before": adata.n_obs,
             "n_obs_after": result.n_obs,
@@ -178,11 +184,29 @@ def batches(adata: AnnData, batch_key: str | None) -> pd.Series:
     """The batch of each cell as text; ``all`` without a batch key."""
     if batch_key is None:
         return pd.Series("all", index=adata.obs_names)
-    return obs_column(adata.obs, batch_key).astype(str)
+    return obs_column(adata.obs, column_name(batch_key)).astype(str)
 
 
-def types_of_cells(adata: AnnData, seed: int) -> tuple[pd.Series, str]:
+def others_apart(adata: AnnData) -> AnnData:
+    """Layers, obsp and varp, taken from `adata`: of the later steps only annotate needs them."""
+    others = AnnData(obs=adata.obs[[]], var=adata.var[[]])
+    for kind in ("layers", "obsp", "varp"):
+        for name in list(getattr(adata, kind)):
+            getattr(others, kind)[name] = getattr(adata, kind).pop(name)
+    return others
+
+
+def types_of_cells(adata: AnnData, labels_key: str | None, seed: int) -> tuple[pd.Series, str]:
     """The type of each cell, as far as it is known before quality control, and where that comes from.
+
+    Parameters
+    ----------
+    adata
+        All cells, with their counts.
+    labels_key
+        Obs column of the types; none: the first that is called cell_type or the like.
+    seed
+        Of a clustering where no column tells the types.
 
     Returns
     -------
@@ -190,11 +214,13 @@ def types_of_cells(adata: AnnData, seed: int) -> tuple[pd.Series, str]:
         Types as text, missing for cells without one; and the obs column that holds them, or "clusters": Leiden clusters
         of the cells with counts (of at most `MAX_CELLS_CLUSTERED` of them), or "" for too few cells.
     """
+    if labels_key is not None and column_name(labels_key) not in adata.obs:
+        raise InputError(f"There is no obs column {labels_key!r} (labels_key).{suggestion(labels_key, adata.obs)}")
     columns = {str(name).lower().replace(".", "_"): name for name in adata.obs}
-    for name in TYPE_COLUMNS:
-        if name in columns and 2 <= adata.obs[columns[name]].nunique() <= 200:
-            column = adata.obs[columns[name]]
-            return column.astype(object).where(column.notna(), np.nan).map(str, na_action="ignore"), str(columns[name])
+    known = [columns[n] for n in TYPE_COLUMNS if n in columns and 2 <= adata.obs[columns[n]].nunique() <= 200]
+    if labels_key is not None or known:
+        name = known[0] if labels_key is None else column_name(labels_key)
+        return group_names(adata.obs[name]), str(name)
     types = pd.Series(np.nan, index=adata.obs_names, dtype=object)
     cells = np.flatnonzero(adata.X.getnnz(axis=1) > 0)
     if len(cells) > MAX_CELLS_CLUSTERED:

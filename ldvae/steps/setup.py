@@ -15,6 +15,7 @@ from scipy import sparse
 
 from ldvae import results as layout
 from ldvae.config import SetupConfig
+from ldvae.config.options import SMALLEST_BATCH
 from ldvae.errors import InputError, suggestion
 from ldvae.io import (
     atomic,
@@ -33,9 +34,8 @@ from ldvae.names import own_name
 logger = logging.getLogger(__name__)
 
 SPANS = (0.3, 0.6, 1.0)  # of the loess fit; wider ones survive where many genes have the same mean
-# The ranks of a batch of fewer cells are noise. Of fewer than 4 varying genes, loess (scikit-misc 0.5) reads memory
-# that is not its own, and the process dies.
-MIN_CELLS, MIN_VARYING_GENES = 20, 30
+# Of fewer than 4 varying genes, loess (scikit-misc 0.5) reads memory that is not its own, and the process dies.
+MIN_VARYING_GENES = 30
 
 
 class Genes(NamedTuple):
@@ -244,7 +244,7 @@ def batches_to_rank(adata: AnnData, batch_key: str) -> pd.Series:
 
     def too_small(name: str) -> bool:
         own = (batches == name).to_numpy()
-        return bool(own.sum() < MIN_CELLS or n_varying_genes(adata.X[own]) < MIN_VARYING_GENES)
+        return bool(own.sum() < SMALLEST_BATCH or n_varying_genes(adata.X[own]) < MIN_VARYING_GENES)
 
     small = [name for name in sizes.index if too_small(name)]
     if not small or len(sizes) == 1:
@@ -253,7 +253,7 @@ def batches_to_rank(adata: AnnData, batch_key: str) -> pd.Series:
     logger.warning(
         "%s: %d of %d batches are too small to rank genes on their own (fewer than %d cells or %d varying genes): %s. "
         "Their cells are ranked together.",
-        batch_key, len(small), len(sizes), MIN_CELLS, MIN_VARYING_GENES, listed(small, 5),
+        batch_key, len(small), len(sizes), SMALLEST_BATCH, MIN_VARYING_GENES, listed(small, 5),
     )  # fmt: skip
     batches = batches.where(~batches.isin(small), pool)
     if len(small) < len(sizes) and too_small(pool):

@@ -9,7 +9,7 @@ process ANNOTATE {
     conda "${moduleDir}/../../envs/ldvae.yaml"
 
     input:
-    // parts: the folders setup, select and programs
+    // parts: the folders qc, setup, select and programs
     tuple val(meta), path(parts, stageAs: '.staged/*'), path(runs, stageAs: '.staged/runs/*'), val(flags)
 
     output:

@@ -22,7 +22,17 @@ os.environ.update(PATH=os.pathsep.join([*os.get_exec_path(), str(Path(sys.execut
 sys.path.append(str(Path(workflow.basedir).parent))
 
 from ldvae import results as layout
-from ldvae.config import expand_checked, expand_config, flags, named, resolved, runs_table, slurm, split_datasets
+from ldvae.config import (
+    column_flags,
+    expand_checked,
+    expand_config,
+    flags,
+    named,
+    resolved,
+    runs_table,
+    slurm,
+    split_datasets,
+)
 from ldvae.config.frozen import RUN, freeze, frozen
 from ldvae.errors import InputError
 
@@ -112,10 +122,9 @@ def names_of_inputs(wildcards):
     return name_flags(plan.datasets[wildcards.dataset].inputs)
 
 
-def batch_flag(wildcards):
-    """Flag of the batch column, which qc needs and setup defines."""
-    batch_key = plan.datasets[wildcards.dataset].setup.batch_key
-    return ["--batch-key", batch_key] if batch_key else []
+def columns(wildcards):
+    """Flags of the columns that qc needs and setup defines."""
+    return column_flags(plan.datasets[wildcards.dataset].setup)
 
 
 def inputs(verb):

@@ -19,10 +19,10 @@ rule qc:
         results=results_of("qc"),
         input=lambda wildcards, input: input.counts or "demo:pbmc68k",
         names=names_of_inputs,
-        batch=batch_flag,
+        columns=columns,
         flags=options("qc"),
     shell:
         r"""
-        ldvae qc --results {params.results:q} --input {params.input:q} {params.names:q} {params.batch:q} \
+        ldvae qc --results {params.results:q} --input {params.input:q} {params.names:q} {params.columns:q} \
             {params.flags:q} 2>{log:q}
         """
