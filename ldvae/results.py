@@ -320,6 +320,14 @@ ENRICHMENT = File(
     readers=("report",),
     text=("term", "library"),
 )
+RANKED_SETS = File(
+    path="programs/ranked_sets.tsv",
+    holds="By program and gene set, without a cutoff: n_term (measured genes of the set), t (positive where the set is "
+    "higher than all other genes, by z of all_genes.tsv.gz), p, padj.",
+    writer="programs",
+    readers=("report",),
+    text=("term", "library"),
+)
 GMT = File(path="programs/programs.gmt", holds="The programs' top genes as gene sets.", writer="programs")
 STARCAT = File(
     path="programs/starcat.tsv", holds="The programs as a reference of starCAT: sides by genes.", writer="programs"

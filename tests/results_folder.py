@@ -325,7 +325,13 @@ def _write_programs(
         associations.append(row | {"auc": np.nan, "p": 0.4, "padj": 0.5, "technical": True, "explained": r**2})
         for rank, term in enumerate(["HALLMARK_INTERFERON_ALPHA_RESPONSE", "GOBP_T_CELL <ACTIVATION>"]):
             row = {"program": name, "side": "positive", "term": term, "library": "hallmark.gmt", "overlap": 8 - rank}
-            row |= {"n_term": 97, "odds_ratio": 12.5, "p": 1e-6, "padj": 1e-4, "genes": ", ".join(genes[:8])}
+            row |= {
+                "n_term": 97,
+                "odds_ratio": 12.5 if rank else np.inf,
+                "p": 1e-6,
+                "padj": 1e-4,
+                "genes": ", ".join(genes[:8]),
+            }
             enrichment.append(row)
         cosines = rng.uniform(0.93, 0.99, len(runs)) if k else rng.uniform(0.6, 0.95, len(runs))
         stability += [{"program": name, "run": run, "cosine": c} for run, c in zip(runs, cosines, strict=True)]
@@ -377,6 +383,22 @@ def _write_programs(
     means, donors = _donors(own, world, names)
     _table(place / "donor_means.tsv", means, index=False)
     _table(place / "donors.tsv", donors, index=False)
+    terms = ["HALLMARK_INTERFERON_ALPHA_RESPONSE", "GOBP_T_CELL <ACTIVATION>"] if world.extras else []
+    ranked = [
+        {
+            "program": name,
+            "term": term,
+            "library": "hallmark.gmt",
+            "n_term": 97,
+            "t": 9.5 - 12 * k,
+            "p": 1e-9,
+            "padj": 1e-8,
+        }
+        for name in names
+        for k, term in enumerate(terms)
+    ]
+    sets = ["program", "term", "library", "n_term", "t", "p", "padj"]
+    _table(place / "ranked_sets.tsv", pd.DataFrame(ranked, columns=sets), index=False)
     for name in ("loading", "weighted"):
         wide = consensus.pivot(index="gene", columns="program", values=name).reindex(index=genes, columns=names)
         _table(place / ("loadings.tsv" if name == "loading" else "weighted.tsv"), wide)
@@ -395,7 +417,7 @@ def _write_programs(
         | ({"replicate_key": "donor", "condition_key": "condition"} if world.donors else {}),
     }
     _json(place / "summary.json", summary)
-    paths = {name: place / f"{name}.tsv" for name in (*tables, "donors", "donor_means")}
+    paths = {name: place / f"{name}.tsv" for name in (*tables, "donors", "donor_means", "ranked_sets")}
     return paths | {"programs_summary": place / "summary.json", "all_genes": place / "all_genes.tsv.gz"}
 
 

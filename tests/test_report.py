@@ -486,7 +486,7 @@ def test_the_index_leads_to_the_reports_and_lists_all_runs(tmp_path: Path) -> No
     index(results=tmp_path)
     page = Page(tmp_path / "index.html")
     reports = [link for link in page.links if link.endswith("report.html")]
-    assert reports == ["kang/report.html", "pbmc%20%3C3k%3E/report.html"]
+    assert list(dict.fromkeys(reports)) == ["kang/report.html", "pbmc%20%3C3k%3E/report.html"]
     assert page.data["blocks"]["all-runs"]["dataset"] == ["kang", "pbmc <3k>"]
     assert "Read with care" in page.text
 
@@ -522,7 +522,10 @@ def test_the_index_says_first_what_is_not_finished_and_why(tmp_path: Path) -> No
     page = Page(tmp_path / "index.html")
     assert "min_genes = 9999 removes <all> cells" in page.text
     assert page.text.index("Not finished") < page.text.index("waiting") < page.text.index("kang")
-    assert [link for link in page.links if link.endswith("report.html")] == ["kang/report.html"]
+    assert {link for link in page.links if link.endswith("report.html")} == {"kang/report.html"}
+    block = page.data["blocks"]["datasets"]
+    assert block["dataset"] == ["broken", "waiting", "kang"], "what failed comes first"
+    assert block["state"] == ["failed in qc", "not finished", "finished"]
 
 
 @pytest.mark.parametrize(
@@ -665,8 +668,8 @@ def test_the_findings_name_the_strongest_difference_between_conditions_and_what_
     summary = json.loads(small[1]["summary"].read_text())
     row = read(small[1]["donors"]).sort_values("p").iloc[0]
     assert (
-        f"P1 (B cells) is higher in stim than in ctrl in 1 of 3 cell types, most in B cells: by {row['effect']:.2f} SD "
-        f"(95 % interval {row['lower']:.2f} to {row['upper']:.2f}; adjusted p 0.0001, 5 donors as units)."
+        f"P1 (B cells) is higher in stim than in ctrl in B cells, of 3 cell types: by {row['effect']:.2f} SD "
+        f"(95% interval {row['lower']:.2f} to {row['upper']:.2f}; adjusted p 0.0001, 5 donors as units)."
     ) in summary["found"]
     told = " ".join(summary["not_found"])
     assert "No difference between conditions was found in any cell type for P2 (NK cells) (donors as units)." in told

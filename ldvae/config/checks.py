@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import shlex
 from collections.abc import Iterable, Mapping
@@ -17,6 +18,8 @@ from ldvae.errors import InputError, suggestion
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
+
+logger = logging.getLogger(__name__)
 
 QC_COLUMNS = (
     "file",
@@ -307,6 +310,12 @@ def _check_genes(dataset: Dataset, var_names: pd.Index) -> list[str]:
         names = list(dict.fromkeys(gene for members in sets.values() for gene in members))
         if not var_names.isin(names).any():
             problems.append(f"programs.gene_sets: {_no_overlap(path, names, shown)}")
+        elif empty := [term for term, members in sets.items() if not var_names.isin(members).any()]:
+            logger.warning(
+                "programs.gene_sets: %d of the %d sets of %s have no gene in the data, such as %r: nothing will be "
+                "found of them.",
+                len(empty), len(sets), path, empty[0],
+            )  # fmt: skip
     return problems
 
 

@@ -12,7 +12,7 @@ from .consensus import (
 )
 from .donors import compare_conditions, donor_means, doubtful_replicates
 from .effects import effects_on_all_genes
-from .evidence import associations, describe, enrichment, strength, technical_flags
+from .evidence import associations, describe, enrichment, ranked_enrichment, strength, technical_flags
 from .find import Programs, find_programs, gene_sets, split_sides, top_genes
 from .projection import Frame, Projection, frame, project
 from .rotation import Alignment, Rotation, align_scores, clean_loadings, drop_baseline, orient, rotate
@@ -51,6 +51,7 @@ __all__ = [
     "orient",
     "outliers",
     "project",
+    "ranked_enrichment",
     "reproducible_rank",
     "rotate",
     "split_sides",

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
@@ -19,8 +20,10 @@ from ldvae.names import find_own
 from ldvae.programs.find import DISAGREES, SETTLED
 from ldvae.report import figures, prose
 from ldvae.report.drawing import Drawing, Rendered
+from ldvae.report.glossary import GLOSSARY
 from ldvae.report.results import Results
 
+INFINITE = 1e308
 EFFECT_STEP, Z_STEP = 1 / 2000, 1 / 100  # of a packed number; report.js has them too
 MAX_LEVELS = 60  # levels of a column that are shown; the largest are
 
@@ -69,12 +72,22 @@ DOWNLOADS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """A column of a table in the page: `kind` is text, id, number, p, gene, program, contrast or bar (a share)."""
+    """A column of a table in the page: `kind` is text, id, number, p, gene, program, contrast, link or bar (a share).
+
+    The addresses of links are in a column of the same name with _href.
+    """
 
     key: str
     title: str
     kind: str = "text"
     help: str = ""
+
+    @property
+    def meaning(self) -> str:
+        """What to show of the column when pointed at: its own help, then that of the word."""
+        word = next((word for word in GLOSSARY if word.lower() == self.title.lower()), "")
+        own = f"{self.help[:1].upper()}{self.help[1:]}." if self.help and word else self.help
+        return " ".join(part for part in (own, GLOSSARY.get(word, "")) if part)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +113,10 @@ class Table:
             return False
         values = values.dropna().to_numpy(dtype=float)
         return bool((values == np.round(values)).all())
+
+    def link(self, column: Column, position: int) -> str | None:
+        """Where a cell of a column of links leads to; rows count from 1."""
+        return str(self.frame[f"{column.key}_href"].iloc[position - 1]) if column.kind == "link" else None
 
     def rows(self) -> Iterator[list[tuple[Column, Any]]]:
         """Cells of the first page, as (column, value), with the digits that the script has."""
@@ -194,17 +211,65 @@ def render_index(
     page = Page()
     runs = pd.DataFrame([{"dataset": summary["dataset"], **run} for summary in summaries for run in summary["runs"]])
     table = page.table(_runs_table(runs, "all-runs", with_dataset=True)) if len(runs) else None
+    datasets = page.table(_datasets_table(summaries, unfinished))
     blocks = as_blocks(page)
     return (
         environment()
         .get_template("index.html.j2")
-        .render(page=page, summaries=summaries, unfinished=unfinished, across=across, runs=table, blocks=blocks)
+        .render(
+            page=page,
+            summaries=summaries,
+            unfinished=unfinished,
+            across=across,
+            datasets=datasets,
+            runs=table,
+            blocks=blocks,
+        )
     )
 
 
 def as_blocks(page: Page) -> dict[str, dict[str, list[Any]]]:
     """The tables behind the points and rows of a page, for its script."""
     return {name: _columns(frame) for name, frame in page.blocks.items()}
+
+
+def _datasets_table(summaries: list[dict[str, Any]], unfinished: list[dict[str, Any]]) -> Table:
+    """One row for each dataset, those that failed first."""
+    rows = [
+        {
+            "dataset": one["dataset"],
+            "dataset_href": f"#unfinished-{position}",
+            "state": "failed in " + ", ".join(failure["verb"] for failure in one["failures"])
+            if one["failures"]
+            else "not finished",
+        }
+        for position, one in enumerate(unfinished, start=1)
+    ]
+    for one in summaries:
+        best = one["programs"][0] if one["programs"] else {"label": ""}
+        rows.append(
+            {
+                "dataset": one["dataset"],
+                "dataset_href": quote(one["report"]),
+                "state": "finished",
+                "n_obs": one["n_obs_after"],
+                "n_programs": one["n_programs"],
+                "n_runs": len(one["runs"]),
+                "n_warnings": len(one["warnings"]),
+                "first": best["label"],
+            }
+        )
+    columns = [
+        Column(key="dataset", title="Dataset", kind="link"),
+        Column(key="state", title="State"),
+        Column(key="n_obs", title="Cells", kind="number"),
+        Column(key="n_programs", title="Programs", kind="number"),
+        Column(key="n_runs", title="Runs", kind="number"),
+        Column(key="n_warnings", title="Warnings", kind="number", help="of which the page says what they are"),
+        Column(key="first", title="Largest program"),
+    ]
+    frame = pd.DataFrame(rows, columns=["dataset", "dataset_href", *(column.key for column in columns[1:])])
+    return Table(name="datasets", title="Datasets", frame=frame, columns=columns, page=50, search=len(rows) > 5)
 
 
 def environment() -> Environment:
@@ -216,6 +281,7 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals["glossary"] = GLOSSARY
     environment.filters["number"] = number
     environment.filters["seconds"] = duration
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False, "ensure_ascii": False}
@@ -237,13 +303,15 @@ def number(value: Any, whole: bool = False) -> str:
     whole
         The number counts something: no decimals.
     """
-    if value is None or (isinstance(value, float) and not np.isfinite(value)):
+    if value is None or (isinstance(value, float) and np.isnan(value)):
         return "–"
     if isinstance(value, bool | np.bool_):
         return "yes" if value else "no"
     if not isinstance(value, int | float | np.integer | np.floating):
         return str(value)
     value = float(value)
+    if abs(value) >= INFINITE:
+        return "∞" if value > 0 else "-∞"
     if whole or value == 0 or abs(value) >= 1e5:
         return f"{value:,.0f}"
     if abs(value) >= 1000:
@@ -269,7 +337,7 @@ def duration(seconds: float | None) -> str:
 
 
 def _columns(frame: pd.DataFrame) -> dict[str, list[Any]]:
-    """A table as columns for JSON: numbers to five significant digits, missing and infinite ones as null."""
+    """A table as columns for JSON: numbers to five significant digits, missing ones as null, infinite as ±1e308."""
     return {str(name): _column(frame[name]) for name in frame}
 
 
@@ -279,7 +347,8 @@ def _column(column: pd.Series) -> list[Any]:
     if pd.api.types.is_integer_dtype(column):
         return [int(value) for value in column]
     if pd.api.types.is_float_dtype(column):
-        return [float(f"{value:.5g}") if np.isfinite(value) else None for value in column.to_numpy(dtype=float)]
+        values = column.to_numpy(dtype=float).clip(-INFINITE, INFINITE)  # JSON has no infinity
+        return [None if np.isnan(value) else float(f"{value:.5g}") for value in values]
     return ["" if pd.isna(value) else str(value) for value in column]
 
 
@@ -667,6 +736,8 @@ def _panel(
     associations = results.associations[results.associations["program"] == name]
     associations = associations.sort_values("effect", key=np.abs, ascending=False)
     enrichment = results.enrichment[results.enrichment["program"] == name].sort_values("p")
+    ranked = results.ranked_sets
+    ranked = ranked[ranked["program"] == name] if len(ranked) else ranked
     tables = [
         Table(
             name=f"associations-{name}",
@@ -693,10 +764,32 @@ def _panel(
                 Column(key="side", title="Side"),
                 Column(key="overlap", title="Overlap", kind="number"),
                 Column(key="n_term", title="Size", kind="number"),
-                Column(key="odds_ratio", title="Odds ratio", kind="number"),
+                Column(
+                    key="odds_ratio",
+                    title="Odds ratio",
+                    kind="number",
+                    help="∞: the set has no other gene, or none left",
+                ),
                 Column(key="padj", title="Adjusted p", kind="p"),
             ],
             page=8,
+            note="Members of the program against the modelled genes.",
+        ),
+        Table(
+            name=f"ranked-{name}",
+            title="Gene sets by ranks",
+            frame=ranked,
+            columns=[
+                Column(key="term", title="Gene set"),
+                Column(key="n_term", title="Size", kind="number", help="measured genes of the set"),
+                Column(key="t", title="t", kind="number", help="positive: higher than all other genes"),
+                Column(key="padj", title="Adjusted p", kind="p"),
+            ]
+            if len(ranked)
+            else [],
+            page=8,
+            note="Effects on all measured genes, without a cutoff. Genes of a set vary together: trust the order more "
+            "than the p value.",
         ),
     ]
     row = results.programs.loc[name]

@@ -226,10 +226,13 @@ def _found_conditions(results: Results) -> Findings:
             strongest = own.loc[own["effect"].abs().idxmax()]
             same = own[(own["effect"] > 0) == (strongest["effect"] > 0)]
             higher = "higher" if strongest["effect"] > 0 else "lower"
-            where = f"in {len(same)} of {counted(len(tested), 'cell type')}" if len(tested) > 1 else ""
-            text = (
-                f"{short_name(results, program)} is {higher} in {condition} than in {reference} {where}".rstrip()
-                + f", most in {strongest['cell_type']}: by {abs(strongest['effect']):.2f} SD ({_interval(strongest)}; "
+            text = f"{short_name(results, program)} is {higher} in {condition} than in {reference}"
+            if len(same) > 1:
+                text += f" in {len(same)} of {counted(len(tested), 'cell type')}, most in {strongest['cell_type']}"
+            elif len(tested) > 1:
+                text += f" in {strongest['cell_type']}, of {counted(len(tested), 'cell type')}"
+            text += (
+                f": by {abs(strongest['effect']):.2f} SD ({_interval(strongest)}; "
                 f"adjusted p {strongest['padj']:.2g}, {counted(int(strongest['n_donors']), 'donor')} as units)."
             )
             found.append(Warning(text, "conditions"))
@@ -237,8 +240,9 @@ def _found_conditions(results: Results) -> Findings:
         found.append(Warning(f"{counted(len(strength) - 6, 'more program')} differ less.", "conditions"))
     if same := [name for name in results.programs.index if name not in strength.index]:
         least = table["padj"].min()
+        names = listed(_names(results, same), 15)
         text = (
-            f"No difference between conditions was found in any cell type for {listed(same, 15)} (donors as units)."
+            f"No difference between conditions was found in any cell type for {names} (donors as units)."
             if len(strength)
             else f"No program differs between conditions with donors as units: of {counted(len(table), 'comparison')} "
             f"the smallest adjusted p is {least:.2g}. With few donors only strong and shared changes can be found."
@@ -249,7 +253,7 @@ def _found_conditions(results: Results) -> Findings:
 
 def _interval(row: pd.Series) -> str:
     ends = sorted(abs(row[end]) for end in ("lower", "upper"))
-    return f"95 % interval {ends[0]:.2f} to {ends[1]:.2f}"
+    return f"95% interval {ends[0]:.2f} to {ends[1]:.2f}"
 
 
 def _condition_effects(results: Results) -> list[Warning]:
@@ -334,9 +338,13 @@ def _found_gene_sets(results: Results) -> Findings:
     enriched = table[table["padj"] < 0.05].sort_values("p", kind="stable")
     best = enriched.drop_duplicates("program")
     found = [f"{row.term} in {short_name(results, row.program)}" for row in best.head(4).itertuples()]
-    none = [name for name in results.programs.index if name not in set(enriched["program"])]
+    ranked = results.ranked_sets
+    by_ranks = set(ranked.loc[ranked["padj"] < 0.05, "program"]) if len(ranked) else set()
+    none = [name for name in results.programs.index if name not in set(enriched["program"]) | by_ranks]
     told = [Warning(f"Enriched gene sets: {listed(found)}.", "programs")] if found else []
-    missing = [Warning(f"No gene set is enriched in {listed(none, 15)}.", "programs")] if none else []
+    missing = (
+        [Warning(f"No gene set is enriched in {listed(none, 15)}, by members or by ranks.", "programs")] if none else []
+    )
     return Findings(told, missing)
 
 

@@ -40,6 +40,7 @@ class Results:
     associations: pd.DataFrame
     enrichment: pd.DataFrame
     programs_summary: dict[str, Any]
+    ranked_sets: pd.DataFrame = field(default_factory=pd.DataFrame)
     #: programs/donors.tsv, donor_means.tsv and all_genes.tsv.gz.
     donors: pd.DataFrame = field(default_factory=pd.DataFrame)
     donor_means: pd.DataFrame = field(default_factory=pd.DataFrame)

@@ -28,6 +28,7 @@ from ldvae.programs import (
     enrichment,
     frame,
     gene_sets,
+    ranked_enrichment,
     split_sides,
     technical_flags,
     top_genes,
@@ -90,7 +91,9 @@ def programs(*, results: Path, config: ProgramsConfig = ProgramsConfig()) -> Non
     write_table(compare_conditions(means), layout.DONORS.at(results))
     write_gmt(gene_sets(found), layout.GMT.at(results))
     write_table(split_sides(found), layout.STARCAT.at(results), index="program")
-    write_table(on_all_genes(found.scores, layout.FILTERED.existing(results)), layout.ALL_GENES.at(results))
+    all_genes = on_all_genes(found.scores, layout.FILTERED.existing(results))
+    write_table(all_genes, layout.ALL_GENES.at(results))
+    write_table(ranked_sets(all_genes, list(found.scores), config.gene_sets), layout.RANKED_SETS.at(results))
     write_model(frame(found, factors.mean, factors.theta), layout.PROGRAMS_MODEL.at(results))
     write_json(
         {
@@ -154,6 +157,13 @@ def on_all_genes(scores: pd.DataFrame, filtered: Path) -> pd.DataFrame:
     table = effects_on_all_genes(counts, list(measured.var_names), scores.iloc[chosen[order]], totals)
     by_evidence = table.assign(strength=-table["z"].abs()).sort_values(["program", "strength"], kind="stable")
     return by_evidence.drop(columns="strength")
+
+
+def ranked_sets(all_genes: pd.DataFrame, names: list[str], files: list[str]) -> pd.DataFrame:
+    """Gene sets by the effects on all measured genes, without a cutoff; no rows without gene sets."""
+    z = all_genes.pivot(index="gene", columns="program", values="z")[names]
+    parts = [ranked_enrichment(z, read_gmt(Path(file)), Path(file).stem) for file in files]
+    return pd.concat(parts, ignore_index=True) if parts else ranked_enrichment(z, {}, "")
 
 
 def write_gmt(sets: dict[str, list[str]], path: Path) -> None:

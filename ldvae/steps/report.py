@@ -109,6 +109,7 @@ def report(*, results: Path, benchmarks: Path | None = None, config: ReportConfi
             stability=layout.STABILITY.read_table(results),
             associations=layout.ASSOCIATIONS.read_table(results),
             enrichment=enriched,
+            ranked_sets=layout.RANKED_SETS.read_table(results),
             programs_summary=programs_summary,
             donors=layout.DONORS.read_table(results),
             donor_means=layout.DONOR_MEANS.read_table(results),

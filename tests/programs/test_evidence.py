@@ -175,3 +175,19 @@ def test_a_better_group_is_not_replaced_by_a_gene_set(mixed, found):
     enriched = gp.enrichment(found, {"NAMED": list(gp.gene_sets(found)[f"{program}_positive"])}, "mine")
     assert gp.describe(found, related, enriched, obs=obs).loc[program, "label"] == named[program]
     assert gp.describe(found, related.iloc[:0], enriched).loc[program, "label"].startswith("NAMED: ")
+
+
+def test_sets_by_ranks_are_the_linear_model_of_the_statistic_on_membership():
+    rng = np.random.default_rng(0)
+    genes = [f"G{i}" for i in range(200)]
+    effects = pd.DataFrame(rng.normal(size=(200, 2)), genes, ["P1", "P2"])
+    effects.iloc[:20, 0] += 1.5
+    library = {"up": [*genes[:20], "NOT_MEASURED"], "random": genes[50:80], "tiny": genes[:3], "none": ["X", "Y"]}
+    table = gp.ranked_enrichment(effects, library, "own").set_index(["program", "term"])
+    assert set(table.index.get_level_values("term")) == {"up", "random"}, "sets of fewer than five genes are not tested"
+    for (program, term), row in table.iterrows():
+        fit = stats.linregress(np.isin(genes, library[term]).astype(float), effects[program])
+        np.testing.assert_allclose([row["t"], row["p"]], [fit.slope / fit.stderr, fit.pvalue])
+    assert table.loc[("P1", "up"), "n_term"] == 20
+    assert table.loc[("P1", "up"), "padj"] < 1e-6 < table.loc[("P2", "up"), "padj"]
+    assert gp.ranked_enrichment(effects, {}, "own").empty

@@ -28,7 +28,7 @@ pytestmark = [
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 FLAGS += ["--disable-component-update", "--disable-sync"]
 PHONE, DESKTOP = 390, 1400
-WORLD = World(n_obs=400, n_vars=120, n_latents=(5, 6), n_programs=3, nasty=True)
+WORLD = World(n_obs=400, n_vars=120, n_latents=(5, 6), n_programs=3, nasty=True, donors=True)
 
 
 @pytest.fixture(scope="module")
@@ -197,16 +197,107 @@ def test_the_map_takes_the_colour_that_is_chosen(page: Any) -> None:
     assert "cell_type" in page.locator("#tip").inner_text()
 
 
-def test_a_gene_leads_to_its_loadings_in_all_programs(page: Any, results: dict[str, Any]) -> None:
+def test_a_gene_leads_to_its_effects_in_all_programs(page: Any, results: dict[str, Any]) -> None:
     page.locator("#program-P2 a.gene").first.click()
     gene = page.locator("#program-P2 a.gene").first.inner_text()
     assert page.locator("#gene-result h4").inner_text() == gene
+    measured = pd.read_csv(results["all_genes"], sep="\t").pivot(index="program", columns="gene", values="effect")
     loadings = pd.read_csv(results["programs"].parent / "loadings.tsv", sep="\t", index_col=0).loc[gene]
-    rows = page.locator("#gene-result table").first.locator("tbody tr").all_inner_texts()
-    assert [row.split("\t")[0] for row in rows] == list(loadings.abs().sort_values(ascending=False).index)
+    rows = [row.split("\t") for row in page.locator("#gene-result table").first.locator("tbody tr").all_inner_texts()]
+    assert [row[0] for row in rows] == list(measured[gene].abs().sort_values(ascending=False).index)
+    for program, effect, _, loading, _ in rows:
+        assert float(effect) == pytest.approx(measured.at[program, gene], abs=6e-4)
+        assert float(loading) == pytest.approx(loadings[program], rel=6e-3)
+    page.locator("#gene-input").fill("unmodelled3")
+    page.keyboard.press("Enter")
+    told = page.locator("#gene-result").inner_text()
+    assert told.startswith("UNMODELLED3")
+    assert "not among the genes of the model" in told
+    assert "Loading" not in told
+    assert (
+        page.locator("#gene-result").get_by_role("link", name="NCBI Gene").get_attribute("href").endswith("UNMODELLED3")
+    )
     page.locator("#gene-input").fill("unheard of")
     page.keyboard.press("Enter")
     assert "unheard of is not among the genes" in page.locator("#gene-result").inner_text()
+
+
+STOPS = """() => [...document.querySelectorAll("a[href], button, select, input, summary, [tabindex]")].filter(
+    (node) => node.tabIndex >= 0 && !node.disabled && node.getClientRects().length && node.checkVisibility()).length"""
+
+
+def test_the_tab_key_crosses_a_page_of_twelve_programs_in_less_than_a_hundred_steps(
+    browser: Any, tmp_path: Path
+) -> None:
+    world = replace(WORLD, nasty=False, n_programs=12, n_vars=300, n_latents=(14,), n_contrasts=6)
+    arguments = write_results(tmp_path, world)
+    report(results=arguments["results"], config=ReportConfig())
+    with Tab(browser, arguments["output"]) as page:
+        assert page.evaluate(STOPS) < 100
+
+
+def test_the_arrows_go_on_inside_a_group(page: Any) -> None:
+    links = page.locator("#program-P1 p.genes a.gene")
+    links.nth(0).focus()
+    page.keyboard.press("ArrowRight")
+    assert links.nth(1).evaluate("node => node === document.activeElement && node.tabIndex === 0")
+    assert links.nth(0).get_attribute("tabindex") == "-1"
+    region = page.locator("#table-donors .scroll")
+    region.focus()
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.textContent") == "Copy"
+    for _ in range(2):
+        page.keyboard.press("ArrowRight")
+    assert page.evaluate("document.activeElement.closest('#table-donors') !== null")
+    page.keyboard.press("Escape")
+    assert region.evaluate("node => node === document.activeElement")
+
+
+def test_tables_and_figures_can_be_saved_from_the_page_alone(
+    page: Any, results: dict[str, Any], tmp_path: Path
+) -> None:
+    with page.expect_download() as download:
+        page.locator("#table-donors").get_by_role("button", name="Save as CSV").click()
+    path = tmp_path / "donors.csv"
+    download.value.save_as(path)
+    saved, table = pd.read_csv(path), pd.read_csv(results["donors"], sep="\t").sort_values("p", kind="stable")
+    assert list(saved["Cell type"]) == list(table["cell_type"])
+    assert saved["Difference (SD)"].to_list() == pytest.approx(table["effect"].to_list(), rel=1e-4)
+    for kind, start in (("SVG", b"<svg"), ("PNG", b"\x89PNG")):
+        with page.expect_download() as download:
+            page.locator("#fig-fit_mean").get_by_role("button", name=f"Save as {kind}").click()
+        path = tmp_path / f"figure.{kind}"
+        download.value.save_as(path)
+        content = path.read_bytes()
+        assert content.startswith(start)
+        assert b"var(--" not in content
+        assert download.value.suggested_filename == f"demo_fit_mean.{kind.lower()}"
+
+
+def test_a_word_is_explained_where_it_stands(page: Any) -> None:
+    page.locator("#programs .term", has_text="stability").hover()
+    assert "Mean cosine between a program and its version in single fits" in page.locator("#tip").inner_text()
+    page.mouse.move(1, 1)
+    assert page.locator("#tip").is_hidden()
+
+
+def test_controls_fit_a_phone(browser: Any, results: dict[str, Any]) -> None:
+    with Tab(browser, results["output"], PHONE) as page:
+        ends = page.locator("select, input").evaluate_all("nodes => nodes.map((n) => n.getBoundingClientRect().right)")
+        assert ends
+        assert max(ends) <= PHONE
+
+
+def test_nothing_leaves_the_paper(browser: Any, results: dict[str, Any]) -> None:
+    """At the width of an A4 page, what is printed is no wider than the page."""
+    with Tab(browser, results["output"], 673) as page:
+        page.emulate_media(media="print")
+        wide = page.evaluate(
+            """() => [...document.querySelectorAll("main table, main svg, main pre, main aside, main p")]
+                .filter((node) => node.getClientRects().length && node.getBoundingClientRect().right > innerWidth + 1)
+                .map((node) => node.tagName)"""
+        )
+        assert wide == []
 
 
 def test_links_lead_where_they_say(page: Any) -> None:
@@ -233,7 +324,7 @@ def test_without_scripts_figures_and_first_rows_are_there(browser: Any, page: An
         assert plain.locator("#map .live").is_hidden()
         assert "With scripts switched on" in plain.locator("#genes").inner_text()
         assert plain.locator("#fig-program_P1_genes svg").is_visible()
-        for name in ("settings", "programs", "de-1", "fit", "qc-removed"):
+        for name in ("settings", "programs", "de-1", "counts-1", "donors", "fit", "qc-removed"):
             rows = plain.locator(f"#table-{name} tbody tr").all_inner_texts()
             assert rows
             with Tab(browser, results["output"]) as scripted:

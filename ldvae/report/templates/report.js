@@ -23,6 +23,7 @@
     if (typeof value === "boolean") return value ? "yes" : "no";
     if (typeof value !== "number") return String(value);
     const size = Math.abs(value);
+    if (size >= 1e308) return value > 0 ? "∞" : "-∞";
     if (whole || value === 0 || size >= 1e5) return grouped(value, 0);
     if (size >= 1000) return grouped(value, 1);
     if (size >= 100) return value.toFixed(2);
@@ -30,6 +31,96 @@
     const [mantissa, exponent] = value.toExponential(1).split("e");
     return `${mantissa}e${Number(exponent)}`;
   };
+
+  /* ---- the keyboard: a group of links or controls is one stop of the Tab key, the arrows go on inside it ---- */
+  const NEXT = ["ArrowRight", "ArrowDown", "PageDown"], BACK = ["ArrowLeft", "ArrowUp", "PageUp"];
+  const rest = (box, selector) => { let first = true; for (const item of box.querySelectorAll(selector)) { item.tabIndex = first ? 0 : -1; first = false; } };
+  const rove = (box, selector) => {
+    rest(box, selector);
+    box.addEventListener("focusin", (event) => {
+      const item = event.target.closest(selector);
+      if (!item) return;
+      for (const other of box.querySelectorAll(selector)) other.tabIndex = -1;
+      item.tabIndex = 0;
+    });
+    box.addEventListener("keydown", (event) => {
+      const item = event.target.closest?.(selector);
+      if (!item || event.defaultPrevented || event.ctrlKey || event.altKey || event.metaKey) return;
+      const step = NEXT.includes(event.key) ? 1 : BACK.includes(event.key) ? -1 : 0;
+      if (!step) return;
+      const all = [...box.querySelectorAll(selector)].filter((other) => other.getClientRects().length && !other.disabled);
+      const to = all[all.indexOf(item) + step];
+      event.preventDefault();
+      if (to) to.focus();
+    });
+  };
+
+  /* ---- copying and saving: the page sent alone has its tables and figures ---- */
+  const copy = (text, button) => {
+    const before = button.textContent;
+    const said = () => { button.textContent = "Copied"; announce.textContent = "Copied"; setTimeout(() => { button.textContent = before; }, 1500); };
+    const byHand = () => {
+      const area = make("textarea", { value: text, className: "unseen" });
+      document.body.append(area);
+      area.select();
+      document.execCommand("copy");
+      area.remove();
+      said();
+    };
+    if (navigator.clipboard) navigator.clipboard.writeText(text).then(said, byHand); else byHand();
+  };
+  const save = (blob, name) => {
+    const link = make("a", { href: URL.createObjectURL(blob), download: name });
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+  };
+  const title = () => (document.querySelector("h1")?.textContent ?? "ldvae").replace(/[^\w.-]+/g, "_");
+  /* A figure as a document of its own, on white, in the colours of the light theme. */
+  const LIGHT = { ink: "#1c1e21", muted: "#686d76", rule: "#d5d8dd", paper: "#fefefe" };
+  const drawing = (svg) => {
+    const copy = svg.cloneNode(true), [, , width, height] = svg.getAttribute("viewBox").split(" ").map(Number);
+    copy.setAttribute("width", width);
+    copy.setAttribute("height", height);
+    copy.setAttribute("font-family", "Arial, Liberation Sans, sans-serif");
+    const white = document.createElementNS("http://www.w3.org/2000/svg", "rect");
+    white.setAttribute("width", "100%");
+    white.setAttribute("height", "100%");
+    white.setAttribute("fill", "#fff");
+    copy.prepend(white);
+    const text = new XMLSerializer().serializeToString(copy).replace(/var\(--(\w+)\)/g, (whole, name) => LIGHT[name] ?? "#000");
+    return { text, width, height };
+  };
+  const asPng = ({ text, width, height }) => new Promise((done) => {
+    const image = new Image(), canvas = make("canvas"), scale = 3;
+    image.onload = () => {
+      canvas.width = width * scale;
+      canvas.height = height * scale;
+      canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
+      canvas.toBlob(done, "image/png");
+    };
+    image.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(text)}`;
+  });
+  for (const figure of document.querySelectorAll("figure")) {
+    const link = figure.querySelector("a.file"), svg = figure.querySelector("svg"), name = `${title()}_${figure.id.replace("fig-", "")}`;
+    if (!link || !svg) continue;
+    const label = link.getAttribute("aria-label").replace(/ as an SVG file$/, "");
+    const one = make("button", { type: "button", className: "file", "aria-label": `Save as SVG: ${label}` }, "SVG");
+    const other = make("button", { type: "button", className: "file", "aria-label": `Save as PNG: ${label}` }, "PNG");
+    one.addEventListener("click", () => save(new Blob([drawing(svg).text], { type: "image/svg+xml" }), `${name}.svg`));
+    other.addEventListener("click", () => asPng(drawing(svg)).then((blob) => save(blob, `${name}.png`)));
+    link.replaceWith(one, " ", other);
+  }
+  for (const list of document.querySelectorAll("p.genes, .both p")) {
+    for (const side of list.querySelectorAll(".side")) {
+      const button = make("button", { type: "button", className: "file", "aria-label": `Copy the genes: ${side.textContent}` }, "copy");
+      button.addEventListener("click", () => {
+        const names = [];
+        for (let next = button.nextElementSibling; next && !next.classList.contains("side"); next = next.nextElementSibling) if (next.classList.contains("gene")) names.push(next.dataset.gene);
+        copy(names.join("\n"), button);
+      });
+      side.after(button, " ");
+    }
+  }
 
   /* ---- tips ---- */
   const place = (x, y) => {
@@ -42,6 +133,21 @@
     tip.replaceChildren(make("b", {}, name), ...rows.map(([title, value]) => make("div", {}, make("i", {}, title ? `${title} ` : ""), show(value))));
     return [name, ...rows.map(([title, value]) => `${title} ${show(value)}`)].join(", ");
   };
+
+  /* ---- words of the field, explained where they stand ---- */
+  const explain = (node) => {
+    fillTip(node.dataset.word ?? node.textContent.trim(), []);
+    tip.append(make("div", {}, node.dataset.help));
+    const area = node.getBoundingClientRect();
+    place(area.left, area.bottom - 10);
+  };
+  for (const head of document.querySelectorAll("th[title]")) { head.dataset.help = head.title; head.dataset.word = head.textContent.trim(); }
+  for (const node of document.querySelectorAll("[data-help]")) {
+    node.addEventListener("pointerenter", () => { node.removeAttribute("title"); explain(node); });
+    node.addEventListener("pointerleave", () => { tip.hidden = true; });
+    node.addEventListener("focusin", () => explain(node));
+    node.addEventListener("focusout", () => { tip.hidden = true; });
+  }
 
   /* ---- figures: the nearest point tells its numbers ---- */
   const points = (plot) => {
@@ -97,6 +203,7 @@
       const all = points(plot);
       const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
       if (event.key === "Escape") hidePoint(plot);
+      if (NEXT.includes(event.key) !== BACK.includes(event.key) && !step) hidePoint(plot);
       if (!step || !all.length) return;
       event.preventDefault();
       const at = plot.current ? all.indexOf(plot.current) + step : step > 0 ? 0 : all.length - 1;
@@ -105,10 +212,12 @@
   }
 
   /* ---- tables: sort, search, page ---- */
-  const cellOf = (column, value, row) => {
-    if (column.kind === "gene") return make("td", {}, make("a", { className: "gene", href: "#genes", "data-gene": value }, value));
-    if (column.kind === "contrast") return make("td", {}, make("a", { href: `#contrast-de-${row + 1}` }, value));
-    if (column.kind === "program") return make("td", {}, make("a", { href: `#program-${value}` }, value));
+  const cellOf = (column, value, row, href) => {
+    const link = (properties) => make("td", {}, make("a", { tabIndex: -1, ...properties }, value));
+    if (column.kind === "gene") return link({ className: "gene", href: "#genes", "data-gene": value });
+    if (column.kind === "contrast") return link({ href: `#contrast-de-${row + 1}` });
+    if (column.kind === "program") return link({ href: `#program-${value}` });
+    if (column.kind === "link" && href) return link({ href });
     if (column.kind === "bar" && value !== null) {
       const width = Math.max(0, Math.min(1, value)) * 100;
       const bar = make("span", { className: "bar" }, make("span", {}));
@@ -127,7 +236,7 @@
     const back = make("button", { type: "button" }, "Previous"), next = make("button", { type: "button" }, "Next");
     const draw = () => {
       const rows = found.slice(page * size, (page + 1) * size);
-      body.replaceChildren(...rows.map((row) => make("tr", {}, ...columns.map((column) => cellOf(column, block[column.key][row], row)))));
+      body.replaceChildren(...rows.map((row) => make("tr", {}, ...columns.map((column) => cellOf(column, block[column.key][row], row, block[`${column.key}_href`]?.[row])))));
       const last = Math.min(found.length, (page + 1) * size);
       count.textContent = found.length ? `${(page * size + 1).toLocaleString("en-US")}–${last.toLocaleString("en-US")} of ${found.length.toLocaleString("en-US")}` : "nothing found";
       back.disabled = page === 0;
@@ -142,7 +251,7 @@
     };
     columns.forEach((column, index) => {
       const head = box.querySelectorAll("th")[index];
-      const button = make("button", { type: "button" }, ...head.childNodes);
+      const button = make("button", { type: "button", tabIndex: -1 }, ...head.childNodes);
       head.append(button);
       button.addEventListener("click", () => {
         const numeric = ["number", "bar", "p"].includes(column.kind);
@@ -170,7 +279,27 @@
       back.addEventListener("click", () => { page -= 1; draw(); });
       next.addEventListener("click", () => { page += 1; draw(); });
     }
+    const quoted = (value, mark) => { const text = value === null ? "" : String(value); return /["\n\r]/.test(text) || text.includes(mark) ? `"${text.replaceAll('"', '""')}"` : text; };
+    const lines = (mark) => [columns.map((column, index) => quoted(box.querySelectorAll("th")[index].textContent, mark)), ...found.map((row) => columns.map((column) => quoted(block[column.key][row], mark)))].map((line) => line.join(mark)).join("\n") + "\n";
+    const copyAll = make("button", { type: "button", className: "small", tabIndex: -1, "aria-label": `Copy the table: ${box.dataset.title}` }, "Copy");
+    const csv = make("button", { type: "button", className: "small", tabIndex: -1, "aria-label": `Save as CSV: ${box.dataset.title}` }, "CSV");
+    copyAll.addEventListener("click", () => copy(lines("\t"), copyAll));
+    csv.addEventListener("click", () => save(new Blob([lines(",")], { type: "text/csv" }), `${title()}_${box.dataset.block}.csv`));
+    tools.append(copyAll, csv);
+    back.tabIndex = next.tabIndex = -1;
     draw();
+    /* The table is one stop; Enter goes to its controls, Escape back. */
+    const region = box.querySelector(".scroll"), inside = ".tools button, th button, td a";
+    box.addEventListener("keydown", (event) => {
+      const all = [...box.querySelectorAll(inside)].filter((item) => !item.disabled);
+      const at = all.indexOf(event.target.closest(inside));
+      if (event.key === "Enter" && event.target === region && all.length) { event.preventDefault(); all[0].focus(); }
+      else if (event.key === "Escape" && at >= 0) region.focus();
+      else if (at >= 0 && (NEXT.includes(event.key) || BACK.includes(event.key))) {
+        event.preventDefault();
+        all[at + (NEXT.includes(event.key) ? 1 : -1)]?.focus();
+      }
+    });
   }
 
   /* ---- genes: what one does in every program and contrast ---- */
@@ -204,8 +333,8 @@
       entries.sort((a, b) => size(b) - size(a));
       const most = Math.max(...entries.map(size), 1e-9);
       const lines = entries.map((entry) => {
-        const value = entry.effect ?? entry.loading, bar = make("span", { className: "bar" }, make("span", { className: value < 0 ? "down" : "" }));
-        bar.firstChild.style.width = `${size(entry) / most * 100}%`;
+        const value = entry.effect ?? entry.loading, bar = make("span", { className: "bar signed" }, make("span", { className: value < 0 ? "down" : "" }));
+        bar.firstChild.style.width = `${size(entry) / most * 50}%`;
         const cells = [make("td", {}, make("a", { href: `#program-${entry.program}` }, entry.program)), numeric(bar, show(value))];
         if (any >= 0) cells.push(numeric(show(entry.z)));
         if (row >= 0) cells.push(...(any >= 0 ? [numeric(show(entry.loading))] : []), numeric(show(entry.rank, true)));
@@ -324,7 +453,9 @@
         });
         return button;
       }));
+      rest(legend, "button, a");
     };
+    rove(legend, "button, a");
     const choose = (index) => {
       variable = cells.variables[index];
       values = bytes(variable.values);
@@ -391,11 +522,8 @@
   addEventListener("beforeprint", () => { for (const folded of document.querySelectorAll("main details")) folded.open = true; });
   for (const part of document.querySelectorAll(".scripts")) part.hidden = false;
   for (const button of document.querySelectorAll("[data-copy]")) {
-    button.addEventListener("click", () => {
-      const text = document.getElementById(button.dataset.copy).innerText;
-      const said = () => { button.textContent = "Copied"; announce.textContent = "Copied"; };
-      if (navigator.clipboard) navigator.clipboard.writeText(text).then(said, () => {});
-      else { const range = document.createRange(); range.selectNodeContents(document.getElementById(button.dataset.copy)); getSelection().removeAllRanges(); getSelection().addRange(range); document.execCommand("copy"); said(); }
-    });
+    button.addEventListener("click", () => copy(document.getElementById(button.dataset.copy).innerText, button));
   }
+  const groups = [[".toc", "a, #theme"], [".findings", "a"], [".warnings", "a"], [".strongest", "a"], [".figures, .flow", ".plot[tabindex], button.file"], ["article.program", "p.genes a, p.genes button, .next a"], ["#de", "details.contrast > summary"], [".contrast", ".both a, .both button, p.note a"], ["#making", ".files a"], ["#making", ":scope > details > summary"]];
+  for (const [where, what] of groups) for (const box of document.querySelectorAll(where)) rove(box, what);
 })();
