@@ -521,7 +521,7 @@ def test_the_index_says_first_what_is_not_finished_and_why(tmp_path: Path) -> No
     index(results=tmp_path, datasets=["kang", "broken", "waiting"])
     page = Page(tmp_path / "index.html")
     assert "min_genes = 9999 removes <all> cells" in page.text
-    assert page.text.index("Not finished") < page.text.index("waiting") < page.text.index("kang")
+    assert page.text.index("2 of 3 datasets are not finished") < page.text.index("waiting") < page.text.index("kang")
     assert {link for link in page.links if link.endswith("report.html")} == {"kang/report.html"}
     block = page.data["blocks"]["datasets"]
     assert block["dataset"] == ["broken", "waiting", "kang"], "what failed comes first"

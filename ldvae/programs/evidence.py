@@ -597,7 +597,8 @@ def _phrase(row: pd.Series) -> str:
 
 REFERENCES = {
     "ulm": "Badia-i-Mompel P, Vélez Santiago J, Braunger J, et al. decoupleR: ensemble of computational methods to "
-    "infer biological activities from omics data. Bioinformatics Advances 2, vbac016 (2022). doi:10.1093/bioadv/vbac016",
+    "infer biological activities from omics data. Bioinformatics Advances 2, vbac016 (2022). "
+    "doi:10.1093/bioadv/vbac016",
     "bh": "Benjamini Y, Hochberg Y. Controlling the false discovery rate: a practical and powerful approach to "
     "multiple testing. Journal of the Royal Statistical Society B 57, 289–300 (1995).",
 }
