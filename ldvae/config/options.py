@@ -497,10 +497,12 @@ class RotationConfig(Options):
     """What the programs of a set of fits depend on, besides the fits."""
 
     rank: int | None = Field(None, ge=1, description="Number of directions to keep; null: all that are reproducible.")
-    rotation: Literal["clean", "joint"] = Field(
+    rotation: Literal["clean", "joint", "parts"] = Field(
         "clean",
         description="clean: sparse scores and loadings together, then the loadings of each program are freed of those "
-        "of the others, without which a small program shows genes of a dominant one; joint: the first step alone.",
+        "of the others, without which a small program shows genes of a dominant one; joint: the first step alone; "
+        "parts: the first step, then mostly positive scores as in NMF, which follow cell types and may split a program "
+        "that all types have.",
     )
     intercept: bool = Field(
         True,

@@ -15,7 +15,7 @@ from .effects import effects_on_all_genes
 from .evidence import associations, describe, enrichment, ranked_enrichment, strength, technical_flags
 from .find import Programs, find_programs, gene_sets, split_sides, top_genes
 from .projection import Frame, Projection, frame, project
-from .rotation import Alignment, Rotation, align_scores, clean_loadings, drop_baseline, orient, rotate
+from .rotation import Alignment, Rotation, align_scores, clean_loadings, drop_baseline, orient, parts, rotate
 from .stability import Stability, stability
 
 __all__ = [
@@ -50,6 +50,7 @@ __all__ = [
     "meta_programs",
     "orient",
     "outliers",
+    "parts",
     "project",
     "ranked_enrichment",
     "reproducible_rank",

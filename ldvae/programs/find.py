@@ -17,7 +17,7 @@ from ldvae.errors import InputError
 from ldvae.methods import Sentence
 
 from .consensus import SELECT, Contribution, ReproducibleRank, Table, consensus, gauge, information, reproducible_rank
-from .rotation import ALIGNED, N_JUDGED, Rotation, align_scores, clean_loadings, drop_baseline, orient, rotate
+from .rotation import ALIGNED, N_JUDGED, Rotation, align_scores, clean_loadings, drop_baseline, orient, parts, rotate
 from .rotation import methods as methods_of_rotation
 from .stability import members_of, stability
 
@@ -201,8 +201,11 @@ def _rotated(contribution: Contribution, rank: int, config: RotationConfig) -> R
         n_starts=config.n_starts,
         seed=config.seed,
     )
-    oriented = orient(drop_baseline(rotation) if config.baseline == "auto" else rotation)
-    return orient(clean_loadings(oriented)) if config.rotation == "clean" else oriented
+    if config.baseline == "auto":
+        rotation = drop_baseline(rotation)
+    if config.rotation == "parts":
+        return orient(parts(contribution, rotation))
+    return orient(clean_loadings(orient(rotation))) if config.rotation == "clean" else orient(rotation)
 
 
 def _settled(

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy  # imports scipy.optimize when it is first used
 from threadpoolctl import threadpool_limits
 
 from ldvae.methods import Sentence
@@ -20,6 +21,7 @@ N_JUDGED = 30
 RIDGE = 5.0
 # Absolute loadings are rounded below this share of their mean, weighted by themselves, so the minimum is easy to find.
 ROUNDED = 0.02
+PARTS_CELLS = 20_000
 # Excess of the squared loadings on one side from which it alone decides the sign: three quarters on one side.
 ONE_SIDED = 0.5
 
@@ -248,6 +250,84 @@ def clean_loadings(rotation: Rotation, *, ridge: float = RIDGE) -> Rotation:
     return Rotation(scores @ back, loadings @ mixing, transform @ back)
 
 
+def parts(contribution: Contribution, rotation: Rotation, *, keep: float = 0.1) -> Rotation:
+    """Turn programs into parts: mostly positive, sparse scores times sparse loadings, as NMF has them.
+
+    Parameters
+    ----------
+    contribution
+        The consensus, cut to the rank of the rotation.
+    rotation
+        Where to start, from `rotate` or `drop_baseline`.
+    keep
+        Price of leaving the start.
+
+    Notes
+    -----
+    The transform minimises, over the scores s_k (second moment 1) and the loadings l_k of all programs,
+
+        sum_k h(s_k) n(l_k) + keep J / q sum_k (1 - r_k),
+
+    where h is the mean of the absolute scores, negative ones counted three times, n the mean of the absolute loadings,
+    J the first sum at the start and r_k the correlation with the start about zero. At most 20,000 cells, evenly
+    spaced, are looked at. A program that cells of all types have can come apart by type: that costs this criterion
+    nothing.
+
+    Examples
+    --------
+    Continues the example of `find_programs`.
+
+    >>> weight = gp.information(mean, truth.theta)
+    >>> weighted = [gp.gauge(table, mean).mul(weight, axis=0) for table in loadings]
+    >>> shared = gp.consensus(scores, weighted, n_components=4)
+    >>> start = gp.rotate(shared, rank=4, intercept=False)
+    >>> found = gp.parts(shared, start)
+    >>> change = found.scores @ found.loadings.T - start.scores @ start.loadings.T
+    >>> bool(np.abs(change - change.mean(axis=0)).max() < 1e-6)
+    True
+    """
+    rank, q = len(rotation.transform) - 1, rotation.transform.shape[1]
+    free = slice(0, None) if q > rank else slice(1, None)  # the rows of the transform that the loadings depend on
+    n_obs = len(contribution.scores)
+    rows = np.unique(np.linspace(0, n_obs - 1, min(n_obs, PARTS_CELLS)).astype(int))
+    cells = np.hstack([np.ones((len(rows), 1)), contribution.scores[rows, :rank]])
+    genes = np.hstack([np.zeros((len(contribution.loadings), 1)), contribution.loadings[:, :rank]])[:, free]
+    middle = cells @ rotation.transform  # signs by the mean, or where it is next to nothing by the skew
+    sign = np.where(middle.mean(axis=0) + 0.01 * (middle**3).mean(axis=0) >= 0, 1.0, -1.0)
+    start = sign * rotation.transform / np.linalg.norm(rotation.transform, axis=0)
+    rounded = ROUNDED * np.abs(genes @ np.linalg.inv(start[free]).T).mean()
+
+    def products(transform: np.ndarray) -> tuple[float, np.ndarray]:
+        scores = cells @ transform
+        size = np.hypot(scores, ROUNDED)
+        inverse = np.linalg.inv(transform[free])
+        loadings = genes @ inverse.T
+        length = np.hypot(loadings, rounded)
+        h, n = (2 * size - scores).mean(axis=0), length.mean(axis=0)
+        slope = cells.T @ (2 * scores / size - 1) / len(cells) * n
+        slope[free] -= inverse.T @ ((loadings / length * h / len(loadings)).T @ loadings)
+        return float(h @ n), slope
+
+    scale = products(start)[0]
+
+    def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        given = flat.reshape(start.shape)
+        lengths = np.linalg.norm(given, axis=0)
+        transform = given / lengths
+        value, slope = products(transform)
+        like = (transform * start).sum(axis=0)
+        slope = slope / scale - keep / q * start
+        slope = (slope - transform * (slope * transform).sum(axis=0)) / lengths
+        return value / scale + keep * float(np.mean(1 - like)), slope.ravel()
+
+    with threadpool_limits(1, user_api="blas"):
+        best = scipy.optimize.minimize(objective, start.ravel(), jac=True, method="L-BFGS-B", options={"maxiter": 500})
+    transform = best.x.reshape(start.shape)
+    transform = transform / np.linalg.norm(transform, axis=0)
+    scores = transform[0] + contribution.scores[:, :rank] @ transform[1:]
+    return Rotation(scores, genes @ np.linalg.inv(transform[free]).T, transform)
+
+
 def align_scores(contribution: Contribution, rotation: Rotation) -> Alignment:
     """Turn each score towards the expression of its program's genes until both agree; the loadings stay.
 
@@ -422,5 +502,10 @@ def methods(settings: Mapping[str, Any]) -> Sentence:
         text += (
             "; the loadings of each program were then freed of those of the others by an L1 regression with a ridge "
             "penalty, and the scores changed accordingly"
+        )
+    if settings.get("rotation") == "parts":
+        text += (
+            "; from there the sum over programs of mean absolute score (three times for negative scores) times mean "
+            "absolute loading was minimised"
         )
     return Sentence(text, REFERENCES)

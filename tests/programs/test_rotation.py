@@ -140,3 +140,27 @@ def test_one_program_or_one_without_loadings_is_left_alone():
     for q in (1, 2):
         given = gp.Rotation(scores[:, :q], loadings[:, :q], np.eye(q + 1)[:, 1:])
         np.testing.assert_array_equal(gp.clean_loadings(given).loadings, given.loadings)
+
+
+@pytest.mark.parametrize(("intercept", "baseline"), [(True, "mean"), (True, "auto"), (False, "auto")])
+def test_parts_describe_the_same_contribution_by_scores_that_are_mostly_positive(mixed, intercept, baseline):
+    whole = gp.consensus(mixed.scores, mixed.weighted, 8)
+    start = gp.rotate(whole, 8, intercept=intercept)
+    start = gp.drop_baseline(start) if baseline == "auto" else start
+    found = gp.parts(whole, start)
+    change = found.scores @ found.loadings.T - whole.scores @ whole.loadings.T
+    np.testing.assert_allclose(change - change.mean(axis=0), 0, atol=1e-7)
+    ones = np.ones((len(whole.scores), 1))
+    np.testing.assert_allclose(np.hstack([ones, whole.scores]) @ found.transform, found.scores, atol=1e-8)
+    negative = [
+        np.square(np.minimum(table, 0)).sum() / np.square(table).sum() for table in (found.scores, start.scores)
+    ]
+    assert negative[0] < 0.05
+    assert negative[0] < negative[1] or negative[1] < 0.01
+
+
+def test_parts_find_the_programs_of_cells_that_mix_profiles():
+    fits = make_fits("additive", seed=1)
+    programs = fits.find(rotation="parts", rank=7)
+    cosine, _ = cosines(weighted_truth(fits), programs.weighted)
+    assert cosine.min() > 0.9
