@@ -47,32 +47,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _prepare_environment(arguments)
         _run(verb, arguments)
-    except InputError as error:
-        return _fail(arguments, str(error), 2)
-    except ModuleNotFoundError as error:
-        if (error.name or "ldvae").startswith("ldvae"):
-            raise
-        message = f"needs {error.name}, which is not installed: python -m pip install 'ldvae[workflow]'."
-        return _fail(arguments, message, 2)
-    except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
-        return _fail(arguments, f"{error.filename}: {error.strerror}.", 2)
-    except OSError as error:
-        return _fail(arguments, f"{error.filename or 'input or output'}: {error.strerror or error}.", 1)
-    except MemoryError as error:
-        return _fail(arguments, f"out of memory ({error}); give the job more.", 1)
-    except KeyboardInterrupt:
-        return _fail(arguments, "interrupted.", 130)
-    except Exception as error:
-        logger.exception("ldvae %s failed; this is a mistake of ldvae, please report it with the lines below.", verb)
-        _write_failure(arguments, f"a mistake of ldvae: {type(error).__name__}: {error}", 1)
-        return 1
+    except (Exception, KeyboardInterrupt) as error:
+        if told := _not_ours(error):
+            message, code = told
+            print(f"ldvae {arguments[0]}: {message}", file=sys.stderr)
+        else:
+            message, code = f"a mistake of ldvae: {type(error).__name__}: {error}", 1
+            logger.exception(
+                "ldvae %s failed; this is a mistake of ldvae, please report it with the lines below.", verb
+            )
+        _write_failure(arguments, message, code)
+        return code
     return 0 if arguments else 2
 
 
-def _fail(arguments: Sequence[str], message: str, code: int) -> int:
-    print(f"ldvae {arguments[0]}: {message}", file=sys.stderr)
-    _write_failure(arguments, message, code)
-    return code
+def _not_ours(error: BaseException) -> tuple[str, int] | None:
+    """Message and exit code of what the user or the system is at fault for; None for a mistake of ldvae."""
+    match error:
+        case InputError():
+            return str(error), 2
+        case ModuleNotFoundError(name=str(name)) if not name.startswith("ldvae"):
+            return f"needs {name}, which is not installed: python -m pip install 'ldvae[workflow]'.", 2
+        case FileNotFoundError() | PermissionError() | IsADirectoryError() | NotADirectoryError():
+            return f"{error.filename}: {error.strerror}.", 2
+        case OSError():
+            return f"{error.filename or 'input or output'}: {error.strerror or error}.", 1
+        case MemoryError():
+            return f"out of memory ({error}); give the job more.", 1
+        case KeyboardInterrupt():
+            return "interrupted.", 130
+    return None
 
 
 def _failure_file(arguments: Sequence[str]) -> Path | None:
@@ -87,7 +91,7 @@ def _failure_file(arguments: Sequence[str]) -> Path | None:
 def _write_failure(arguments: Sequence[str], message: str, code: int) -> None:
     """Write down why a command failed, for the index over all datasets and for further attempts."""
     path = _failure_file(arguments)
-    if path is None or code not in (1, 2):
+    if path is None or code not in (1, 2) or not os.access(path.parents[1], os.W_OK):
         return
     failure = {"verb": arguments[0], "command": list(arguments), "message": message, "code": code}
     try:
@@ -147,6 +151,8 @@ def _run(verb: str, arguments: Sequence[str]) -> None:
         _write_stubs(verb, values, " ".join(rest))
     else:
         _refuse_again(arguments)
+        for path, _ in _outputs(verb, values):
+            layout.require_writable(path.parent)
         if "results" in values:
             layout.require_inputs(verb, values["results"])
         if inspect.signature(step).return_annotation in (None, "None"):  # else it prints
@@ -220,15 +226,20 @@ def _versions_yml(verb: str) -> str:
     return "\n".join([f'"{os.environ.get("LDVAE_PROCESS", verb)}":', *lines, ""])
 
 
+def _outputs(verb: str, values: dict[str, Any]) -> list[tuple[Path, tuple[str, ...]]]:
+    """Paths that a verb writes to, each with the files inside where it is a folder."""
+    if output := values.get("output"):
+        return [(output, ())]
+    if "results" not in values:
+        return []
+    names = {"run": values.get("run") or "run", "projection": values.get("name") or "projection"}
+    return [(file.at(values["results"], **names), file.contents) for file in layout.outputs(verb)]
+
+
 def _write_stubs(verb: str, values: dict[str, Any], command: str) -> None:
     """Write small valid outputs of a verb; those in JSON tell the command."""
-    if output := values.get("output"):
-        _write_stub(output, command)
-        return
-    names = {"run": values.get("run", "run"), "projection": values.get("name", "projection")}
-    for file in layout.outputs(verb):
-        path = file.at(values["results"], **names)
-        for part in [path / name for name in file.contents] or [path]:
+    for path, contents in _outputs(verb, values):
+        for part in [path / name for name in contents] or [path]:
             _write_stub(part, command)
 
 

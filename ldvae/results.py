@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -526,6 +527,23 @@ def require_inputs(verb: str, results: Path) -> None:
     for file in inputs(verb):
         if "{" not in file.path and (verb, file) not in ONLY_IF and verb not in OVER_DATASETS:
             file.existing(results)
+
+
+def require_writable(folder: Path) -> None:
+    """Raise an InputError where nothing can be written to a folder, which may have to be made first."""
+    place = next(part for part in (folder, *folder.parents) if os.path.lexists(part))
+    where = str(place) if place.resolve() == place.absolute() else f"{place} (which is {place.resolve()})"
+    if not place.exists():
+        problem, remedy = "does not exist", "Make that folder"
+    elif not place.is_dir():
+        problem, remedy = "is not a folder", "Move that file away"
+    elif os.statvfs(place).f_flag & os.ST_RDONLY:
+        problem, remedy = "is on a read-only file system", "Mount it for writing"
+    elif not os.access(place, os.W_OK | os.X_OK):
+        problem, remedy = "cannot be written by this user (permission denied)", "Change its permissions"
+    else:
+        return
+    raise InputError(f"{where} {problem}, and the results are written there. {remedy}, or give another folder.")
 
 
 def runs_of(results: Path) -> list[str]:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import anndata
 import numpy as np
@@ -192,6 +193,47 @@ def test_our_own_mistake_shows_its_traceback_and_exits_with_1(monkeypatch, capfd
     shown = capfd.readouterr().err
     assert "please report it" in shown
     assert "ZeroDivisionError" in shown
+
+
+def test_a_module_of_ours_that_is_missing_is_our_own_mistake(monkeypatch, capfd):
+    def fail(*_):
+        raise ModuleNotFoundError("No module named 'ldvae.typo'", name="ldvae.typo")
+
+    monkeypatch.setattr(cli, "_run", fail)
+    assert cli.main(["qc"]) == 1
+    assert "please report it" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ("a file", "results is not a folder, and the results are written there"),
+        ("a link to a missing folder", "missing) does not exist, and the results are written there"),
+        ("permission denied", "cannot be written by this user (permission denied)"),
+        ("a read-only disk", "is on a read-only file system"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["setup", "simulate"])
+def test_a_folder_that_cannot_be_written_is_one_message_before_any_work(
+    verb, case, message, tmp_path, monkeypatch, capsys
+):
+    results = tmp_path / "results"
+    if case == "a file":
+        results.write_text("")
+    elif case == "a link to a missing folder":
+        results.symlink_to(tmp_path / "missing")
+    else:
+        results.mkdir()
+    if case == "permission denied":  # which root has none of
+        monkeypatch.setattr(os, "access", lambda path, mode: False)
+    elif case == "a read-only disk":
+        state = os.statvfs(tmp_path)
+        monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_flag=state.f_flag | os.ST_RDONLY))
+    flags = {"setup": ["--results", str(results / "kang")], "simulate": ["--output", str(results / "a" / "x.h5ad")]}
+    assert cli.main([verb, *flags[verb]]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert len(said.splitlines()) == 1
 
 
 def test_nothing_given_shows_the_verbs_and_exits_with_2(capsys):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import resource
@@ -23,7 +22,7 @@ from anndata import AnnData
 from ldvae import posterior
 from ldvae import results as layout
 from ldvae.config import TRAINING_VERSION, ComputeConfig, ModelConfig, Run, TrainConfig
-from ldvae.data import Split
+from ldvae.data import Registry, Split, make_registry
 from ldvae.errors import InputError
 from ldvae.io import atomic, read_h5ad, write_json, write_table
 from ldvae.likelihoods import LIKELIHOODS, Moments
@@ -94,13 +93,10 @@ def train(
         )
     fitted = Run(architecture, config, seed)
     name = run or fitted.id
-    folder = layout.METRICS.at(results, run=name).parent
-    folder.mkdir(parents=True, exist_ok=True)
-    if not os.access(folder, os.W_OK):  # told before hours of training, not after
-        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(folder))
+    layout.METRICS.at(results, run=name).parent.mkdir(parents=True, exist_ok=True)
     with stop_on_signal() as asked_to_stop:
-        adata, split = read_registered(layout.COUNTS.existing(results))
-        linear = LinearSCVI(adata, **dict(architecture), seed=seed)
+        adata, registry, split = read_registered(layout.COUNTS.existing(results))
+        linear = LinearSCVI(adata, **dict(architecture), registry=registry, seed=seed)
         linear.module.to(where)
         logger.info("run %s: %d cells to train on, %d genes.", name, len(split.train), adata.n_vars)
         saved = Checkpoint(checkpoint / "checkpoint", 60 * checkpoint_minutes) if checkpoint else None
@@ -171,17 +167,16 @@ def stop_on_signal() -> Iterator[AskedToStop]:
             signal.signal(number, handler)
 
 
-def read_registered(path: Path) -> tuple[AnnData, Split]:
-    """Counts as the step setup left them, set up for the model, and their split."""
+def read_registered(path: Path) -> tuple[AnnData, Registry, Split]:
+    """Counts as the step setup left them, what it registered of them, and their split; the model checks the counts."""
     adata = read_h5ad(path)
     key = find_own("split", adata.obs)
     if "ldvae_setup" not in adata.uns or key not in adata.obs:
         raise InputError(f"{path}: is not a file of `ldvae setup` (no uns['ldvae_setup'] or no obs['split']).")
     keys = {name: value if isinstance(value, str) else list(value) for name, value in adata.uns["ldvae_setup"].items()}
-    given: dict[str, Any] = {name: value or None for name, value in keys.items()}
-    LinearSCVI.setup_anndata(adata, **given)
+    registry = make_registry(adata, {name: value for name, value in keys.items() if value})
     part = adata.obs[key].to_numpy(str)
-    return adata, Split(*(np.flatnonzero(part == name) for name in Split._fields))
+    return adata, registry, Split(*(np.flatnonzero(part == name) for name in Split._fields))
 
 
 def evaluate(linear: LinearSCVI, split: Split) -> dict[str, Any]:
