@@ -656,8 +656,11 @@ class ModelData:
         Raises
         ------
         InputError
-            If the data were changed to what the model cannot use; the message says what was changed.
+            If there are no counts in them (minified data), or they were changed to what the model cannot use; the
+            message says what was changed.
         """
+        if minified_type(self.adata) == MINIFIED_TYPES[0]:
+            raise InputError("This needs counts, and the data are minified: they hold the latent posterior alone.")
         now = Snapshot.of(self.adata, self._registry)
         if self._read is None:
             self._read = now, read_counts(self.adata, self._registry)

@@ -408,7 +408,7 @@ class LinearSCVI:
     @property
     def source(self) -> Counts | BackedCounts:
         """The counts of the model's data, checked."""
-        return self._counts(None)[1]
+        return self._own().counts()
 
     @property
     def adata_manager(self) -> AnnDataManager:
@@ -572,12 +572,9 @@ class LinearSCVI:
     def _own_adata(self) -> AnnData:
         return self._own().adata
 
-    def _counts(self, adata: AnnData | None) -> tuple[AnnData, Counts | BackedCounts]:
-        """The given data, or the model's, as they are now, checked against the registry."""
-        data = self._own() if adata is None or adata is self.adata else ModelData(adata, self._registry)
-        if minified_type(data.adata) == MINIFIED_TYPES[0]:
-            raise InputError("This needs counts, and the data are minified: they hold the latent posterior alone.")
-        return data.adata, data.counts()
+    def _of(self, adata: AnnData | None) -> ModelData:
+        """The given data, or the model's; their counts are read and checked when they are asked for."""
+        return self._own() if adata is None or adata is self.adata else ModelData(adata, self._registry)
 
     # ---------------------------------------------------------------- training
 
@@ -678,7 +675,7 @@ class LinearSCVI:
         external = splitter.pop("external_indexing", None)
         warn_no_effect(splitter)
         seed = self.seed if seed is None else seed
-        _, source = self._counts(None)
+        source = self.source
         config = FitConfig(
             max_epochs=default_max_epochs(len(source)) if max_epochs is None else max_epochs,
             batch_size=batch_size or FitConfig.batch_size,
@@ -736,7 +733,7 @@ class LinearSCVI:
         >>> done.epochs
         2
         """
-        _, source = self._counts(None)
+        source = self.source
         if isinstance(checkpoint, str | Path):
             checkpoint = Checkpoint(Path(checkpoint))
         done = fit(self.module, source, split, config, seed=seed, checkpoint=checkpoint, on_epoch=on_epoch, stop=stop)
@@ -953,7 +950,7 @@ class LinearSCVI:
         True
         """
         fits = (self, *others)
-        adata, source = self._counts(None)
+        adata, source = self._own_adata(), self.source
         for i, other in enumerate(others, start=1):
             if not same_index(other._own_adata().obs_names, adata.obs_names):
                 raise InputError(
@@ -1091,7 +1088,7 @@ class LinearSCVI:
         """
         warn_no_effect(data_loader_kwargs)
         self._check_trained()
-        _, cells = self._cells(adata, indices, batch_size)
+        cells = self._cells(self._of(adata), indices, batch_size)
         if return_dist:
             return cells.q.z_mean.numpy(), cells.q.z_var.numpy()
         generator = self._generator(seed)
@@ -1135,7 +1132,7 @@ class LinearSCVI:
         """
         warn_no_effect(data_loader_kwargs)
         self._check_trained()
-        _, cells = self._cells(adata, indices, batch_size)
+        cells = self._cells(self._of(adata), indices, batch_size)
         return posterior.latent_library_size(self.module, cells, give_mean, self._generator(seed)).numpy()
 
     @checked()
@@ -1261,11 +1258,11 @@ class LinearSCVI:
         True
         """
         warn_no_effect(data_loader_kwargs or {})
-        _, source, rows = self._rows(adata, indices)
+        data = self._of(adata)
         log_likelihood = posterior.marginal_ll(
             self.module,
-            source,
-            rows,
+            data.counts(),
+            rows_of(indices, data.adata.obs),
             self._generator(seed),
             n_mc_samples,
             n_mc_samples_per_pass,
@@ -1353,12 +1350,14 @@ class LinearSCVI:
         if importance_weighting_kwargs and weights != "importance":
             unknown = next(iter(importance_weighting_kwargs))
             raise TypeError(f"unexpected keyword argument {unknown!r} (only weights='importance' takes further ones)")
-        data, cells = self._cells(adata, indices, batch_size)
+        data = self._of(adata)
+        cells = self._cells(data, indices, batch_size)
         generator, batches = self._generator(seed), self._batch_codes(transform_batch)
-        names = data.obs_names[rows_of(indices, data.obs)]
+        rows = rows_of(indices, data.adata.obs)
+        names = data.adata.obs_names[rows]
         if n_samples_overall is not None:
             drawn, chosen = self._draw_overall(
-                adata, indices, cells, n_samples_overall, weights, batches, generator, importance_weighting_kwargs
+                data, rows, cells, n_samples_overall, weights, batches, generator, importance_weighting_kwargs
             )
             names, cells, give_mean = names[chosen], drawn, True
         genes = self._gene_rows(gene_list)
@@ -1422,7 +1421,7 @@ class LinearSCVI:
         (300, 100)
         """
         warn_no_effect(data_loader_kwargs)
-        _, cells = self._cells(adata, indices, batch_size)
+        cells = self._cells(self._of(adata), indices, batch_size)
         size = batch_size or posterior.BATCH_SIZE
         return posterior.likelihood_parameters(
             self.module, cells, self._generator(seed), n_samples=n_samples, give_mean=give_mean, batch_size=size
@@ -1478,7 +1477,7 @@ class LinearSCVI:
         warn_no_effect(data_loader_kwargs)
         from sparse import GCXS, concatenate
 
-        _, cells = self._cells(adata, indices, batch_size)
+        cells = self._cells(self._of(adata), indices, batch_size)
         drawn = posterior.posterior_predictive(
             self.module,
             cells,
@@ -1538,7 +1537,7 @@ class LinearSCVI:
         >>> model.get_feature_correlation_matrix(n_samples=2, correlation_type="pearson").shape
         (100, 100)
         """
-        _, cells = self._cells(adata, indices, None)
+        cells = self._cells(self._of(adata), indices, None)
         generator = self._generator(seed)
         matrices = [
             posterior.feature_correlation(
@@ -1584,7 +1583,7 @@ class LinearSCVI:
         torch.Size([])
         """
         self._check_trained()
-        _, cells = self._cells(adata, indices, batch_size)
+        cells = self._cells(self._of(adata), indices, batch_size)
         return posterior.aggregated_posterior(cells, dof)
 
     @checked()
@@ -1626,7 +1625,8 @@ class LinearSCVI:
         (300, 2)
         """
         self._check_trained()
-        data, cells = self._cells(adata, None, None)
+        of = self._of(adata)
+        data, cells = of.adata, self._cells(of, None, None)
         if sample_key not in data.obs:
             raise MissingKeyError(
                 f"sample_key {sample_key!r} not found in adata.obs ({', '.join(map(str, data.obs.columns))})."
@@ -1718,15 +1718,16 @@ class LinearSCVI:
             importance=dict(importance_weighting_kwargs or {}),
             **kwargs,
         )
-        data, cells = self._cells(adata, None, batch_size)
+        data = self._of(adata)
+        cells = self._cells(data, None, batch_size)
         source = None
-        if minified_type(data) != MINIFIED_TYPES[0]:
-            source = self._counts(adata)[1]
+        if minified_type(data.adata) != MINIFIED_TYPES[0]:
+            source = data.counts()
         elif all_stats:
             warnings.warn(
                 "Minified data have no counts: the table has no statistics of them.", UserWarning, stacklevel=2
             )
-        chosen = comparisons(data.obs, groupby, group1, group2, idx1, idx2, subset_idx)
+        chosen = comparisons(data.adata.obs, groupby, group1, group2, idx1, idx2, subset_idx)
         return differential_expression(
             self.module,
             cells,
@@ -1748,20 +1749,14 @@ class LinearSCVI:
     def _generator(self, seed: int | None) -> torch.Generator:
         return torch.Generator().manual_seed((self.seed if seed is None else seed) % 2**63)
 
-    def _rows(self, adata: AnnData | None, indices: Rows | None) -> tuple[AnnData, Counts | BackedCounts, np.ndarray]:
-        """Data, their counts, and the rows asked for."""
-        data, source = self._counts(adata)
-        return data, source, rows_of(indices, data.obs)
+    def _cells(self, data: ModelData, indices: Rows | None, batch_size: int | None) -> Cells:
+        """The cells asked for, encoded; of minified data as they were kept."""
+        rows = rows_of(indices, data.adata.obs)
+        if minified_type(data.adata) is not None and (kept := self._kept(data)) is not None:
+            return kept.take(rows)
+        return posterior.encode(self.module, data.counts(), rows, batch_size or posterior.BATCH_SIZE)
 
-    def _cells(self, adata: AnnData | None, indices: Rows | None, batch_size: int | None) -> tuple[AnnData, Cells]:
-        """Data, and the cells asked for, encoded; of minified data as they were kept."""
-        data = self._own_adata() if adata is None else adata
-        if minified_type(data) is not None and (kept := self._kept(data)) is not None:
-            return data, kept.take(rows_of(indices, data.obs))
-        data, source, rows = self._rows(adata, indices)
-        return data, posterior.encode(self.module, source, rows, batch_size or posterior.BATCH_SIZE)
-
-    def _kept(self, adata: AnnData) -> Cells | None:
+    def _kept(self, data: ModelData) -> Cells | None:
         """The cells of minified data as they were encoded; None where the counts must be encoded again.
 
         Raises
@@ -1769,6 +1764,7 @@ class LinearSCVI:
         InputError
             If another model encoded them, and there are no counts to encode again.
         """
+        adata = data.adata
         (z_mean, z_var, l_mean, l_var), covariates = read_minified(adata, self._registry)
         problem = ""
         made_by = adata.uns.get(MINIFIED_BY_KEY)
@@ -1783,7 +1779,7 @@ class LinearSCVI:
         if z_mean.shape[1] != self.n_latent or (l_mean is None) != self.config.use_observed_lib_size:
             problem = "the minified data were made by a model of another architecture"
         if minified_type(adata) == MINIFIED_TYPES[1] and not problem:
-            counts = self._counts(adata)[1]
+            counts = data.counts()
             totals = np.concatenate(
                 [np.asarray(of.x[i].sum(axis=1)).ravel() for of, i in counts.minibatches(np.arange(len(counts)), 4096)]
             )
@@ -1805,9 +1801,9 @@ class LinearSCVI:
     def _elbo_terms(
         self, adata: AnnData | None, indices: Rows | None, batch_size: int | None, seed: int | None
     ) -> ElboTerms:
-        _, source, rows = self._rows(adata, indices)
-        size = batch_size or posterior.BATCH_SIZE
-        return posterior.elbo_terms(self.module, source, rows, self._generator(seed), size)
+        data, size = self._of(adata), batch_size or posterior.BATCH_SIZE
+        counts, rows = data.counts(), rows_of(indices, data.adata.obs)
+        return posterior.elbo_terms(self.module, counts, rows, self._generator(seed), size)
 
     def _batch_codes(self, transform_batch: Any) -> list[int | None]:
         """Codes of batches given by name, one or a list; None stands for each cell's own."""
@@ -1842,8 +1838,8 @@ class LinearSCVI:
 
     def _draw_overall(
         self,
-        adata: AnnData | None,
-        indices: Rows | None,
+        data: ModelData,
+        rows: np.ndarray,
         cells: Cells,
         n: int,
         weights: str | None,
@@ -1857,10 +1853,11 @@ class LinearSCVI:
             return posterior.settle(cells.take(chosen), generator), chosen.numpy()
         if len(batches) > 1:
             raise InputError("Importance weights cannot be computed when expression is averaged across batches.")
-        _, source, rows = self._rows(adata, indices)
         repeated = torch.arange(cells.n_obs).repeat(n // cells.n_obs + 1)
         candidates = posterior.settle(cells.in_batch(batches[0]).take(repeated), generator)
-        weight = posterior.importance_weights(self.module, source, rows, cells, candidates, generator, **importance)
+        weight = posterior.importance_weights(
+            self.module, data.counts(), rows, cells, candidates, generator, **importance
+        )
         kept = torch.multinomial(weight, n, replacement=True, generator=generator)
         return candidates.take(kept), repeated[kept].numpy()
 
@@ -2097,7 +2094,7 @@ class LinearSCVI:
         if self.minified_data_type is not None:
             raise InputError("The model's data are minified already.")
         self._check_trained()
-        data, cells = self._cells(None, None, None)
+        data, cells = self._own_adata(), self._cells(self._own(), None, None)
         z = [cells.q.z_mean.numpy(), cells.q.z_var.numpy()]
         if use_latent_qzm_key in data.obsm and use_latent_qzv_key in data.obsm:
             given = [np.asarray(data.obsm[key], dtype=np.float32) for key in (use_latent_qzm_key, use_latent_qzv_key)]
@@ -2109,8 +2106,8 @@ class LinearSCVI:
                 )
             z = given
         library = [None if values is None else values.numpy() for values in (cells.q.l_mean, cells.q.l_var)]
-        _, source, rows = self._rows(None, None)
-        totals = np.concatenate([np.asarray(of.x[i].sum(axis=1)).ravel() for of, i in source.minibatches(rows, 4096)])
+        source, every = self.source, np.arange(data.n_obs)
+        totals = np.concatenate([np.asarray(of.x[i].sum(axis=1)).ravel() for of, i in source.minibatches(every, 4096)])
         made_by = weights_hash(self.module.state_dict())
         self.adata = minify(data, minified_data_type, Minified(*z, *library), totals, made_by)
 

@@ -103,7 +103,8 @@ def de(*, results: Path, config: DeConfig = DeConfig()) -> None:
         add_clusters(adata, layout.ANNOTATED.existing(results), name)
     with collected_warnings() as skipped:
         contrasts = find_contrasts(adata.obs, config)
-    model = LinearSCVI.load(layout.MODEL.existing(results, run=layout.BEST.read(results)["run"]), adata)
+    # Without data: the cells of each block are given to it, and checked then.
+    model = LinearSCVI.load(layout.MODEL.existing(results, run=layout.BEST.read(results)["run"]), adata=False)
     measured = read_h5ad(layout.FILTERED.existing(results), backed="r")
     position = measured.obs_names.get_indexer(adata.obs_names)
     bulks, doubtful = None, []
