@@ -72,6 +72,11 @@ class Likelihood(ABC):
     has_theta: ClassVar[bool] = False
     has_zi_logits: ClassVar[bool] = False
 
+    @property
+    def title(self) -> str:
+        """The distribution alone: `sentence` without its article and its noun."""
+        return self.sentence.partition(" ")[2].removesuffix(" likelihood")
+
     @abstractmethod
     def log_prob(self, x: Tensor, px: Generative) -> Tensor:
         """Log-probability of counts, per entry, in nats; shape (..., n_obs, n_vars), as `px.px_rate`."""

@@ -33,6 +33,7 @@ from ldvae.config import (
     schema,
 )
 from ldvae.errors import InputError
+from ldvae.likelihoods import LIKELIHOODS
 
 ROOT = Path(__file__).parents[1]
 
@@ -271,7 +272,12 @@ def test_values_become_what_the_option_is(cls, name, value, expected):
         (ModelConfig, "dropout_rate", 1, "dropout_rate: expected less than 1, found 1."),
         (ModelConfig, "bias", "maybe", "bias: expected true or false, found 'maybe'."),
         (ModelConfig, "bias", 1, "bias: expected true or false, found 1."),
-        (ModelConfig, "gene_likelihood", "nbb", "gene_likelihood: expected one of nb, zinb, poisson, found 'nbb'."),
+        (
+            ModelConfig,
+            "gene_likelihood",
+            "nbb",
+            f"gene_likelihood: expected one of {', '.join(LIKELIHOODS)}, found 'nbb'.",
+        ),
         (QcConfig, "mt_genes", "MT-1", "mt_genes: expected a list, found 'MT-1'."),
         (QcConfig, "layer", [1], "layer: expected text, found [1]."),
         (SweepConfig, "seeds", [], "seeds: expected at least 1 value, found []."),

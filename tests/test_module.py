@@ -9,6 +9,7 @@ from torch import nn
 
 from ldvae.config import ModelConfig
 from ldvae.data import Covariates, DataShape
+from ldvae.likelihoods import LIKELIHOODS
 from ldvae.module import LDVAE, LinearDecoder, normal_kl
 
 N_OBS, N_VARS = 12, 20
@@ -33,7 +34,7 @@ def x() -> torch.Tensor:
 @pytest.mark.thorough
 @pytest.mark.parametrize("latent_distribution", ["normal", "ln"])
 @pytest.mark.parametrize("dispersion", ["gene", "gene-batch", "gene-label", "gene-cell"])
-@pytest.mark.parametrize("gene_likelihood", ["nb", "zinb", "poisson"])
+@pytest.mark.parametrize("gene_likelihood", LIKELIHOODS)
 def test_every_combination_gives_finite_terms_and_gradients(gene_likelihood, dispersion, latent_distribution, x):
     rest = itertools.product([False, True], [1, 3], [1, 2], [False, True], [False, True], [0.0, 0.1])
     for observed, n_batch, n_layers, use_batch_norm, bias, dropout in rest:

@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, NotRequired, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired, TypeAlias, get_args, get_origin, get_type_hints
 
 from pydantic import (
     BaseModel,
@@ -22,6 +22,7 @@ from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
 from ldvae.errors import InputError, suggestion
+from ldvae.likelihoods import LIKELIHOODS
 from ldvae.names import column_name
 
 
@@ -34,7 +35,10 @@ Column = Annotated[str, BeforeValidator(as_column)]  # the name of an obs column
 ObsColumn = Annotated[Column, "obs"]  # the same as the value of an option
 File = Annotated[str, "file"]  # the path of a file
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]  # what NumPy accepts
-Likelihood = Literal["nb", "zinb", "poisson"]
+if TYPE_CHECKING:
+    Likelihood: TypeAlias = str
+else:
+    Likelihood = Literal[tuple(LIKELIHOODS)]  # the names of those there are, for the schema and the command line
 Dispersion = Literal["gene", "gene-batch", "gene-label", "gene-cell"]
 STRICT = ConfigDict(
     frozen=True, extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True, protected_namespaces=()
@@ -168,8 +172,9 @@ class ModelConfig(Options):
     dropout_rate: float = Field(0.1, ge=0, lt=1, description="Dropout rate of the encoders, from 0 to below 1.")
     gene_likelihood: Likelihood = Field(
         "nb",
-        description="Distribution of the counts: negative binomial (nb), zero-inflated negative binomial (zinb) or "
-        "Poisson.",
+        description="Distribution of the counts: "
+        + ", ".join(f"{likelihood.title} ({name})" for name, likelihood in LIKELIHOODS.items())
+        + ".",
     )
     dispersion: Dispersion = Field(
         "gene",
