@@ -313,6 +313,27 @@ def checked(
     return decorate
 
 
+def code_of(name: Any, categories: Sequence[Any]) -> int | None:
+    """Place of a category among others; None for one that is not there. True is not 1, as it is for Python."""
+    for code, category in enumerate(categories):
+        if isinstance(scalar(name), bool) == isinstance(scalar(category), bool) and np.all(name == category):
+            return code
+    return None
+
+
+def codes_of(given: Any, categories: Sequence[Any]) -> list[int | None]:
+    """Codes of batches given by name, one or several; None, also in a list, stands for each cell's own."""
+    one = given is None or isinstance(given, str | bytes) or not isinstance(given, Iterable)
+    one = one or (isinstance(given, tuple) and code_of(given, categories) is not None)
+    codes: list[int | None] = []
+    for name in [given] if one else given:
+        code = code_of(name, categories)
+        if name is not None and code is None:
+            raise InputError(f'"{name}" not a valid batch category. There are {", ".join(map(str, categories))}.')
+        codes.append(code)
+    return codes
+
+
 # Forms of the older API
 
 

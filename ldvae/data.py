@@ -11,30 +11,34 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
-from anndata.abc import CSRDataset
+from anndata.abc import CSCDataset, CSRDataset
 from scipy import sparse
 from torch import Tensor
 
 from ldvae.categories import as_saved, as_text, decoded, encoded
+from ldvae.config import ModelConfig
 from ldvae.counts import verify_counts
 from ldvae.errors import InputError, MissingKeyError
+from ldvae.rows import Rows, rows_of
 
 logger = logging.getLogger(__name__)
 
 MINIFIED_KEY = "_scvi_adata_minify_type"  # in adata.uns, as the reference has it
-MINIFIED_BY_KEY = "_ldvae_minified_by"  # in adata.uns: hash of the weights of the model that encoded the cells
 MINIFIED_TYPES = ("latent_posterior_parameters", "latent_posterior_parameters_with_counts")
 SETUP_KEY = "_ldvae_setup"  # in adata.uns: what setup_anndata was told, as JSON, so that it survives a copy and h5ad
 PRIOR_CELLS = 5  # cells that the variance of all batches counts for in the prior of the library size of one
 LEAST_VARIANCE = 1e-4  # of a posterior (`ldvae.module.VAR_EPS`)
 BLOCK_ROWS = 512  # rows read at once from disk; shuffled as blocks
 BUFFER_BLOCKS = 32  # blocks held in memory together, and shuffled row by row
+
+
+Field: TypeAlias = np.ndarray | sparse.csr_matrix | sparse.csc_matrix | CSRDataset | CSCDataset  # of an AnnData
 
 
 class DataShape(NamedTuple):
@@ -426,7 +430,7 @@ class AnnDataManager:
             raise InputError(f"There is no field {registry_key!r} in the registry; it has {', '.join(fields)}.")
         return AttrDict(fields[registry_key]["state_registry"])
 
-    def get_from_registry(self, registry_key: str) -> Any:
+    def get_from_registry(self, registry_key: str) -> Field:
         """A field's values: "X" as stored; "batch" and "labels" as codes, int64, shape (n_obs, 1); covariates."""
         registry = self._registry
         self.get_state_registry(registry_key)
@@ -438,6 +442,22 @@ class AnnDataManager:
         covariates = read_covariates(self.adata, registry, np.ones(self.adata.n_obs))
         name = {"extra_categorical_covs": "categorical", "extra_continuous_covs": "continuous"}.get(registry_key)
         return getattr(covariates, name).numpy() if name else size_factors(self.adata, registry)
+
+    def described(self, hide_state_registries: bool = False) -> str:
+        """What is registered, line by line: arguments, sizes and, unless hidden, categories."""
+        lines = ["Anndata setup of LinearSCVI", setup_lines(self.registry["setup_args"]), "Sizes:"]
+        lines += [f"  {name}: {size}" for name, size in self.summary_stats.items()]
+        if not hide_state_registries:
+            for name, of in self.registry["field_registries"].items():
+                lines += [f"{name} ({'.'.join(str(part) for part in of['data_registry'].values())}):"]
+                with np.printoptions(threshold=30):  # not every gene name
+                    lines += [f"  {key}: {values}" for key, values in of["state_registry"].items()]
+        return "\n".join(lines)
+
+
+def setup_lines(arguments: Mapping[str, Any]) -> str:
+    """The arguments of `setup_anndata`, a line each."""
+    return "\n".join(["Arguments of setup_anndata:", *(f"  {name}: {value!r}" for name, value in arguments.items())])
 
 
 def register(
@@ -538,6 +558,19 @@ def make_registry(adata: AnnData, arguments: Mapping[str, Any]) -> Registry:
         total = sum(float(block.sum()) for block in row_blocks(matrix(adata, registry)))
         registry = replace(registry, size_factor_scale=total / float(factors.sum()))
     return registry
+
+
+def check_size(registry: Registry, config: ModelConfig) -> None:
+    """Refuse data too small for the model, and warn of a latent space that cannot be smaller than the data."""
+    if len(registry.var_names) <= config.n_latent:
+        warnings.warn(
+            f"adata has {len(registry.var_names)} genes for {config.n_latent} factors: the factors can do no more than "
+            "the genes themselves. Lower n_latent, or keep more genes.",
+            UserWarning,
+            stacklevel=4,
+        )
+    if registry.n_obs < 2:
+        raise InputError(f"adata has {registry.n_obs} cell; a model needs at least 2 to learn from.")
 
 
 def read_counts(adata: AnnData, registry: Registry, check_only: bool = False) -> Counts | BackedCounts:
@@ -642,7 +675,7 @@ class ModelData:
 
     def __init__(self, adata: AnnData, registry: Registry) -> None:
         self.adata = adata
-        self._registry = registry
+        self.registry = registry
         self._read: tuple[Snapshot, Counts | BackedCounts] | None = None
 
     @property
@@ -661,15 +694,15 @@ class ModelData:
         """
         if minified_type(self.adata) == MINIFIED_TYPES[0]:
             raise InputError("This needs counts, and the data are minified: they hold the latent posterior alone.")
-        now = Snapshot.of(self.adata, self._registry)
+        now = Snapshot.of(self.adata, self.registry)
         if self._read is None:
-            self._read = now, read_counts(self.adata, self._registry)
+            self._read = now, read_counts(self.adata, self.registry)
             return self._read[1]
         before, counts = self._read
-        if not (changes := before.changes(now, self._registry.where)):
+        if not (changes := before.changes(now, self.registry.where)):
             return counts
         try:
-            counts = read_counts(self.adata, self._registry)
+            counts = read_counts(self.adata, self.registry)
         except InputError as error:
             raise InputError(
                 f"The data of the model have changed since they were read ({'; '.join(changes)}), and cannot be used "
@@ -678,6 +711,11 @@ class ModelData:
         logger.info("The data of the model have changed (%s); they were read again.", "; ".join(changes))
         self._read = now, counts
         return counts
+
+
+def minified_type(adata: AnnData) -> str | None:
+    """How `adata` was minified: one of `MINIFIED_TYPES`, or None."""
+    return adata.uns.get(MINIFIED_KEY)
 
 
 def same_index(one: pd.Index, other: pd.Index) -> bool:
@@ -783,6 +821,18 @@ def library_prior(
             stacklevel=4,
         )
     return means, torch.where(low, floor, variances)
+
+
+def gene_totals(counts: Counts | BackedCounts) -> np.ndarray:
+    """Total count of each gene over all cells, float64, shape (n_vars,)."""
+    blocks = counts.minibatches(np.arange(len(counts)), 4096)
+    return np.asarray(sum(block.x[rows].sum(axis=0, dtype=np.float64) for block, rows in blocks)).ravel()
+
+
+def cell_totals(counts: Counts | BackedCounts) -> np.ndarray:
+    """Total count of each cell, float32, shape (n_obs,)."""
+    blocks = counts.minibatches(np.arange(len(counts)), 4096)
+    return np.concatenate([np.asarray(block.x[rows].sum(axis=1)).ravel() for block, rows in blocks])
 
 
 def within_variance(counts: Counts | BackedCounts) -> float:
@@ -942,6 +992,32 @@ def check_genes(found: pd.Index, expected: Sequence[str]) -> None:
     )
 
 
+def matched_to(adata: AnnData, wanted: pd.Index, missing_genes: Literal["fill", "refuse"]) -> AnnData:
+    """A copy of `adata` with the genes of a model, matched by name; see `LinearSCVI.prepare_query_anndata`."""
+    if not adata.var_names.is_unique:
+        raise InputError("Gene names of adata occur more than once. Run `adata.var_names_make_unique()` first.")
+    missing = wanted.difference(adata.var_names, sort=False)
+    if len(missing) == len(wanted):
+        raise InputError(
+            f"No reference var names found in query data: none of the model's {len(wanted)} genes (e.g. "
+            f"{', '.join(wanted[:3])}) is among the {adata.n_vars} of adata (e.g. "
+            f"{', '.join(adata.var_names[:3])}). Give both the same kind of gene names."
+        )
+    if len(missing) and missing_genes == "refuse":
+        raise InputError(
+            f"{len(missing)} of the model's {len(wanted)} genes are missing in adata.var_names (e.g. "
+            f"{', '.join(missing[:5])}). missing_genes='fill' takes them as not counted in any cell."
+        )
+    if len(missing) > 0.2 * len(wanted):
+        warnings.warn(
+            f"Query data contain {1 - len(missing) / len(wanted):.0%} of the reference var names, less than 80%; "
+            "the others are filled with zeros. This may result in poor performance.",
+            UserWarning,
+            stacklevel=4,
+        )
+    return with_genes(adata, list(wanted))
+
+
 def with_genes(adata: AnnData, var_names: Sequence[str]) -> AnnData:
     """A copy of `adata` in memory with these genes in this order, where one that it lacks has no counts.
 
@@ -978,6 +1054,48 @@ class Split(NamedTuple):
     train: np.ndarray
     validation: np.ndarray
     test: np.ndarray
+
+
+@dataclass
+class TrainedOn:
+    """Which cells a model was trained on; found again by their names where its data have changed since.
+
+    Attributes
+    ----------
+    split
+        Rows of the cells when the model was trained.
+    cells
+        Hashes of their names then (`name_hashes`); None: unknown.
+    snapshot
+        The data then; None for a model that was loaded.
+    """
+
+    split: Split
+    cells: np.ndarray | None
+    snapshot: Snapshot | None = None
+
+    def rows(self, part: str, adata: AnnData | None, registry: Registry) -> np.ndarray:
+        """Rows of a part of the split in the data as they are now; cells that are gone are left out."""
+        rows = getattr(self.split, part)
+        if self.cells is None or adata is None:
+            return rows
+        if self.snapshot is not None and same_index(self.snapshot.cells, adata.obs_names):
+            return rows
+        names = name_hashes(adata.obs_names)
+        if np.array_equal(names, self.cells):
+            return rows
+        if self.snapshot is not None:
+            now = Snapshot.of(adata, registry)
+            if (self.snapshot.where, self.snapshot.content) == (now.where, now.content):
+                self.snapshot, self.cells = now, names  # the same cells under other names
+                return rows
+        if len(np.unique(names)) < len(names) or len(np.unique(self.cells)) < len(self.cells):
+            raise InputError(
+                "The cells of the model's data have changed since the training, and their names repeat: which of them "
+                f"were in the {part} part cannot be told."
+            )
+        found = pd.Index(names).get_indexer(self.cells[rows])
+        return found[found >= 0]
 
 
 def split_cells(
@@ -1021,55 +1139,16 @@ def split_cells(
     return Split(train, validation, test)
 
 
-class Minified(NamedTuple):
-    """What is kept of cells in place of their counts; numpy arrays, of every cell."""
-
-    z_mean: np.ndarray  # (n_obs, n_latent)
-    z_var: np.ndarray
-    l_mean: np.ndarray | None  # log library size, (n_obs, 1); None where it is observed
-    l_var: np.ndarray | None
-
-
-def minified_type(adata: AnnData) -> str | None:
-    """How `adata` was minified: one of `MINIFIED_TYPES`, or None."""
-    return adata.uns.get(MINIFIED_KEY)
-
-
-def minify(adata: AnnData, kind: str, kept: Minified, total_counts: np.ndarray, made_by: str) -> AnnData:
-    """A copy of `adata` with the latent posterior of its cells and, unless `kind` says so, without counts.
-
-    Adds obsm `ldvae_latent_qzm` and `ldvae_latent_qzv`, obs `observed_lib_size` and, of a latent library size, obs
-    `ldvae_latent_qlm` and `ldvae_latent_qlv`; X and all layers are empty matrices, raw is gone. `made_by` is the hash
-    of the weights of the model that encoded the cells, in uns `_ldvae_minified_by`.
-    """
-    if kind == MINIFIED_TYPES[1]:
-        made = adata.to_memory() if adata.isbacked else adata.copy()
-    else:
-        empty = sparse.csr_matrix(adata.shape, dtype=np.float32)
-        made = AnnData(
-            empty,
-            obs=adata.obs.copy(),
-            var=adata.var.copy(),
-            uns=dict(adata.uns),
-            layers={name: empty.copy() for name in layer_names(adata)},
-            **{name: dict(getattr(adata, name)) for name in ("obsm", "varm", "obsp", "varp")},
-        )
-    made.uns[MINIFIED_KEY] = kind
-    made.uns[MINIFIED_BY_KEY] = made_by
-    made.obs["observed_lib_size"] = total_counts
-    made.obsm["ldvae_latent_qzm"], made.obsm["ldvae_latent_qzv"] = kept.z_mean, kept.z_var
-    if kept.l_mean is not None and kept.l_var is not None:
-        made.obs["ldvae_latent_qlm"], made.obs["ldvae_latent_qlv"] = kept.l_mean[:, 0], kept.l_var[:, 0]
-    return made
-
-
-def read_minified(adata: AnnData, registry: Registry) -> tuple[Minified, Covariates]:
-    """The latent posterior and the covariates of every cell of minified data."""
-    check_genes(adata.var_names, registry.var_names)
-    covariates = read_covariates(adata, registry, adata.obs["observed_lib_size"].to_numpy())
-    # Copies: pandas 3 gives arrays that torch must not write to.
-    z_mean, z_var = (np.array(adata.obsm[f"ldvae_latent_qz{name}"], dtype=np.float32) for name in "mv")
-    if "ldvae_latent_qlm" not in adata.obs:
-        return Minified(z_mean, z_var, None, None), covariates
-    l_mean, l_var = (np.array(adata.obs[f"ldvae_latent_ql{name}"], dtype=np.float32)[:, None] for name in "mv")
-    return Minified(z_mean, z_var, l_mean, l_var), covariates
+def external_split(parts: Sequence[Rows], obs: pd.DataFrame) -> Split:
+    """A split given as the cells of its parts: train, validation, test; later ones may be left out."""
+    if isinstance(parts, str) or len(parts) not in (1, 2, 3):
+        raise InputError("external_indexing must be a list of up to three parts: cells to train on, validate, test.")
+    names = [f"external_indexing[{i}]" for i in range(3)]
+    given = [*parts, *[[]] * (3 - len(parts))]
+    rows = [
+        rows_of([] if part is None else part, obs, name, none_selected=True)
+        for part, name in zip(given, names, strict=True)
+    ]
+    if len(np.unique(np.concatenate(rows))) < sum(map(len, rows)):
+        raise InputError("external_indexing names a cell more than once; the parts must be disjoint.")
+    return Split(*rows)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,40 +19,45 @@ from torch import Tensor
 
 from ldvae import posterior
 from ldvae._settings import default_seed, fresh_seed
-from ldvae.arguments import ACCELERATORS, check, checked, older_init, older_load, older_save, older_train, scalar
+from ldvae.arguments import check, checked, codes_of, older_init, older_load, older_save, older_train
 from ldvae.config import FitConfig, ModelConfig, ProgramsConfig, default_max_epochs
 from ldvae.data import (
-    MINIFIED_BY_KEY,
     MINIFIED_TYPES,
     AnnDataManager,
     AttrDict,
     BackedCounts,
     Counts,
-    Minified,
+    Field,
     ModelData,
     Registry,
-    Snapshot,
     Split,
+    TrainedOn,
+    cell_totals,
+    check_size,
+    external_split,
+    gene_totals,
     library_prior,
+    matched_to,
     minified_type,
-    minify,
     name_hashes,
-    read_minified,
     register,
     registered,
     restore_categories,
     same_index,
+    setup_lines,
     split_cells,
     totals_vary,
-    with_genes,
     with_text_categories,
 )
+from ldvae.devices import device_named, pick_device
 from ldvae.differential import DeOptions, comparisons, differential_expression
 from ldvae.errors import InputError, MissingKeyError, UntrainedError
-from ldvae.module import LDVAE, ElboTerms, Posterior
+from ldvae.minified import given_posterior, kept_cells, minify
+from ldvae.module import LDVAE, ElboTerms
 from ldvae.posterior import Cells
 from ldvae.programs import Programs, find_programs
-from ldvae.rows import Rows, rows_of
+from ldvae.progress import progress_bar
+from ldvae.rows import Rows, rows_of, rows_of_genes
 from ldvae.storage import (
     SavedModel,
     adata_path,
@@ -65,6 +69,7 @@ from ldvae.storage import (
     write_scvi_tools,
 )
 from ldvae.train import Checkpoint, EpochReport, Fit, fit, seeded
+from ldvae.trainer import honoured_callbacks, training_options, warn_no_effect
 
 if TYPE_CHECKING:
     from sparse import GCXS
@@ -72,61 +77,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ARCHITECTURE = ModelConfig()  # the defaults
-
-# Arguments of scvi-tools' Trainer and data splitter that change no number: accepted, and said to do nothing.
-NO_EFFECT = frozenset(
-    [
-        "benchmark",
-        "default_root_dir",
-        "enable_checkpointing",
-        "enable_model_summary",
-        "learning_rate_monitor",
-        "log_every_n_steps",
-        "log_save_dir",
-        "logger",
-        "num_sanity_val_steps",
-        "num_workers",
-        "persistent_workers",
-        "pin_memory",
-        "progress_bar_refresh_rate",
-        "simple_progress_bar",
-        "compile",
-        "compile_kwargs",
-        "on_step",
-        "on_epoch",
-        "early_stopping_mode",
-    ]
-)
-PLAN_KEYS = frozenset(
-    [
-        "optimizer",
-        "lr",
-        "weight_decay",
-        "beta2",
-        "eps",
-        "n_steps_kl_warmup",
-        "n_epochs_kl_warmup",
-        "lr_factor",
-        "lr_patience",
-        "lr_threshold",
-        "lr_min",
-        "lr_scheduler_metric",
-        "max_kl_weight",
-        "min_kl_weight",
-        "schedule",
-        "start_at_mean",
-    ]
-)
-TRAINER_KEYS = frozenset(
-    [
-        "check_val_every_n_epoch",
-        "early_stopping_monitor",
-        "early_stopping_patience",
-        "early_stopping_min_delta",
-        "early_stopping_warmup_epochs",
-        "gradient_clip_val",
-    ]
-)
 
 
 SEED_OF_TORCH = torch.initial_seed()  # before anybody who imports this file gives one
@@ -144,7 +94,7 @@ class LinearSCVI:
     dispersion
         What the inverse dispersion depends on: "gene", "gene-batch", "gene-label" or "gene-cell".
     gene_likelihood
-        "nb", "zinb" or "poisson".
+        Distribution of the counts, a name of `ldvae.likelihoods.LIKELIHOODS`: "nb", "zinb" or "poisson".
     use_observed_lib_size
         Take the total count of a cell as its library size, instead of inferring it.
     latent_distribution
@@ -193,7 +143,7 @@ class LinearSCVI:
         use_batch_norm: bool = ARCHITECTURE.use_batch_norm,
         bias: bool = ARCHITECTURE.bias,
         log_variational: bool = ARCHITECTURE.log_variational,
-        registry: Registry | Mapping[str, Any] | None = None,
+        registry: Registry | Mapping[str, object] | None = None,
         seed: int | None = None,
     ) -> None:
         arguments = locals()
@@ -211,9 +161,7 @@ class LinearSCVI:
                 "No seed was given: this model has drawn %d; seed=%d gives the same again.", self.seed, self.seed
             )
         self._data: ModelData | None = None
-        self._split: Split | None = None
-        self._trained_on: Snapshot | None = None
-        self._cell_names: np.ndarray | None = None
+        self._trained_on: TrainedOn | None = None
         prior: tuple[Tensor, ...] = ()
         if adata is not None:
             self._data = ModelData(adata, self._registry)
@@ -356,28 +304,7 @@ class LinearSCVI:
             raise InputError("adata is a view of another AnnData, and cannot be changed; use inplace=False, or a copy.")
         if adata.isbacked and inplace:
             raise InputError("adata is backed on disk, and would be changed there; use inplace=False.")
-        if not adata.var_names.is_unique:
-            raise InputError("Gene names of adata occur more than once. Run `adata.var_names_make_unique()` first.")
-        missing = wanted.difference(adata.var_names, sort=False)
-        if len(missing) == len(wanted):
-            raise InputError(
-                f"No reference var names found in query data: none of the model's {len(wanted)} genes (e.g. "
-                f"{', '.join(wanted[:3])}) is among the {adata.n_vars} of adata (e.g. "
-                f"{', '.join(adata.var_names[:3])}). Give both the same kind of gene names."
-            )
-        if len(missing) and missing_genes == "refuse":
-            raise InputError(
-                f"{len(missing)} of the model's {len(wanted)} genes are missing in adata.var_names (e.g. "
-                f"{', '.join(missing[:5])}). missing_genes='fill' takes them as not counted in any cell."
-            )
-        if len(missing) > 0.2 * len(wanted):
-            warnings.warn(
-                f"Query data contain {1 - len(missing) / len(wanted):.0%} of the reference var names, less than 80%; "
-                "the others are filled with zeros. This may result in poor performance.",
-                UserWarning,
-                stacklevel=3,
-            )
-        made = with_genes(adata, list(wanted))
+        made = matched_to(adata, wanted, missing_genes)
         if not inplace:
             return made
         adata._init_as_actual(made)  # anndata has no public way to add genes in place; scvi-tools uses this one too
@@ -437,7 +364,7 @@ class LinearSCVI:
         return AnnDataManager(adata, self._registry, own=adata is self.adata)
 
     @checked()
-    def get_from_registry(self, adata: AnnData, registry_key: str) -> Any:
+    def get_from_registry(self, adata: AnnData, registry_key: str) -> Field:
         """A registered field of an AnnData: "X", "batch", "labels", …; see `AnnDataManager.get_from_registry`.
 
         Parameters
@@ -456,7 +383,7 @@ class LinearSCVI:
         """
         return self.get_anndata_manager(adata).get_from_registry(registry_key)
 
-    def data_registry(self, registry_key: str) -> Any:
+    def data_registry(self, registry_key: str) -> Field:
         """A registered field of the model's data, as `get_from_registry` gives it.
 
         Parameters
@@ -490,7 +417,7 @@ class LinearSCVI:
         """
         return AttrDict(self.registry["field_registries"][registry_key]["state_registry"])
 
-    def get_setup_arg(self, setup_arg: str) -> Any:
+    def get_setup_arg(self, setup_arg: str) -> str | list[str] | None:
         """An argument that `setup_anndata` was given.
 
         Parameters
@@ -590,17 +517,17 @@ class LinearSCVI:
         load_sparse_tensor: bool = False,
         batch_size: int | None = FitConfig.batch_size,
         early_stopping: bool = FitConfig.early_stopping,
-        datasplitter_kwargs: Mapping[str, Any] | None = None,
-        plan_config: Mapping[str, Any] | None = None,
-        plan_kwargs: Mapping[str, Any] | None = None,
+        datasplitter_kwargs: Mapping[str, object] | None = None,
+        plan_config: Mapping[str, object] | None = None,
+        plan_kwargs: Mapping[str, object] | None = None,
         datamodule: None = None,
-        trainer_config: Mapping[str, Any] | None = None,
+        trainer_config: Mapping[str, object] | None = None,
         *,
-        callbacks: Sequence[Any] | Any | None = None,
+        callbacks: object = None,
         enable_progress_bar: bool = True,
         seed: int | None = None,
         checkpoint: str | Path | None = None,
-        **trainer_kwargs: Any,
+        **trainer_kwargs: object,
     ) -> None:
         """Train the model; a second call goes on from where the first ended, with a new schedule.
 
@@ -737,8 +664,7 @@ class LinearSCVI:
         if isinstance(checkpoint, str | Path):
             checkpoint = Checkpoint(Path(checkpoint))
         done = fit(self.module, source, split, config, seed=seed, checkpoint=checkpoint, on_epoch=on_epoch, stop=stop)
-        self._split, self._trained_on = split, self._own().snapshot
-        self._cell_names = name_hashes(self._own_adata().obs_names)
+        self._trained_on = TrainedOn(split, name_hashes(self._own_adata().obs_names), self._own().snapshot)
         self.is_trained_ = True
         before = 0 if not self.history_ else len(self.history_["train_loss"])
         table = done.history.set_axis(done.history.index + before).rename_axis("epoch")
@@ -807,30 +733,8 @@ class LinearSCVI:
     train_indices_, validation_indices_, test_indices_ = train_indices, validation_indices, test_indices
 
     def _part(self, name: str) -> np.ndarray | None:
-        """Rows of a part of the split; where cells were removed or reordered since, found again by their names."""
-        if self._split is None:
-            return None
-        rows = getattr(self._split, name)
-        before, adata = self._trained_on, self.adata
-        if self._cell_names is None or adata is None:
-            return rows
-        if before is not None and same_index(before.cells, adata.obs_names):
-            return rows
-        names = name_hashes(adata.obs_names)
-        if np.array_equal(names, self._cell_names):
-            return rows
-        if before is not None:
-            now = Snapshot.of(adata, self._registry)
-            if (before.where, before.content) == (now.where, now.content):
-                self._trained_on, self._cell_names = now, names  # the same cells under other names
-                return rows
-        if len(np.unique(names)) < len(names) or len(np.unique(self._cell_names)) < len(self._cell_names):
-            raise InputError(
-                "The cells of the model's data have changed since the training, and their names repeat: which of them "
-                f"were in the {name} part cannot be told."
-            )
-        found = pd.Index(names).get_indexer(self._cell_names[rows])
-        return found[found >= 0]
+        """Rows of a part of the split; None for a model that was not trained here or before it was saved."""
+        return None if self._trained_on is None else self._trained_on.rows(name, self.adata, self._registry)
 
     @property
     def device(self) -> torch.device:
@@ -961,17 +865,15 @@ class LinearSCVI:
                 raise InputError(
                     f"Model {i} of the others has other genes than this one. Give models of the same data."
                 )
-        rows = np.arange(len(source))
-        totals = sum(counts.x[chosen].sum(axis=0, dtype=float) for counts, chosen in source.minibatches(rows, 4096))
         theta = None
         if self.module.likelihood.has_theta:
-            some = rows[:: max(1, len(rows) // 1000)]
+            some = np.arange(len(source))[:: max(1, len(source) // 1000)]
             found = [fit.get_likelihood_parameters(indices=some)["dispersions"] for fit in fits]
             theta = np.stack([np.atleast_2d(values).mean(axis=0) for values in found])
         return find_programs(
             [fit.get_latent_representation() for fit in fits],
             [fit.get_loadings() for fit in fits],
-            mean=np.asarray(totals).ravel() / len(source),
+            mean=gene_totals(source) / len(source),
             theta=theta,
             cells=list(adata.obs_names),
             config=config,
@@ -980,7 +882,7 @@ class LinearSCVI:
     @torch.inference_mode()
     @checked()
     def decode(
-        self, z: np.ndarray | pd.DataFrame | Tensor, batch: Any = None, library_size: float = 1.0
+        self, z: np.ndarray | pd.DataFrame | Tensor, batch: object = None, library_size: float = 1.0
     ) -> pd.DataFrame:
         """Expected expression at points of the latent space.
 
@@ -1017,20 +919,11 @@ class LinearSCVI:
         points = torch.as_tensor(np.asarray(z), dtype=torch.float32, device=self.device)
         if points.ndim != 2 or points.shape[1] != self.n_latent:
             raise InputError(f"z has shape {tuple(points.shape)}; expected (n_points, {self.n_latent}).")
-        weight, shift = self.module.decoder.folded()
-        scores = points @ weight[:, : self.n_latent].T + shift
-        shape = self._registry.shape
-        if shape.n_batch == 1:
-            px_scale = scores.softmax(dim=-1)
-        else:
-            categories = self._registry.categories["batch"]
-            code = code_of(batch, categories)
-            if batch is not None and code is None:
-                raise InputError(
-                    f"{batch!r} is not a valid batch category; there are {', '.join(map(str, categories))}."
-                )
-            chosen = range(shape.n_batch) if code is None else [code]
-            px_scale = sum((scores + weight[:, self.n_latent + k]).softmax(dim=-1) for k in chosen) / len(chosen)
+        batches: Sequence[int] = []
+        if self._registry.shape.n_batch > 1:
+            (code,) = codes_of([batch], self._registry.categories["batch"])
+            batches = range(self._registry.shape.n_batch) if code is None else [code]
+        px_scale = posterior.decode_points(self.module, points, batches)
         return pd.DataFrame((px_scale * library_size).cpu().numpy(), index=index, columns=self._genes())
 
     # ---------------------------------------------------------------- what the model says of cells
@@ -1047,7 +940,7 @@ class LinearSCVI:
         dataloader: None = None,
         *,
         seed: int | None = None,
-        **data_loader_kwargs: Any,
+        **data_loader_kwargs: object,
     ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
         """Latent coordinates of cells.
 
@@ -1106,7 +999,7 @@ class LinearSCVI:
         dataloader: None = None,
         *,
         seed: int | None = None,
-        **data_loader_kwargs: Any,
+        **data_loader_kwargs: object,
     ) -> np.ndarray:
         """Library size of cells: its posterior mean, or a draw; float32, shape (n_obs, 1).
 
@@ -1143,7 +1036,7 @@ class LinearSCVI:
         batch_size: int | None = None,
         dataloader: None = None,
         return_mean: bool = True,
-        data_loader_kwargs: Mapping[str, Any] | None = None,
+        data_loader_kwargs: Mapping[str, object] | None = None,
         *,
         seed: int | None = None,
     ) -> Tensor:
@@ -1188,7 +1081,7 @@ class LinearSCVI:
         batch_size: int | None = None,
         dataloader: None = None,
         return_mean: bool = True,
-        data_loader_kwargs: Mapping[str, Any] | None = None,
+        data_loader_kwargs: Mapping[str, object] | None = None,
         *,
         seed: int | None = None,
     ) -> dict[str, Tensor]:
@@ -1228,7 +1121,7 @@ class LinearSCVI:
         batch_size: int | None = None,
         return_mean: bool = True,
         dataloader: None = None,
-        data_loader_kwargs: Mapping[str, Any] | None = None,
+        data_loader_kwargs: Mapping[str, object] | None = None,
         *,
         n_mc_samples_per_pass: int = 1,
         seed: int | None = None,
@@ -1275,7 +1168,7 @@ class LinearSCVI:
         self,
         adata: AnnData | None = None,
         indices: Rows | None = None,
-        transform_batch: Any = None,
+        transform_batch: object = None,
         gene_list: Sequence[str] | None = None,
         library_size: float | Literal["latent"] = 1,
         n_samples: int = 1,
@@ -1286,11 +1179,11 @@ class LinearSCVI:
         return_numpy: bool | None = None,
         silent: bool = True,
         dataloader: None = None,
-        data_loader_kwargs: Mapping[str, Any] | None = None,
+        data_loader_kwargs: Mapping[str, object] | None = None,
         *,
         give_mean: bool = False,
         seed: int | None = None,
-        **importance_weighting_kwargs: Any,
+        **importance_weighting_kwargs: object,
     ) -> np.ndarray | pd.DataFrame:
         """Expected expression of cells: proportions of the genes, times a library size.
 
@@ -1352,15 +1245,28 @@ class LinearSCVI:
             raise TypeError(f"unexpected keyword argument {unknown!r} (only weights='importance' takes further ones)")
         data = self._of(adata)
         cells = self._cells(data, indices, batch_size)
-        generator, batches = self._generator(seed), self._batch_codes(transform_batch)
+        generator, batches = self._generator(seed), codes_of(transform_batch, self._registry.categories["batch"])
         rows = rows_of(indices, data.adata.obs)
         names = data.adata.obs_names[rows]
         if n_samples_overall is not None:
-            drawn, chosen = self._draw_overall(
-                data, rows, cells, n_samples_overall, weights, batches, generator, importance_weighting_kwargs
+            among = None
+            if weights == "importance":
+                if len(batches) > 1:
+                    raise InputError(
+                        "Importance weights cannot be computed when expression is averaged across batches."
+                    )
+                among = data.counts(), rows
+            drawn, chosen = posterior.sample_overall(
+                self.module,
+                cells,
+                n_samples_overall,
+                generator,
+                among=among,
+                batch=batches[0],
+                importance=importance_weighting_kwargs,
             )
             names, cells, give_mean = names[chosen], drawn, True
-        genes = self._gene_rows(gene_list)
+        genes = rows_of_genes(gene_list, self._genes())
         expression = posterior.normalized_expression(
             self.module,
             cells,
@@ -1387,7 +1293,7 @@ class LinearSCVI:
         dataloader: None = None,
         *,
         seed: int | None = None,
-        **data_loader_kwargs: Any,
+        **data_loader_kwargs: object,
     ) -> dict[str, np.ndarray]:
         """Parameters of the distribution of the counts given draws from the posterior.
 
@@ -1432,7 +1338,7 @@ class LinearSCVI:
         self,
         adata: AnnData | None = None,
         indices: Rows | None = None,
-        transform_batch: Any = None,
+        transform_batch: object = None,
         n_samples: int = 1,
         gene_list: Sequence[str] | None = None,
         batch_size: int | None = None,
@@ -1440,7 +1346,7 @@ class LinearSCVI:
         silent: bool = True,
         *,
         seed: int | None = None,
-        **data_loader_kwargs: Any,
+        **data_loader_kwargs: object,
     ) -> GCXS:
         """Counts drawn from the model for each cell.
 
@@ -1482,8 +1388,8 @@ class LinearSCVI:
             self.module,
             cells,
             self._generator(seed),
-            genes=self._gene_rows(gene_list),
-            batches=self._batch_codes(transform_batch),
+            genes=rows_of_genes(gene_list, self._genes()),
+            batches=codes_of(transform_batch, self._registry.categories["batch"]),
             n_samples=n_samples,
             batch_size=batch_size or posterior.BATCH_SIZE,
         )
@@ -1498,7 +1404,7 @@ class LinearSCVI:
         n_samples: int = 10,
         batch_size: int = 64,
         rna_size_factor: float = 1000,
-        transform_batch: Any = None,
+        transform_batch: object = None,
         correlation_type: Literal["spearman", "pearson"] = "spearman",
         silent: bool = True,
         *,
@@ -1550,7 +1456,7 @@ class LinearSCVI:
                 correlation_type=correlation_type,
                 batch_size=batch_size,
             )
-            for batch in self._batch_codes(transform_batch)
+            for batch in codes_of(transform_batch, self._registry.categories["batch"])
         ]
         return pd.DataFrame(np.mean(matrices, axis=0), index=self._genes(), columns=self._genes())
 
@@ -1631,23 +1537,22 @@ class LinearSCVI:
             raise MissingKeyError(
                 f"sample_key {sample_key!r} not found in adata.obs ({', '.join(map(str, data.obs.columns))})."
             )
-        generator = self._generator(seed)
-        samples, densities = data.obs[sample_key].unique(), {}
-        for sample in samples:
-            rows = torch.from_numpy(np.flatnonzero(data.obs[sample_key] == sample))
-            if num_cells_posterior is not None:
-                rows = rows[torch.randperm(len(rows), generator=generator)[:num_cells_posterior].sort().values]
-            mixture = posterior.aggregated_posterior(cells.take(rows), dof)
-            densities[sample] = posterior.log_density(cells.q.z_mean, mixture, batch_size).numpy()
-        data.obsm["da_log_probs"] = pd.DataFrame(densities, index=data.obs_names, columns=samples)
+        data.obsm["da_log_probs"] = posterior.sample_densities(
+            cells,
+            data.obs[sample_key],
+            self._generator(seed),
+            most=num_cells_posterior,
+            dof=dof,
+            batch_size=batch_size,
+        )
 
     @checked()
     def differential_expression(
         self,
         adata: AnnData | None = None,
         groupby: str | None = None,
-        group1: Any = None,
-        group2: Any = None,
+        group1: object = None,
+        group2: object = None,
         idx1: Rows | None = None,
         idx2: Rows | None = None,
         mode: Literal["vanilla", "change"] = "vanilla",
@@ -1655,17 +1560,17 @@ class LinearSCVI:
         batch_size: int | None = None,
         all_stats: bool = True,
         batch_correction: bool = False,
-        batchid1: Sequence[Any] | None = None,
-        batchid2: Sequence[Any] | None = None,
+        batchid1: Sequence[object] | None = None,
+        batchid2: Sequence[object] | None = None,
         fdr_target: float = 0.05,
         silent: bool = False,
         weights: Literal["uniform", "importance"] | None = "uniform",
         filter_outlier_cells: bool = False,
-        importance_weighting_kwargs: Mapping[str, Any] | None = None,
+        importance_weighting_kwargs: Mapping[str, object] | None = None,
         *,
         subset_idx: Rows | None = None,
         seed: int | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> pd.DataFrame:
         """Genes that differ between groups of cells, from posterior samples of their expression.
 
@@ -1705,6 +1610,7 @@ class LinearSCVI:
         ['identity_0 vs Rest']
         >>> called = table.index[table["is_de_fdr_0.05"]]
         """
+        further: dict[str, Any] = dict(kwargs)  # each checked by its name
         options = DeOptions(
             mode=mode,
             delta=delta,
@@ -1716,7 +1622,7 @@ class LinearSCVI:
             weights=weights,
             filter_outlier_cells=filter_outlier_cells,
             importance=dict(importance_weighting_kwargs or {}),
-            **kwargs,
+            **further,
         )
         data = self._of(adata)
         cells = self._cells(data, None, batch_size)
@@ -1752,51 +1658,9 @@ class LinearSCVI:
     def _cells(self, data: ModelData, indices: Rows | None, batch_size: int | None) -> Cells:
         """The cells asked for, encoded; of minified data as they were kept."""
         rows = rows_of(indices, data.adata.obs)
-        if minified_type(data.adata) is not None and (kept := self._kept(data)) is not None:
+        if minified_type(data.adata) is not None and (kept := kept_cells(data, self.module)) is not None:
             return kept.take(rows)
         return posterior.encode(self.module, data.counts(), rows, batch_size or posterior.BATCH_SIZE)
-
-    def _kept(self, data: ModelData) -> Cells | None:
-        """The cells of minified data as they were encoded; None where the counts must be encoded again.
-
-        Raises
-        ------
-        InputError
-            If another model encoded them, and there are no counts to encode again.
-        """
-        adata = data.adata
-        (z_mean, z_var, l_mean, l_var), covariates = read_minified(adata, self._registry)
-        problem = ""
-        made_by = adata.uns.get(MINIFIED_BY_KEY)
-        if made_by is None:
-            warnings.warn(
-                "The minified data do not name the model that encoded them; they are taken for this one's.",
-                UserWarning,
-                stacklevel=4,
-            )
-        elif made_by != weights_hash(self.module.state_dict()):
-            problem = "another model encoded the minified data, or this one was trained further since"
-        if z_mean.shape[1] != self.n_latent or (l_mean is None) != self.config.use_observed_lib_size:
-            problem = "the minified data were made by a model of another architecture"
-        if minified_type(adata) == MINIFIED_TYPES[1] and not problem:
-            counts = data.counts()
-            totals = np.concatenate(
-                [np.asarray(of.x[i].sum(axis=1)).ravel() for of, i in counts.minibatches(np.arange(len(counts)), 4096)]
-            )
-            if not np.array_equal(totals, adata.obs["observed_lib_size"]):
-                problem = "the counts have changed since the data were minified"
-        if problem and minified_type(adata) == MINIFIED_TYPES[0]:
-            raise InputError(
-                f"{problem[0].upper()}{problem[1:]}: its latent coordinates mean nothing to this model. Use the model "
-                "that minified the data, or minify the full data with this one (model.minify_adata())."
-            )
-        if problem:
-            logger.warning("%s; the counts are encoded again.", problem)
-            return None
-        q = Posterior(
-            *(None if values is None else torch.from_numpy(values) for values in (z_mean, z_var, l_mean, l_var))
-        )
-        return Cells(q, covariates)
 
     def _elbo_terms(
         self, adata: AnnData | None, indices: Rows | None, batch_size: int | None, seed: int | None
@@ -1804,62 +1668,6 @@ class LinearSCVI:
         data, size = self._of(adata), batch_size or posterior.BATCH_SIZE
         counts, rows = data.counts(), rows_of(indices, data.adata.obs)
         return posterior.elbo_terms(self.module, counts, rows, self._generator(seed), size)
-
-    def _batch_codes(self, transform_batch: Any) -> list[int | None]:
-        """Codes of batches given by name, one or a list; None stands for each cell's own."""
-        categories = list(self._registry.categories["batch"])
-        one = transform_batch is None or isinstance(transform_batch, str | bytes)
-        one = (
-            one
-            or not isinstance(transform_batch, Iterable)
-            or (isinstance(transform_batch, tuple) and code_of(transform_batch, categories) is not None)
-        )
-        codes: list[int | None] = []
-        for name in [transform_batch] if one else transform_batch:
-            code = code_of(name, categories)
-            if name is not None and code is None:
-                known = ", ".join(map(str, categories))
-                raise InputError(f'"{name}" not a valid batch category. There are {known}.')
-            codes.append(code)
-        return codes
-
-    def _gene_rows(self, gene_list: Sequence[str] | None) -> np.ndarray | None:
-        """Rows of genes, ascending, from their names; None, which stands for all, for None."""
-        if gene_list is None:
-            return None
-        rows = self._genes().get_indexer(list(gene_list))
-        if (rows < 0).any():
-            unknown = [str(gene) for gene, row in zip(gene_list, rows, strict=True) if row < 0]
-            raise InputError(
-                f"{len(unknown)} of {len(rows)} genes of gene_list are not among the model's (e.g. "
-                f"{', '.join(unknown[:5])}); see model.get_var_names()."
-            )
-        return np.unique(rows)
-
-    def _draw_overall(
-        self,
-        data: ModelData,
-        rows: np.ndarray,
-        cells: Cells,
-        n: int,
-        weights: str | None,
-        batches: Sequence[int | None],
-        generator: torch.Generator,
-        importance: Mapping[str, Any],
-    ) -> tuple[Cells, np.ndarray]:
-        """`n` draws over cells, and which cell each is of."""
-        if weights != "importance":
-            chosen = torch.randint(cells.n_obs, (n,), generator=generator)
-            return posterior.settle(cells.take(chosen), generator), chosen.numpy()
-        if len(batches) > 1:
-            raise InputError("Importance weights cannot be computed when expression is averaged across batches.")
-        repeated = torch.arange(cells.n_obs).repeat(n // cells.n_obs + 1)
-        candidates = posterior.settle(cells.in_batch(batches[0]).take(repeated), generator)
-        weight = posterior.importance_weights(
-            self.module, data.counts(), rows, cells, candidates, generator, **importance
-        )
-        kept = torch.multinomial(weight, n, replacement=True, generator=generator)
-        return candidates.take(kept), repeated[kept].numpy()
 
     # ---------------------------------------------------------------- files
 
@@ -1870,10 +1678,10 @@ class LinearSCVI:
         prefix: str | None = None,
         overwrite: bool = False,
         save_anndata: bool = False,
-        save_kwargs: Mapping[str, Any] | None = None,
+        save_kwargs: Mapping[str, object] | None = None,
         legacy_mudata_format: bool = False,
         datamodule: None = None,
-        **anndata_write_kwargs: Any,
+        **anndata_write_kwargs: object,
     ) -> None:
         """Save the model to a directory: safetensors, JSON, and the history as CSV.
 
@@ -1991,7 +1799,7 @@ class LinearSCVI:
         except RuntimeError as error:
             raise InputError(f"The weights in {directory} do not fit the model described there: {error}") from error
         model.is_trained_, model.history_ = saved.is_trained, saved.history or None
-        model._split, model._cell_names = saved.split, saved.cells
+        model._trained_on = None if saved.split is None else TrainedOn(saved.split, saved.cells)
         model.run_name_ = saved.run_name or model.run_name_
         model.to_device(where)
         path = adata_path(directory, prefix or "")
@@ -2029,7 +1837,7 @@ class LinearSCVI:
         output_dir_path: str | Path,
         overwrite: bool = False,
         prefix: str | None = None,
-        save_kwargs: Mapping[str, Any] | None = None,
+        save_kwargs: Mapping[str, object] | None = None,
     ) -> None:
         """Convert a model saved by scvi-tools before 0.15.0 (three files) to a directory as `save` writes it.
 
@@ -2047,13 +1855,14 @@ class LinearSCVI:
     def _saved(self) -> SavedModel:
         with suppress(InputError):
             self._part("train")  # notes cells that were only renamed
+        trained_on = self._trained_on
         return SavedModel(
             config=self.config,
             registry=self._registry,
             state=self.module.state_dict(),
             history=self.history_ or {},
-            split=self._split,
-            cells=self._cell_names,
+            split=None if trained_on is None else trained_on.split,
+            cells=None if trained_on is None else trained_on.cells,
             is_trained=self.is_trained_,
             minified=self.minified_data_type,
             run_name=self.run_name_,
@@ -2095,21 +1904,9 @@ class LinearSCVI:
             raise InputError("The model's data are minified already.")
         self._check_trained()
         data, cells = self._own_adata(), self._cells(self._own(), None, None)
-        z = [cells.q.z_mean.numpy(), cells.q.z_var.numpy()]
-        if use_latent_qzm_key in data.obsm and use_latent_qzv_key in data.obsm:
-            given = [np.asarray(data.obsm[key], dtype=np.float32) for key in (use_latent_qzm_key, use_latent_qzv_key)]
-            if given[0].shape != z[0].shape or given[1].shape != z[0].shape or not (given[1] > 0).all():
-                raise InputError(
-                    f"adata.obsm[{use_latent_qzm_key!r}] and [{use_latent_qzv_key!r}] must be the mean and the "
-                    f"variance (above zero) of {z[0].shape[0]} cells by {z[0].shape[1]} factors; found the shapes "
-                    f"{given[0].shape} and {given[1].shape}. Remove them to have them computed."
-                )
-            z = given
-        library = [None if values is None else values.numpy() for values in (cells.q.l_mean, cells.q.l_var)]
-        source, every = self.source, np.arange(data.n_obs)
-        totals = np.concatenate([np.asarray(of.x[i].sum(axis=1)).ravel() for of, i in source.minibatches(every, 4096)])
+        z = given_posterior(data, cells, use_latent_qzm_key, use_latent_qzv_key)
         made_by = weights_hash(self.module.state_dict())
-        self.adata = minify(data, minified_data_type, Minified(*z, *library), totals, made_by)
+        self.adata = minify(data, minified_data_type, z, cell_totals(self.source), made_by)
 
     @property
     def minified_data_type(self) -> str | None:
@@ -2139,15 +1936,8 @@ class LinearSCVI:
           batch_key: 'batch'
         ...
         """
-        registry = AnnDataManager(self._own_adata() if adata is None else adata, self._registry).registry
-        lines = ["Anndata setup of LinearSCVI", setup_lines(registry["setup_args"]), "Sizes:"]
-        lines += [f"  {name}: {size}" for name, size in self.summary_stats.items()]
-        if not hide_state_registries:
-            for name, of in registry["field_registries"].items():
-                lines += [f"{name} ({'.'.join(str(part) for part in of['data_registry'].values())}):"]
-                with np.printoptions(threshold=30):  # not every gene name
-                    lines += [f"  {key}: {values}" for key, values in of["state_registry"].items()]
-        print("\n".join(lines))
+        manager = AnnDataManager(self._own_adata() if adata is None else adata, self._registry)
+        print(manager.described(hide_state_registries))
 
     @classmethod
     @checked()
@@ -2212,193 +2002,3 @@ class LinearSCVI:
 
     def _genes(self) -> pd.Index:
         return pd.Index(self._registry.var_names)
-
-
-def setup_lines(arguments: Mapping[str, Any]) -> str:
-    """The arguments of `setup_anndata`, a line each."""
-    return "\n".join(["Arguments of setup_anndata:", *(f"  {name}: {value!r}" for name, value in arguments.items())])
-
-
-def code_of(name: Any, categories: Sequence[Any]) -> int | None:
-    """Place of a category among others; None for one that is not there. True is not 1, as it is for Python."""
-    for code, category in enumerate(categories):
-        if isinstance(scalar(name), bool) == isinstance(scalar(category), bool) and np.all(name == category):
-            return code
-    return None
-
-
-def check_size(registry: Registry, config: ModelConfig) -> None:
-    """Refuse data too small for the model, and warn of a latent space that cannot be smaller than the data."""
-    if len(registry.var_names) <= config.n_latent:
-        warnings.warn(
-            f"adata has {len(registry.var_names)} genes for {config.n_latent} factors: the factors can do no more than "
-            "the genes themselves. Lower n_latent, or keep more genes.",
-            UserWarning,
-            stacklevel=4,
-        )
-    if registry.n_obs < 2:
-        raise InputError(f"adata has {registry.n_obs} cell; a model needs at least 2 to learn from.")
-
-
-def training_options(plan: Mapping[str, Any], trainer: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of scvi-tools' plan and trainer as fields of `FitConfig`; others are refused."""
-    plan, trainer = check(plan), check(trainer)
-    if plan.pop("reduce_lr_on_plateau", False):
-        plan["schedule"] = "plateau"
-    options: dict[str, Any] = {}
-    for given, known, name in ((plan, PLAN_KEYS, "plan_kwargs"), (trainer, TRAINER_KEYS, "train()")):
-        rest = {key: value for key, value in given.items() if key not in known}
-        unknown = sorted(set(rest) - NO_EFFECT)
-        if unknown:
-            raise TypeError(
-                f"{name} got an unexpected keyword argument {unknown[0]!r}; it takes {', '.join(sorted(known))}."
-            )
-        warn_no_effect(rest)
-        options |= {key: value for key, value in given.items() if key in known}
-    if options.get("check_val_every_n_epoch", 1) is None:
-        del options["check_val_every_n_epoch"]
-    return options
-
-
-# Lightning's callbacks that show or log, by the names of their classes: they change no number.
-SHOWING = frozenset(
-    [
-        *("LearningRateMonitor", "ModelSummary", "RichModelSummary", "ProgressBar", "TQDMProgressBar"),
-        *("RichProgressBar", "Timer", "DeviceStatsMonitor"),
-    ]
-)
-
-
-def honoured_callbacks(callbacks: Any) -> tuple[dict[str, Any], list[Callable[[EpochReport], None]]]:
-    """What `train` can do for callbacks: options of early stopping, and functions to call after every epoch."""
-    given = [] if callbacks is None else list(callbacks) if isinstance(callbacks, Sequence) else [callbacks]
-    stopping: dict[str, Any] = {}
-    functions: list[Callable[[EpochReport], None]] = []
-    for callback in given:
-        name = type(callback).__name__
-        if name == "EarlyStopping":
-            if getattr(callback, "mode", "min") != "min":
-                raise InputError("EarlyStopping has mode 'max'; all metrics of the training are better when lower.")
-            stopping = {
-                f"early_stopping_{option}": getattr(callback, option)
-                for option in ("monitor", "patience", "min_delta")
-                if hasattr(callback, option)
-            }
-            # Lightning keeps the sign of an improvement in it.
-            stopping["early_stopping_min_delta"] = abs(stopping.get("early_stopping_min_delta", 0.0))
-        elif name in SHOWING:
-            logger.warning("%s: accepted as in scvi-tools, without effect in ldvae.", name)
-        elif callable(callback) and not hasattr(callback, "on_train_epoch_end"):
-            functions.append(callback)
-        else:
-            raise InputError(
-                f"callbacks holds {name}, which needs Lightning's trainer; ldvae has none. It takes EarlyStopping, and "
-                "functions that are called after every epoch with an ldvae.train.EpochReport."
-            )
-    return stopping, functions
-
-
-def warn_no_effect(arguments: Mapping[str, Any]) -> None:
-    """Say which arguments of scvi-tools change nothing here."""
-    if unknown := sorted(set(arguments) - NO_EFFECT):
-        raise TypeError(f"unexpected keyword argument {unknown[0]!r}")
-    if arguments:
-        logger.warning("%s: accepted as in scvi-tools, without effect in ldvae.", ", ".join(sorted(arguments)))
-
-
-def external_split(parts: Sequence[Rows], obs: pd.DataFrame) -> Split:
-    """A split given as the cells of its parts: train, validation, test; later ones may be left out."""
-    if isinstance(parts, str) or len(parts) not in (1, 2, 3):
-        raise InputError("external_indexing must be a list of up to three parts: cells to train on, validate, test.")
-    names = [f"external_indexing[{i}]" for i in range(3)]
-    given = [*parts, *[[]] * (3 - len(parts))]
-    rows = [
-        rows_of([] if part is None else part, obs, name, none_selected=True)
-        for part, name in zip(given, names, strict=True)
-    ]
-    if len(np.unique(np.concatenate(rows))) < sum(map(len, rows)):
-        raise InputError("external_indexing names a cell more than once; the parts must be disjoint.")
-    return Split(*rows)
-
-
-def pick_device(accelerator: str = "auto", devices: int | str | Sequence[int] = "auto") -> torch.device:
-    """The device that Lightning's arguments stand for, found by looking.
-
-    Parameters
-    ----------
-    accelerator
-        "auto" (a GPU if there is one), "cpu", "gpu", "cuda", or one GPU by its number: "cuda:0".
-    devices
-        "auto", 1, or a list with the number of a GPU.
-    """
-    if isinstance(accelerator, str) and accelerator.startswith("cuda:") and devices == "auto":
-        return device_named(accelerator)
-    if not isinstance(accelerator, str) or accelerator not in ACCELERATORS:
-        raise InputError(f"accelerator is {accelerator!r}; it must be auto, cpu, gpu or cuda.")
-    given = [scalar(value) for value in devices] if isinstance(devices, (list, tuple, range)) else scalar(devices)
-    if (isinstance(given, list) and len(given) > 1) or (type(given) is int and given > 1):
-        raise InputError(f"devices is {given!r}; a model is trained on one device.")
-    one = given in ("auto", "1", "-1") if isinstance(given, str) else type(given) is int and given in (1, -1)
-    index = given[0] if isinstance(given, list) and len(given) == 1 else None
-    if not one and not (type(index) is int and index >= 0):
-        raise InputError(f"devices is {given!r}; it must be 'auto', 1, or a list with the number of one GPU: [0].")
-    if index is not None and accelerator != "cpu":
-        return device_named(index)
-    return device_named(accelerator)
-
-
-def device_named(device: int | str | torch.device) -> torch.device:
-    """The device of a name: "auto", "cpu", "gpu", "cuda", "cuda:0", or the number of a GPU; it must be there."""
-    device = scalar(device)
-    if isinstance(device, torch.device):
-        device = str(device)
-    index = device if type(device) is int else None
-    if isinstance(device, str) and device.removeprefix("cuda:").isdigit():
-        index = int(device.removeprefix("cuda:"))
-    if index is None and device not in ACCELERATORS:
-        raise InputError(f"device is {device!r}; it must be auto, cpu, gpu, cuda, cuda:0, or the number of a GPU.")
-    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise InputError(
-            f"The device {device!r} is asked for, but torch {torch.__version__} sees no GPU (CUDA_VISIBLE_DEVICES, "
-            "driver, or a CPU build of torch). Use 'cpu', or run where a GPU is visible."
-        )
-    index = index or 0
-    if not 0 <= index < torch.cuda.device_count():
-        raise InputError(
-            f"The device {device!r} is asked for, but there are {torch.cuda.device_count()} GPUs, from 0 on."
-        )
-    return torch.device("cuda", index)
-
-
-@contextmanager
-def progress_bar(enabled: bool) -> Iterator[Callable[[EpochReport], None] | None]:
-    """A bar with epoch, ELBO and cells/s in a terminal or a notebook; elsewhere a log line every half minute."""
-    if not enabled:
-        yield None
-        return
-    if not (sys.stderr.isatty() or "ipykernel" in sys.modules):
-        said = time.monotonic()
-
-        def log(report: EpochReport) -> None:
-            nonlocal said
-            if time.monotonic() - said > 30 or report.epoch == report.max_epochs:
-                said = time.monotonic()
-                logger.info("epoch %d/%d, ELBO %.2f, %.0f cells/s, %.0f s left", *report)
-
-        yield log
-        return
-    from tqdm import tqdm
-
-    with ExitStack() as stack:
-        bars: list[tqdm] = []
-
-        def show(report: EpochReport) -> None:
-            if not bars:  # made with the first report, which knows the number of epochs
-                start = {"initial": report.epoch - 1, "total": report.max_epochs}
-                bars.append(stack.enter_context(tqdm(**start, desc="train", unit="epoch", dynamic_ncols=True)))
-            bars[0].set_postfix_str(f"ELBO {report.elbo:.2f}, {report.cells_per_s:,.0f} cells/s", refresh=False)
-            bars[0].update(report.epoch - bars[0].n)
-
-        yield show

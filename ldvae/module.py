@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -27,6 +28,12 @@ class Posterior(NamedTuple):
     z_var: Tensor
     l_mean: Tensor | None  # (n_obs, 1), of the log library size
     l_var: Tensor | None
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Posterior:
+        """The same with every tensor changed."""
+        z_mean, z_var, l_mean, l_var = self
+        library = (None, None) if l_mean is None or l_var is None else (change(l_mean), change(l_var))
+        return Posterior(change(z_mean), change(z_var), *library)
 
 
 class ElboTerms(NamedTuple):
@@ -81,6 +88,9 @@ class LDVAE(nn.Module):
     Bioinformatics 36(11), 2020.
     """
 
+    library_log_means: Tensor
+    library_log_vars: Tensor
+
     def __init__(
         self,
         config: ModelConfig,
@@ -123,8 +133,7 @@ class LDVAE(nn.Module):
     @property
     def is_untrained(self) -> bool:
         """Whether no step of training has been done."""
-        tracked = self.z_encoder.norms[0].num_batches_tracked
-        return tracked is not None and int(tracked) == 0
+        return int(self.z_encoder.batch_norms[0].num_batches_tracked) == 0
 
     @torch.inference_mode()
     def get_loadings(self) -> np.ndarray:
@@ -244,6 +253,14 @@ def dropout_masks(shape: tuple[int, int, int], drop: float, generator: torch.Gen
     return torch.from_numpy(kept * np.float32(1 / (1 - drop))).view(shape).unbind()  # numpy: ten times less time here
 
 
+class BatchNorm(nn.BatchNorm1d):
+    """Batch norm that has running moments."""
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+
 class Encoder(nn.Module):
     """Gaussian posterior of a latent variable given counts.
 
@@ -254,17 +271,26 @@ class Encoder(nn.Module):
         super().__init__()
         widths = [n_vars] + [n_hidden] * n_layers
         self.layers = nn.ModuleList(nn.Linear(n_in, n_hidden) for n_in in widths[:-1])
-        self.norms = nn.ModuleList(nn.BatchNorm1d(n_hidden, BN_EPS, BN_MOMENTUM) for _ in self.layers)
+        self.norms = nn.ModuleList(BatchNorm(n_hidden, BN_EPS, BN_MOMENTUM) for _ in self.layers)
         self.mean = nn.Linear(n_hidden, n_latent)
         self.log_var = nn.Linear(n_hidden, n_latent)
         # Stored gene by gene: a cell's counts then pick contiguous rows of the weight (backends/cpu).
-        first = self.layers[0]
-        first.weight = nn.Parameter(first.weight.detach().T.contiguous().T)
+        self.first.weight = nn.Parameter(self.first.weight.detach().T.contiguous().T)
+
+    @property
+    def first(self) -> nn.Linear:
+        """The layer that reads the counts."""
+        return cast(nn.Linear, self.layers[0])
+
+    @property
+    def batch_norms(self) -> list[BatchNorm]:
+        """The batch norm of each hidden layer."""
+        return [cast(BatchNorm, norm) for norm in self.norms]
 
     def forward(self, x: Tensor, masks: tuple[Tensor, ...] = ()) -> tuple[Tensor, Tensor]:
         """Mean and variance, each of shape (n_obs, n_latent), from input of shape (n_obs, n_vars)."""
         hidden = x
-        for i, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
+        for i, (layer, norm) in enumerate(zip(self.layers, self.batch_norms, strict=True)):
             hidden = F.relu(batch_norm(layer(hidden), norm))
             if masks:
                 hidden = hidden * masks[i]
@@ -288,7 +314,7 @@ class LinearDecoder(nn.Module):
         super().__init__()
         linear = nn.Linear(n_inputs, n_vars, bias=bias)
         self.weight, self.bias = linear.weight, linear.bias
-        self.norm = nn.BatchNorm1d(n_vars, BN_EPS, BN_MOMENTUM) if use_batch_norm else None
+        self.norm = BatchNorm(n_vars, BN_EPS, BN_MOMENTUM) if use_batch_norm else None
 
     @torch.no_grad()
     def start_at(self, profile: Tensor) -> None:
@@ -330,7 +356,7 @@ class LinearDecoder(nn.Module):
         return scale[:, None] * self.weight, self.norm.bias + scale * (bias - mean)
 
 
-def batch_norm(hidden: Tensor, norm: nn.BatchNorm1d) -> Tensor:
+def batch_norm(hidden: Tensor, norm: BatchNorm) -> Tensor:
     """Batch norm of shape (n_obs, n_hidden); a minibatch of one cell uses the running moments."""
     training = norm.training and len(hidden) > 1
     if training:

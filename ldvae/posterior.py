@@ -6,10 +6,11 @@ Cells are encoded once, minibatch by minibatch, into `Cells`: everything that ne
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal, StudentT
@@ -39,7 +40,7 @@ class Cells(NamedTuple):
     def take(self, rows: np.ndarray | Tensor | slice) -> Cells:
         """Some of the cells, in the order given; a cell may come more than once."""
         rows = torch.as_tensor(rows) if isinstance(rows, np.ndarray) else rows
-        q = Posterior(*(None if values is None else values[rows] for values in self.q))
+        q = self.q.each(lambda values: values[rows])
         return Cells(q, Covariates(*(values[rows] for values in self.covariates)))
 
     def in_batch(self, batch: int | None) -> Cells:
@@ -51,8 +52,7 @@ class Cells(NamedTuple):
 
     def to(self, device: torch.device | str) -> Cells:
         """The same on another device."""
-        q = Posterior(*(None if values is None else values.to(device) for values in self.q))
-        return Cells(q, self.covariates.to(device))
+        return Cells(self.q.each(lambda values: values.to(device)), self.covariates.to(device))
 
     def minibatches(self, size: int) -> Iterator[tuple[slice, Cells]]:
         """Consecutive cells, with the rows that they are."""
@@ -78,7 +78,11 @@ def encode(module: LDVAE, source: Source, rows: np.ndarray, batch_size: int = BA
     """Posterior of z and of the library size of cells, on the CPU, in the order of `rows`."""
     backend = pick_backend(module)
     parts = [backend.encode(counts, chosen) for counts, chosen in source.minibatches(rows, batch_size)]
-    q = Posterior(*(None if values[0] is None else torch.cat(values).cpu() for values in zip(*parts, strict=True)))
+    z_mean, z_var = (torch.cat([getattr(part, name) for part in parts]).cpu() for name in ("z_mean", "z_var"))
+    library: list[Tensor | None] = [None, None]
+    if parts[0].l_mean is not None:
+        library = [torch.cat([getattr(part, name) for part in parts]).cpu() for name in ("l_mean", "l_var")]
+    q = Posterior(z_mean, z_var, *library)
     return Cells(q, source.covariates.rows(rows))
 
 
@@ -310,6 +314,44 @@ def settle(cells: Cells, generator: torch.Generator) -> Cells:
     return cells._replace(q=Posterior(*drawn(q.z_mean, q.z_var), *library))
 
 
+def sample_overall(
+    module: LDVAE,
+    cells: Cells,
+    n: int,
+    generator: torch.Generator,
+    *,
+    among: tuple[Source, np.ndarray] | None = None,
+    batch: int | None = None,
+    importance: Mapping[str, object] | None = None,
+) -> tuple[Cells, np.ndarray]:
+    """Draw `n` times over cells, each as likely or by importance; returns the draws, and which cell each is of.
+
+    Parameters
+    ----------
+    module, cells
+        Model and encoded cells.
+    n
+        Number of draws.
+    generator
+        Of the draws.
+    among
+        Counts, and the rows of the cells in them: draws that are likely for many cells are favoured.
+    batch
+        Code of the batch to predict for; None: each cell's own.
+    importance
+        Options of `importance_weights`.
+    """
+    if among is None:
+        chosen = torch.randint(cells.n_obs, (n,), generator=generator)
+        return settle(cells.take(chosen), generator), chosen.numpy()
+    repeated = torch.arange(cells.n_obs).repeat(n // cells.n_obs + 1)
+    candidates = settle(cells.in_batch(batch).take(repeated), generator)
+    options: dict[str, Any] = dict(importance or {})
+    weight = importance_weights(module, *among, cells, candidates, generator, **options)
+    kept = torch.multinomial(weight, n, replacement=True, generator=generator)
+    return candidates.take(kept), repeated[kept].numpy()
+
+
 @torch.inference_mode()
 def importance_weights(
     module: LDVAE,
@@ -534,3 +576,51 @@ def aggregated_posterior(cells: Cells, dof: float | None = 3.0) -> MixtureSameFa
 def log_density(at: Tensor, mixture: MixtureSameFamily, batch_size: int = 128) -> Tensor:
     """Log-density of a mixture at latent coordinates, shape (n_points, n_latent), in nats, shape (n_points,)."""
     return torch.cat([mixture.log_prob(block) for block in at.split(batch_size)])
+
+
+def sample_densities(
+    cells: Cells,
+    samples: pd.Series,
+    generator: torch.Generator,
+    *,
+    most: int | None = None,
+    dof: float | None = None,
+    batch_size: int = 128,
+) -> pd.DataFrame:
+    """Log-density of each cell's latent mean among the cells of each sample, in nats; cells by samples.
+
+    Parameters
+    ----------
+    cells
+        Encoded cells.
+    samples
+        The sample of each cell, indexed by cell.
+    generator
+        Of the choice of cells.
+    most
+        Most cells, drawn at random, that stand for a sample; None: all.
+    dof
+        As for `aggregated_posterior`.
+    batch_size
+        Cells whose density is computed together.
+    """
+    densities = {}
+    for sample in samples.unique():
+        rows = torch.from_numpy(np.flatnonzero(samples == sample))
+        if most is not None:
+            rows = rows[torch.randperm(len(rows), generator=generator)[:most].sort().values]
+        mixture = aggregated_posterior(cells.take(rows), dof)
+        densities[sample] = log_density(cells.q.z_mean, mixture, batch_size).numpy()
+    return pd.DataFrame(densities, index=samples.index, columns=samples.unique())
+
+
+@torch.inference_mode()
+def decode_points(module: LDVAE, points: Tensor, batches: Sequence[int]) -> Tensor:
+    """Proportions of the genes at latent points, covariates zero: the mean over batches; shape (n_points, n_vars)."""
+    weight, shift = module.decoder.folded()
+    n_latent = points.shape[1]
+    scores = points @ weight[:, :n_latent].T + shift
+    if not batches:
+        return scores.softmax(dim=-1)
+    by_batch = [(scores + weight[:, n_latent + k]).softmax(dim=-1) for k in batches]
+    return sum(by_batch[1:], by_batch[0]) / len(batches)

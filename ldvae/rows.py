@@ -185,3 +185,17 @@ def from_names(values: np.ndarray, obs: pd.DataFrame, name: str) -> np.ndarray:
     unique = obs.index if obs.index.is_unique else obs.index[~obs.index.duplicated()]
     positions = np.arange(len(obs)) if obs.index.is_unique else np.flatnonzero(~obs.index.duplicated())
     return positions[unique.get_indexer(wanted)].astype(np.int64)
+
+
+def rows_of_genes(given: Sequence[str] | None, genes: pd.Index) -> np.ndarray | None:
+    """Row numbers of genes given by name, ascending; None, which stands for all, for None."""
+    if given is None:
+        return None
+    rows = genes.get_indexer(list(given))
+    if (rows < 0).any():
+        unknown = [str(gene) for gene, row in zip(given, rows, strict=True) if row < 0]
+        raise InputError(
+            f"{len(unknown)} of {len(rows)} genes of gene_list are not among the model's (e.g. "
+            f"{', '.join(unknown[:5])}); see model.get_var_names()."
+        )
+    return np.unique(rows)

@@ -354,7 +354,7 @@ def write_scvi_tools(model: SavedModel, directory: Path, *, prefix: str = "", ov
         )
 
     names = [(ours, theirs) for theirs, ours in scvi_names(config.n_layers)]
-    state = OrderedDict(
+    state: dict[str, Any] = OrderedDict(
         (_rename(name, names), tensor.detach().cpu().contiguous()) for name, tensor in model.state.items()
     )
     for name in ("library_log_means", "library_log_vars"):

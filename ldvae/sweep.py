@@ -13,8 +13,9 @@ from anndata import AnnData
 from ldvae import posterior
 from ldvae.config import ModelConfig, ProgramsConfig, SweepConfig, TrainConfig, expand_sweep
 from ldvae.data import Split, split_cells
+from ldvae.devices import pick_device
 from ldvae.errors import InputError
-from ldvae.model import LinearSCVI, pick_device
+from ldvae.model import LinearSCVI
 from ldvae.programs import Programs, outliers
 
 logger = logging.getLogger(__name__)

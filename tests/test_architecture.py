@@ -16,13 +16,19 @@ ALLOWED = {
     "cli": BASICS | {"steps", "results", "provenance"},
     "steps": BASICS
     | {"model", "programs", "markers", "report", "pl", "io", "results", "demo", "simulate", "provenance", "likelihoods"}
-    | {"names", "methods", "train", "posterior", "module", "data"},  # the parts of the model, for the step train
+    # The parts of the model, for the step train.
+    | {"names", "methods", "train", "posterior", "module", "data", "devices", "progress"},
     "report": BASICS | {"names", "methods", "pl", "results", "programs"},
     "pl": {"errors"},
-    "sweep": BASICS | {"model", "posterior", "programs", "data"},
+    "sweep": BASICS | {"model", "posterior", "programs", "data", "devices"},
     "model": BASICS
     | ENGINE
-    | {"train", "posterior", "differential", "storage", "programs", "rows", "arguments", "_settings"},
+    | {"train", "posterior", "differential", "storage", "programs", "rows", "arguments", "_settings"}
+    | {"minified", "devices", "progress", "trainer"},
+    "minified": BASICS | ENGINE | {"posterior", "storage"},
+    "trainer": BASICS | {"train", "arguments"},
+    "progress": {"train"},
+    "devices": {"errors", "arguments"},
     "train": BASICS | ENGINE,
     "posterior": BASICS | ENGINE,
     "differential": BASICS | ENGINE | {"posterior", "rows"},
@@ -49,6 +55,8 @@ ALLOWED = {
     "provenance": set(),
     "errors": set(),
 }
+# Whose public functions take no Any but as the values of a JSON object.
+TYPED = {"model", "sweep", "simulate", "programs", "train", "posterior", "module", "likelihoods"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -107,6 +115,31 @@ def test_only_the_command_line_prints_or_parses_arguments(path):
     names = {node.id for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Name)}
     allowed = {"cli.py": {"print", "argparse"}, "model.py": {"print"}}  # scvi-tools' view_… methods print
     assert names & {"print", "argparse"} <= allowed.get(path.name, set())
+
+
+def public_functions(path: Path) -> list[ast.FunctionDef]:
+    """Functions and methods without a leading underscore, and constructors."""
+    found, classes = [], [ast.parse(path.read_text())]
+    for scope in classes:
+        for node in scope.body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                classes.append(node)
+            elif isinstance(node, ast.FunctionDef) and (node.name == "__init__" or not node.name.startswith("_")):
+                found.append(node)
+    return found
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if layer(path) in TYPED], ids=lambda path: path.name)
+def test_public_signatures_say_what_they_take_and_give(path):
+    for function in public_functions(path):
+        taken = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
+        taken += [one for one in (function.args.vararg, function.args.kwarg) if one is not None]
+        for argument in taken:
+            if argument.arg == "ctx":  # torch has no public type for it
+                continue
+            said = ast.unparse(argument.annotation) if argument.annotation else ""
+            assert "Any" not in said.replace("Mapping[str, Any]", ""), f"{function.name}({argument.arg}: {said})"
+        assert not isinstance(function.returns, ast.Name) or function.returns.id != "Any", function.name
 
 
 def test_importing_the_package_and_its_config_is_light():

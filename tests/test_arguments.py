@@ -13,7 +13,7 @@ from scipy import sparse
 import ldvae
 from ldvae import InputError, LinearSCVI
 from ldvae.arguments import RULES
-from ldvae.model import device_named, pick_device
+from ldvae.devices import device_named, pick_device
 
 QUIET = {"enable_progress_bar": False}
 

@@ -22,14 +22,16 @@ from anndata import AnnData
 from ldvae import posterior
 from ldvae import results as layout
 from ldvae.config import TRAINING_VERSION, ComputeConfig, ModelConfig, Run, TrainConfig
-from ldvae.data import Registry, Split, make_registry
+from ldvae.data import Registry, Split, gene_totals, make_registry
+from ldvae.devices import pick_device
 from ldvae.errors import InputError
 from ldvae.io import atomic, read_h5ad, write_json, write_table
 from ldvae.likelihoods import LIKELIHOODS, Moments
 from ldvae.methods import Sentence
-from ldvae.model import LinearSCVI, pick_device, progress_bar
+from ldvae.model import LinearSCVI
 from ldvae.module import LDVAE
 from ldvae.names import find_own
+from ldvae.progress import progress_bar
 from ldvae.provenance import versions
 from ldvae.train import Checkpoint, Fit, Interrupted
 
@@ -254,8 +256,7 @@ def factor_arrays(linear: LinearSCVI, cell_names: np.ndarray) -> dict[str, np.nd
     module, source = linear.module, linear.source
     all_rows = np.arange(len(source))
     cells = posterior.encode(module, source, all_rows)
-    totals = sum(counts.x[rows].sum(axis=0, dtype=np.float64) for counts, rows in source.minibatches(all_rows, 4096))
-    totals = np.asarray(totals).ravel()
+    totals = gene_totals(source)
     return {
         "scores": posterior.latent_mean(module, cells, 100, generator()).numpy().astype(np.float32),
         "loadings": linear.get_loadings().to_numpy(np.float32),

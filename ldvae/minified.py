@@ -1,0 +1,136 @@
+"""Minified data: cells kept as their latent posterior, in place of their counts or beside them."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from anndata import AnnData
+from scipy import sparse
+
+from ldvae.data import (
+    MINIFIED_KEY,
+    MINIFIED_TYPES,
+    Covariates,
+    ModelData,
+    Registry,
+    cell_totals,
+    check_genes,
+    layer_names,
+    minified_type,
+    read_covariates,
+)
+from ldvae.errors import InputError
+from ldvae.module import LDVAE, Posterior
+from ldvae.posterior import Cells
+from ldvae.storage import weights_hash
+
+logger = logging.getLogger(__name__)
+
+MINIFIED_BY_KEY = "_ldvae_minified_by"  # in adata.uns: hash of the weights of the model that encoded the cells
+
+
+class Minified(NamedTuple):
+    """What is kept of cells in place of their counts; numpy arrays, of every cell."""
+
+    z_mean: np.ndarray  # (n_obs, n_latent)
+    z_var: np.ndarray
+    l_mean: np.ndarray | None  # log library size, (n_obs, 1); None where it is observed
+    l_var: np.ndarray | None
+
+
+def minify(adata: AnnData, kind: str, kept: Minified, total_counts: np.ndarray, made_by: str) -> AnnData:
+    """A copy of `adata` with the latent posterior of its cells and, unless `kind` says so, without counts.
+
+    Adds obsm `ldvae_latent_qzm` and `ldvae_latent_qzv`, obs `observed_lib_size` and, of a latent library size, obs
+    `ldvae_latent_qlm` and `ldvae_latent_qlv`; X and all layers are empty matrices, raw is gone. `made_by` is the hash
+    of the weights of the model that encoded the cells, in uns `_ldvae_minified_by`.
+    """
+    if kind == MINIFIED_TYPES[1]:
+        made = adata.to_memory() if adata.isbacked else adata.copy()
+    else:
+        empty = sparse.csr_matrix(adata.shape, dtype=np.float32)
+        made = AnnData(
+            empty,
+            obs=adata.obs.copy(),
+            var=adata.var.copy(),
+            uns=dict(adata.uns),
+            layers={name: empty.copy() for name in layer_names(adata)},
+            **{name: dict(getattr(adata, name)) for name in ("obsm", "varm", "obsp", "varp")},
+        )
+    made.uns[MINIFIED_KEY] = kind
+    made.uns[MINIFIED_BY_KEY] = made_by
+    made.obs["observed_lib_size"] = total_counts
+    made.obsm["ldvae_latent_qzm"], made.obsm["ldvae_latent_qzv"] = kept.z_mean, kept.z_var
+    if kept.l_mean is not None and kept.l_var is not None:
+        made.obs["ldvae_latent_qlm"], made.obs["ldvae_latent_qlv"] = kept.l_mean[:, 0], kept.l_var[:, 0]
+    return made
+
+
+def read_minified(adata: AnnData, registry: Registry) -> tuple[Minified, Covariates]:
+    """The latent posterior and the covariates of every cell of minified data."""
+    check_genes(adata.var_names, registry.var_names)
+    covariates = read_covariates(adata, registry, adata.obs["observed_lib_size"].to_numpy())
+    # Copies: pandas 3 gives arrays that torch must not write to.
+    z_mean, z_var = (np.array(adata.obsm[f"ldvae_latent_qz{name}"], dtype=np.float32) for name in "mv")
+    if "ldvae_latent_qlm" not in adata.obs:
+        return Minified(z_mean, z_var, None, None), covariates
+    l_mean, l_var = (np.array(adata.obs[f"ldvae_latent_ql{name}"], dtype=np.float32)[:, None] for name in "mv")
+    return Minified(z_mean, z_var, l_mean, l_var), covariates
+
+
+def given_posterior(adata: AnnData, cells: Cells, mean_key: str, variance_key: str) -> Minified:
+    """The posterior of cells, that of z as obsm has it under these keys if it does."""
+    z = [cells.q.z_mean.numpy(), cells.q.z_var.numpy()]
+    if mean_key in adata.obsm and variance_key in adata.obsm:
+        given = [np.asarray(adata.obsm[key], dtype=np.float32) for key in (mean_key, variance_key)]
+        if given[0].shape != z[0].shape or given[1].shape != z[0].shape or not (given[1] > 0).all():
+            raise InputError(
+                f"adata.obsm[{mean_key!r}] and [{variance_key!r}] must be the mean and the "
+                f"variance (above zero) of {z[0].shape[0]} cells by {z[0].shape[1]} factors; found the shapes "
+                f"{given[0].shape} and {given[1].shape}. Remove them to have them computed."
+            )
+        z = given
+    return Minified(*z, *(None if values is None else values.numpy() for values in (cells.q.l_mean, cells.q.l_var)))
+
+
+def kept_cells(data: ModelData, module: LDVAE) -> Cells | None:
+    """The cells of minified data as they were encoded; None where the counts must be encoded again.
+
+    Raises
+    ------
+    InputError
+        If another model encoded them, and there are no counts to encode again.
+    """
+    adata = data.adata
+    (z_mean, z_var, l_mean, l_var), covariates = read_minified(adata, data.registry)
+    problem = ""
+    made_by = adata.uns.get(MINIFIED_BY_KEY)
+    if made_by is None:
+        warnings.warn(
+            "The minified data do not name the model that encoded them; they are taken for this one's.",
+            UserWarning,
+            stacklevel=4,
+        )
+    elif made_by != weights_hash(module.state_dict()):
+        problem = "another model encoded the minified data, or this one was trained further since"
+    if z_mean.shape[1] != module.config.n_latent or (l_mean is None) != module.config.use_observed_lib_size:
+        problem = "the minified data were made by a model of another architecture"
+    with_counts = minified_type(adata) == MINIFIED_TYPES[1]
+    if with_counts and not problem and not np.array_equal(cell_totals(data.counts()), adata.obs["observed_lib_size"]):
+        problem = "the counts have changed since the data were minified"
+    if problem and minified_type(adata) == MINIFIED_TYPES[0]:
+        raise InputError(
+            f"{problem[0].upper()}{problem[1:]}: its latent coordinates mean nothing to this model. Use the model "
+            "that minified the data, or minify the full data with this one (model.minify_adata())."
+        )
+    if problem:
+        logger.warning("%s; the counts are encoded again.", problem)
+        return None
+    z = torch.from_numpy(z_mean), torch.from_numpy(z_var)
+    if l_mean is None or l_var is None:
+        return Cells(Posterior(*z, None, None), covariates)
+    return Cells(Posterior(*z, torch.from_numpy(l_mean), torch.from_numpy(l_var)), covariates)
