@@ -14,6 +14,7 @@ import ldvae
 from ldvae import InputError, LinearSCVI
 from ldvae.arguments import RULES
 from ldvae.devices import device_named, pick_device
+from ldvae.model import SEED_OF_TORCH
 
 QUIET = {"enable_progress_bar": False}
 
@@ -215,7 +216,7 @@ def test_devices_are_named_or_refused():
 def untouched_seeds():
     """As in a process in which nobody has set a seed; what was set is set again afterwards."""
     state, torch.default_generator = torch.get_rng_state(), torch.default_generator
-    torch.manual_seed(torch.Generator().initial_seed())
+    torch.manual_seed(SEED_OF_TORCH)
     yield
     ldvae.settings.seed = None
     torch.set_rng_state(state)
