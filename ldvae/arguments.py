@@ -1,6 +1,6 @@
-"""What the methods of LinearSCVI are given: checked by name at the door, and the forms of scvi-tools' older API.
+"""Arguments of LinearSCVI's methods: validation by name, and the forms of scvi-tools' older APIs.
 
-One name means one thing in every method, so one table says what each may be. NumPy scalars become Python's.
+A name means the same in every method, so one table holds the rule of each. NumPy scalars become Python's.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def scalar(value: Any) -> Any:
 
 
 def flag(name: str, value: Any) -> bool:
-    """True or False, and nothing that only counts as one of them."""
+    """True or False, and no number."""
     value = scalar(value)
     if not isinstance(value, bool):
         raise InputError(f"{name} is {value!r}; it must be True or False.")
@@ -106,7 +106,7 @@ def mapping(name: str, value: Any) -> dict[str, Any]:
 
 
 def levels(name: str, value: Any) -> list[float]:
-    """Some shares from 0 to below 1; one may stand alone."""
+    """A list of fractions from 0 to below 1; a single one stands for a list."""
     given = [value] if isinstance(scalar(value), (int, float)) else value
     if isinstance(given, str) or not isinstance(given, (Sequence, np.ndarray)):
         raise InputError(f"{name} is {value!r}; it must be a list of numbers from 0 to below 1.")
@@ -139,7 +139,7 @@ def optional(rule: Rule) -> Rule:
 
 
 def absent(reason: str) -> Rule:
-    """None: an argument of scvi-tools that keeps its place among the positional ones, and cannot be used."""
+    """None: an argument of scvi-tools that is kept for its position and cannot be used."""
 
     def rule(name: str, value: Any) -> None:
         if value is not None:
@@ -275,7 +275,7 @@ RULES: dict[str, Rule] = {
 
 
 def check(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments by name, each as the table has it; those that it does not know as they are."""
+    """Validate arguments by name; those that are not in the table pass unchanged."""
     return {name: RULES[name](name, value) if name in RULES else value for name, value in arguments.items()}
 
 
@@ -296,7 +296,7 @@ def checked(
         rest = [p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD]
 
         @functools.wraps(method)
-        def door(*args: P.args, **kwargs: P.kwargs) -> R:
+        def validated(*args: P.args, **kwargs: P.kwargs) -> R:
             positional, named = args[len(first) :], dict(kwargs)
             if older is not None:
                 positional, named = older(positional, named)
@@ -308,7 +308,7 @@ def checked(
             bound.arguments = check(bound.arguments) | further
             return method(*bound.args, **bound.kwargs)
 
-        return door
+        return validated
 
     return decorate
 
@@ -338,7 +338,7 @@ def codes_of(given: Any, categories: Sequence[Any]) -> list[int | None]:
 
 
 def deprecated(old: str, new: str, stacklevel: int = 4) -> None:
-    """Say that a form is of scvi-tools' older API, and what takes its place."""
+    """Warn that a form is of scvi-tools' older API, and name its replacement."""
     warnings.warn(f"{old} is of scvi-tools' older API; write {new}.", DeprecationWarning, stacklevel=stacklevel)
 
 

@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _not_ours(error: BaseException) -> tuple[str, int] | None:
-    """Message and exit code of what the user or the system is at fault for; None for a mistake of ldvae."""
+    """Message and exit code of an error of the user or the system; None for a bug of ldvae."""
     match error:
         case InputError():
             return str(error), 2
@@ -80,7 +80,7 @@ def _not_ours(error: BaseException) -> tuple[str, int] | None:
 
 
 def _failure_file(arguments: Sequence[str]) -> Path | None:
-    """Where the failure of a command is written down: in the results folder that is there."""
+    """Path of the record of a command's failure, if its results folder exists."""
     given = dict(itertools.pairwise(arguments))
     results = Path(given.get("--results", ""))
     if arguments[0] == "index" or "--results" not in given or not results.is_dir():
@@ -89,7 +89,7 @@ def _failure_file(arguments: Sequence[str]) -> Path | None:
 
 
 def _write_failure(arguments: Sequence[str], message: str, code: int) -> None:
-    """Write down why a command failed, for the index over all datasets and for further attempts."""
+    """Record why a command failed, for the index over all datasets and for further attempts."""
     path = _failure_file(arguments)
     if path is None or code not in (1, 2) or not os.access(path.parents[1], os.W_OK):
         return
@@ -102,7 +102,7 @@ def _write_failure(arguments: Sequence[str], message: str, code: int) -> None:
 
 
 def _refuse_again(arguments: Sequence[str]) -> None:
-    """Raise the user's mistake at once where this run of the workflow has met it: more memory does not help."""
+    """Raise a recorded user error of the same workflow run at once: a retry with more memory does not help."""
     path = _failure_file(arguments)
     if path is None or not path.exists():
         return

@@ -29,10 +29,10 @@ from ldvae.rows import Rows, rows_of
 
 logger = logging.getLogger(__name__)
 
-MINIFIED_KEY = "_scvi_adata_minify_type"  # in adata.uns, as the reference has it
+MINIFIED_KEY = "_scvi_adata_minify_type"  # in adata.uns, as in scvi-tools
 MINIFIED_TYPES = ("latent_posterior_parameters", "latent_posterior_parameters_with_counts")
-SETUP_KEY = "_ldvae_setup"  # in adata.uns: what setup_anndata was told, as JSON, so that it survives a copy and h5ad
-PRIOR_CELLS = 5  # cells that the variance of all batches counts for in the prior of the library size of one
+SETUP_KEY = "_ldvae_setup"  # in adata.uns: arguments of setup_anndata, as JSON
+PRIOR_CELLS = 5  # weight, in cells, of the variance within all batches in the prior of one batch
 LEAST_VARIANCE = 1e-4  # of a posterior (`ldvae.module.VAR_EPS`)
 BLOCK_ROWS = 512  # rows read at once from disk; shuffled as blocks
 BUFFER_BLOCKS = 32  # blocks held in memory together, and shuffled row by row
@@ -42,7 +42,7 @@ Field: TypeAlias = np.ndarray | sparse.csr_matrix | sparse.csc_matrix | CSRDatas
 
 
 class DataShape(NamedTuple):
-    """Sizes that the data give to the model."""
+    """Sizes of the data that the model depends on."""
 
     n_vars: int
     n_batch: int = 1
@@ -52,7 +52,7 @@ class DataShape(NamedTuple):
 
 
 class Covariates(NamedTuple):
-    """What is known of each cell besides its counts."""
+    """Covariates of cells."""
 
     batch_index: Tensor  # int64, (n_obs,)
     label_index: Tensor  # int64, (n_obs,)
@@ -72,7 +72,7 @@ class Covariates(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Counts:
-    """UMI counts in memory, right by construction: finite, non-negative integers.
+    """Validated UMI counts in memory: finite, non-negative integers.
 
     Attributes
     ----------
@@ -129,7 +129,7 @@ class Counts:
 
 @dataclass(frozen=True, eq=False)
 class BackedCounts:
-    """Counts that stay on disk; the same interface as `Counts`, with the memory of some blocks of rows.
+    """Validated UMI counts on disk, with the interface of `Counts`; a few blocks of rows are in memory at a time.
 
     Shuffled minibatches come from a buffer of blocks of neighbouring rows, the blocks drawn at random, the rows of
     a buffer shuffled: where neighbours in the file are alike, each minibatch still mixes many places of the file.
@@ -141,11 +141,11 @@ class BackedCounts:
     var_names
         Gene names, for the messages.
     where
-        How to call the matrix in messages.
+        Name of the matrix in messages.
     covariates
         Of every cell, in memory.
     totals
-        Total count of every cell when all were checked, shape (n_obs,); what is read later must have the same.
+        Total count of each cell at validation, shape (n_obs,); rows read later must have the same totals.
     """
 
     x: Any
@@ -164,7 +164,7 @@ class BackedCounts:
 
     @cached_property
     def between(self) -> Callable[[int, int], sparse.csr_matrix]:
-        """Reads the cells from one row to before another."""
+        """Function that reads rows start to stop."""
         return reader(self.x)
 
     def read(self, rows: np.ndarray) -> Counts:
@@ -208,10 +208,10 @@ class BackedCounts:
 
 
 def reader(x: Any) -> Callable[[int, int], sparse.csr_matrix]:
-    """What reads the rows of a matrix from one to before another, as `as_csr` gives them.
+    """Function that reads rows start to stop of a matrix as CSR (`as_csr`).
 
-    CSR on disk (h5ad or zarr) is read from its stored arrays: a slice by anndata takes milliseconds more, which it
-    spends on the metadata of installed packages, and on an empty matrix of the full shape.
+    CSR on disk (h5ad or zarr) is read from its stored arrays. A slice through anndata takes milliseconds longer: it
+    looks up the metadata of installed packages and makes an empty matrix of the full shape.
     """
     if not isinstance(x, CSRDataset):
         return lambda start, stop: as_csr(x[start:stop])
@@ -238,7 +238,7 @@ def as_csr(x: Any) -> sparse.csr_matrix:
 
 @dataclass(frozen=True, kw_only=True)
 class Registry:
-    """What `setup_anndata` registered, and what the model must find again in other data.
+    """What `setup_anndata` registered; other data given to the model must match it.
 
     Attributes
     ----------
@@ -253,7 +253,7 @@ class Registry:
     size_factor_scale
         Mean count per unit of size factor in the registered data.
     uuid
-        Identifier that the reference keeps in `adata.uns["_scvi_uuid"]`.
+        Identifier that scvi-tools keeps in `adata.uns["_scvi_uuid"]`.
     """
 
     layer: str | None = None
@@ -281,11 +281,11 @@ class Registry:
 
     @property
     def where(self) -> str:
-        """How the matrix of counts is called in messages."""
+        """Name of the matrix of counts in messages."""
         return "adata.X" if self.layer is None else f"adata.layers[{self.layer!r}]"
 
     def summary_stats(self) -> AttrDict:
-        """Sizes by the reference's names."""
+        """Sizes under scvi-tools' names."""
         shape = self.shape
         sizes = {
             "n_batch": shape.n_batch,
@@ -472,7 +472,7 @@ def register(
 ) -> None:
     """Check `adata` and note in it which fields a model shall use; the arguments of `LinearSCVI.setup_anndata`.
 
-    Adds `uns["_ldvae_setup"]` and, as the reference does, `obs["_scvi_batch"]`, `obs["_scvi_labels"]` (category
+    Adds `uns["_ldvae_setup"]` and, as scvi-tools does, `obs["_scvi_batch"]`, `obs["_scvi_labels"]` (category
     codes) and `uns["_scvi_uuid"]`.
     """
     if not isinstance(adata, AnnData):
@@ -620,7 +620,7 @@ def read_counts(adata: AnnData, registry: Registry, check_only: bool = False) ->
 
 
 class Snapshot(NamedTuple):
-    """What the counts of an AnnData were read from: enough to tell whether they are still the same."""
+    """State of an AnnData when its counts were read, by which later changes are found."""
 
     cells: pd.Index
     genes: pd.Index
@@ -630,7 +630,7 @@ class Snapshot(NamedTuple):
 
     @classmethod
     def of(cls, adata: AnnData, registry: Registry) -> Snapshot:
-        """Of an AnnData as it is now."""
+        """The present state of an AnnData."""
         arrays = arrays_of(matrix(adata, registry))
         # A view makes its matrix anew whenever it is asked for.
         where = () if adata.is_view else tuple((a.ctypes.data, a.shape, a.strides, a.dtype.str) for a in arrays)
@@ -641,7 +641,7 @@ class Snapshot(NamedTuple):
         return cls(adata.obs_names, adata.var_names, where, content, adata.obs[present].copy())
 
     def changes(self, now: Snapshot, where: str) -> list[str]:
-        """What is different now, in words; `where` names the matrix."""
+        """Descriptions of what has changed since; `where` names the matrix."""
         found = []
         if len(self.cells) != len(now.cells):
             found.append(f"{len(self.cells)} cells are now {len(now.cells)}")
@@ -659,11 +659,10 @@ class Snapshot(NamedTuple):
 
 
 class ModelData:
-    """The data of a model: an AnnData as it is now, never as it was.
+    """The data of a model, always in their present state.
 
-    Whoever asks for the counts gets those of the AnnData at that moment. They are kept from one call to the next, and
-    read anew, with every check, when the AnnData has changed: other cells, genes or columns of obs, another matrix, or
-    other values in it.
+    `counts` reads and validates the counts, and keeps them for the next call. It reads them again when the AnnData has
+    changed: other cells, genes or columns of obs, another matrix, or other values in it.
 
     Parameters
     ----------
@@ -739,7 +738,7 @@ def arrays_of(x: Any) -> list[np.ndarray]:
 
 
 def checksum(array: np.ndarray) -> bytes:
-    """A checksum of every byte of an array that depends on their order, at the speed of memory (4 GB/s).
+    """Checksum of all bytes of an array and of their order, as fast as memory is read (4 GB/s).
 
     The bytes are laid out as a table of 64-bit numbers, and the sums of its rows and of its columns are hashed: what
     changes one value, or exchanges two, changes a row or a column.
@@ -763,7 +762,7 @@ def checksum(array: np.ndarray) -> bytes:
 
 def read_covariates(adata: AnnData, registry: Registry, totals: np.ndarray) -> Covariates:
     """Covariates of every cell of `adata`, coded as the registry codes them; `totals` of shape (n_obs,)."""
-    # An empty cell counts as log 1 = 0, as in the reference's library prior.
+    # An empty cell counts as log 1 = 0, as in scvi-tools' library prior.
     library = np.log(np.where(totals > 0, totals, 1.0))
     if registry.size_factor_key is not None:
         library = np.log(size_factors(adata, registry) * registry.size_factor_scale)
@@ -1105,7 +1104,7 @@ def split_cells(
     shuffle: bool = True,
     seed: int = 0,
 ) -> Split:
-    """Split cells at random as the reference does: validation first, then training, the rest is the test part.
+    """Split cells at random as scvi-tools does: validation first, then training; the rest is the test set.
 
     Parameters
     ----------

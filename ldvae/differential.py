@@ -1,4 +1,4 @@
-"""Differential expression from posterior samples: which cells are compared, what is drawn, what is concluded."""
+"""Differential expression from posterior samples: groups of cells, sampling, and the statistics of each gene."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from ldvae.posterior import (
 )
 from ldvae.rows import Rows, rows_of
 
-EPS = 1e-8  # keeps the log odds finite, as in the reference
+EPS = 1e-8  # keeps the log odds finite, as in scvi-tools
 GENE_BLOCK = 16  # genes whose samples are compared together; 5,000 samples of them stay in the cache
 IN_CACHE = 256  # samples decoded at once, whose proportions stay in the cache
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeOptions:
-    """How two groups are sampled and compared; the defaults are the reference's.
+    """How two groups are sampled and compared; the defaults are those of scvi-tools.
 
     Attributes
     ----------
@@ -127,11 +127,11 @@ class Comparison(NamedTuple):
 
     @property
     def name(self) -> str:
-        """As the table calls it."""
+        """Its name in the table."""
         return f"{self.group1} vs {self.group2}"
 
 
-# Which cells
+# Groups of cells
 
 
 def comparisons(
@@ -143,7 +143,7 @@ def comparisons(
     idx2: Rows | None = None,
     subset_idx: Rows | None = None,
 ) -> list[Comparison]:
-    """The groups to compare, from the arguments of the reference.
+    """The groups to compare, from the arguments of scvi-tools.
 
     Parameters
     ----------
@@ -264,7 +264,7 @@ def differential_expression(
             batches = batches_of(names, batch_categories, test)
             draws.append(sample_scales(module, cells, source, rows, batches, test, generator, batch_size))
         silent = [
-            silent_genes(statistics, rows, drawn, cells, test.threshold_counts)
+            unexpressed_genes(statistics, rows, drawn, cells, test.threshold_counts)
             for rows, drawn in zip((rows1, rows2), draws, strict=True)
         ]
         index1, index2 = pairs(draws[0].batch, draws[1].batch, test, numpy_generator(generator))
@@ -289,7 +289,7 @@ def expected_fdr(proba_de: np.ndarray) -> np.ndarray:
     return np.cumsum(1 - proba_de) / np.arange(1, len(proba_de) + 1)
 
 
-# Drawing
+# Sampling
 
 
 class Scales(NamedTuple):
@@ -396,7 +396,7 @@ def pairs(
     return np.concatenate([one for one, _ in drawn]), np.concatenate([two for _, two in drawn])
 
 
-# Concluding
+# Statistics
 
 
 def compare(
@@ -406,7 +406,7 @@ def compare(
     silent1: np.ndarray | None = None,
     silent2: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """Columns of the table that follow from paired posterior samples alone.
+    """Columns of the table that are computed from paired posterior samples alone.
 
     Parameters
     ----------
@@ -420,7 +420,7 @@ def compare(
     Returns
     -------
     dict
-        In the reference's order of columns; scale1 and scale2 are the means of what is given.
+        In scvi-tools' order of columns; scale1 and scale2 are the means of what is given.
     """
     means = {"scale1": mean_scale(scale1), "scale2": mean_scale(scale2)}
     if test.mode == "vanilla":
@@ -478,7 +478,7 @@ def log_fold_changes(
 ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
     """Shares of samples that are up and down by `delta`, and the distribution of the log fold change.
 
-    The distribution is that with a thousandth of the pseudocount, as in the reference, so that it is not shrunk. What
+    The distribution is that with a thousandth of the pseudocount, as in scvi-tools, so that it is not shrunk. What
     counts as a change is decided on the ratio, not on its logarithm.
     """
     up_from, down_from = 2.0**delta, 2.0**-delta
@@ -574,7 +574,7 @@ def estimate_delta(lfc_means: np.ndarray) -> float:
 # Counts
 
 
-def silent_genes(
+def unexpressed_genes(
     statistics: CountStatistics, rows: np.ndarray, drawn: Scales, cells: Cells, threshold: float
 ) -> np.ndarray:
     """Genes whose mean count in the group is below the threshold; without counts, their expected mean."""
@@ -653,5 +653,5 @@ class CountStatistics:
 
 
 def group_key(rows: np.ndarray) -> int:
-    """Tells groups of cells apart."""
+    """Key of a group of cells."""
     return hash(rows.tobytes())

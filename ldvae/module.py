@@ -30,7 +30,7 @@ class Posterior(NamedTuple):
     l_var: Tensor | None
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Posterior:
-        """The same with every tensor changed."""
+        """A copy with a function applied to every tensor."""
         z_mean, z_var, l_mean, l_var = self
         library = (None, None) if l_mean is None or l_var is None else (change(l_mean), change(l_var))
         return Posterior(change(z_mean), change(z_var), *library)
@@ -49,7 +49,7 @@ class ElboTerms(NamedTuple):
 
 
 class Noise(NamedTuple):
-    """Every random number of one training step, so that any implementation of the step can share it."""
+    """All random numbers of one training step, shared by all backends."""
 
     z: Tensor  # standard normal, (n_obs, n_latent)
     library: Tensor  # standard normal, (n_obs, 1)
@@ -318,7 +318,7 @@ class LinearDecoder(nn.Module):
 
     @torch.no_grad()
     def start_at(self, profile: Tensor) -> None:
-        """Let the softmax of the intercepts be `profile`, shape (n_vars,); nothing happens where there is none."""
+        """Set the intercepts, if there are any, so that their softmax is `profile`, shape (n_vars,)."""
         intercept = self.bias if self.norm is None else self.norm.bias
         if intercept is not None:
             intercept.copy_(profile.log() - profile.log().mean())

@@ -1,6 +1,6 @@
-"""What a trained model says of cells: latent coordinates, expression, likelihoods, samples, correlations, densities.
+"""Posterior quantities of cells: latent coordinates, expression, likelihoods, samples, correlations, densities.
 
-Cells are encoded once, minibatch by minibatch, into `Cells`: everything that needs no counts goes on from there.
+Cells are encoded once, minibatch by minibatch, into `Cells`, from which all that needs no counts is computed.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Draws(NamedTuple):
 
 
 def device_of(module: LDVAE) -> torch.device:
-    """Where the module is."""
+    """Device of the module."""
     return next(module.parameters()).device
 
 
@@ -192,7 +192,7 @@ def marginal_ll(
 
 
 def log_likelihood(module: LDVAE, x: Tensor, cells: Cells, z_noise: Tensor, l_noise: Tensor) -> Tensor:
-    """log p(x | z, l) at the draws that the noise gives, in nats, shape (n_samples, n_obs).
+    """log p(x | z, l) at the draws made from the noise, in nats, shape (n_samples, n_obs).
 
     Parameters
     ----------
@@ -214,7 +214,7 @@ def log_likelihood(module: LDVAE, x: Tensor, cells: Cells, z_noise: Tensor, l_no
 
 
 def log_ratio(module: LDVAE, cells: Cells, z_noise: Tensor, l_noise: Tensor) -> Tensor:
-    """log [p(z, l) / q(z, l)] at the draws that the noise gives, in nats, shape (n_samples, n_obs)."""
+    """log [p(z, l) / q(z, l)] at the draws made from the noise, in nats, shape (n_samples, n_obs)."""
     q, covariates = cells
     z = q.z_mean + q.z_var.sqrt() * z_noise
     # Densities at the normal z, also for "ln": its softmax is a function of it and has no density of its own here.
@@ -299,7 +299,7 @@ def normalized_expression(
 
 
 def sample_cells(cells: Cells, n: int, generator: torch.Generator) -> Cells:
-    """Draw `n` times: a cell, each as likely, and z and the library size from its posterior; see `settle`."""
+    """Draw `n` cells with equal probability, and z and the library size of each from its posterior; see `settle`."""
     return settle(cells.take(torch.randint(cells.n_obs, (n,), generator=generator)), generator)
 
 
@@ -324,7 +324,7 @@ def sample_overall(
     batch: int | None = None,
     importance: Mapping[str, object] | None = None,
 ) -> tuple[Cells, np.ndarray]:
-    """Draw `n` times over cells, each as likely or by importance; returns the draws, and which cell each is of.
+    """Draw `n` cells, uniformly or by importance, and z and the library size of each; also returns which cells.
 
     Parameters
     ----------
@@ -367,7 +367,7 @@ def importance_weights(
     n_mc_samples_per_pass: int = 250,
     batch_size: int = BATCH_SIZE,
 ) -> Tensor:
-    """Weights that favour draws of z which are likely for many cells of a group, shape (n_candidates,), sum 1.
+    """Importance weights of draws of z, higher if likely for many cells of a group; shape (n_candidates,), sum 1.
 
     Parameters
     ----------

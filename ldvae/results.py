@@ -51,7 +51,7 @@ class File:
     contents: tuple[str, ...] = ()
 
     def at(self, results: Path, **names: str) -> Path:
-        """Where the file is in a results folder; `names` are the run or the projection."""
+        """Path of the file in a results folder; `names` are the run or the projection."""
         return Path(results) / self.path.format(**names)
 
     @property
@@ -64,7 +64,7 @@ class File:
         return Path(path).parents[len(Path(self.path).parts) - 1]
 
     def existing(self, results: Path, **names: str) -> Path:
-        """The same, or an InputError that says which verb writes the file."""
+        """Path of the file; an InputError that names the verb that writes it if it is missing."""
         path = self.at(results, **names)
         if not path.exists():
             raise InputError(
@@ -523,14 +523,14 @@ OVER_DATASETS = ("index", "across")
 
 
 def require_inputs(verb: str, results: Path) -> None:
-    """Raise an InputError where a file is missing that a verb reads in any case."""
+    """Raise an InputError if a file is missing that the verb always reads."""
     for file in inputs(verb):
         if "{" not in file.path and (verb, file) not in ONLY_IF and verb not in OVER_DATASETS:
             file.existing(results)
 
 
 def require_writable(folder: Path) -> None:
-    """Raise an InputError where nothing can be written to a folder, which may have to be made first."""
+    """Raise an InputError if a folder, which may not exist yet, cannot be written to."""
     place = next(part for part in (folder, *folder.parents) if os.path.lexists(part))
     where = str(place) if place.resolve() == place.absolute() else f"{place} (which is {place.resolve()})"
     if not place.exists():
@@ -561,16 +561,16 @@ def values_to_train(results: Path, train: TrainConfig) -> int:
     return setup["n_train"] * setup["n_vars"] * train.fit_config(setup["n_train"]).max_epochs
 
 
-# What failed
+# Failures
 
 
 def failure_file(results: Path, verb: str, name: str | None = None) -> Path:
-    """Where the failure of a verb is written down; `name` is the run or the projection."""
+    """Path of the record of a verb's failure; `name` is the run or the projection."""
     return Path(results) / "failures" / f"{verb}{'-' + name if name else ''}.json"
 
 
 def failures(results: Path) -> list[dict[str, Any]]:
-    """What failed of a dataset: verb, command, message, exit code and the id of the workflow's run."""
+    """Recorded failures of a dataset: verb, command, message, exit code and id of the workflow run."""
     return [
         json.loads(path.read_text(encoding="utf-8")) for path in sorted((Path(results) / "failures").glob("*.json"))
     ]

@@ -1,4 +1,4 @@
-"""Which cells a caller means: row numbers from a mask, row numbers, names of cells, or a query of obs."""
+"""Selection of cells: row numbers from a mask, row numbers, names of cells, or a query of obs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FORMS = "a mask (dtype bool), row numbers (integers), a list of names from adata
 
 
 def rows_of(given: Any, obs: pd.DataFrame, name: str = "indices", *, none_selected: bool = False) -> np.ndarray:
-    """Row numbers of the cells that a caller means, in the order given.
+    """Row numbers of the selected cells, in the order given.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ def rows_of(given: Any, obs: pd.DataFrame, name: str = "indices", *, none_select
 
 
 def queried(query: str, obs: pd.DataFrame, name: str) -> np.ndarray:
-    """Mask of the cells for which a query holds, by position: namesakes are told apart."""
+    """Mask of the cells for which a query holds, by position, also where names repeat."""
     advice = f"Give {FORMS}, such as \"{obs.columns[0] if len(obs.columns) else 'donor'} == 'a'\"."
     try:
         mask = obs.eval(query)

@@ -81,7 +81,7 @@ class SavedModel:
 
 
 def weights_hash(state: Mapping[str, Tensor]) -> str:
-    """A name for the weights of a model: the same for the same numbers, on any device, saved and loaded."""
+    """Hash of the weights of a model, independent of the device, and the same after saving and loading."""
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(state.items()):
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
@@ -281,11 +281,11 @@ def _read_history(path: Path) -> History:
     return {name: table[[name]].dropna() for name in table}
 
 
-# The reference's format: weights under other names, and a pickle around them
+# The format of scvi-tools: weights under other names, in a pickle
 
 
 def scvi_names(n_layers: int) -> list[tuple[str, str]]:
-    """Pairs of prefixes of parameter names: the reference's and ours, the longer ones first."""
+    """Pairs of prefixes of parameter names: those of scvi-tools and ours, the longer ones first."""
     pairs = [
         ("px_r", "log_theta"),
         ("library_log_means", "library_log_means"),
@@ -311,7 +311,7 @@ def _rename(name: str, pairs: list[tuple[str, str]]) -> str:
 def reference_attributes(model: SavedModel) -> dict[str, Any]:
     """What scvi-tools 1.4.2 saves of a model besides its weights, by its names."""
     config, registry = model.config, model.registry
-    own = {"use_batch_norm", "bias", "log_variational"}  # for the reference these are **model_kwargs
+    own = {"use_batch_norm", "bias", "log_variational"}  # in scvi-tools these are **model_kwargs
     defaults = ModelConfig()
     module_options = {name: getattr(config, name) for name in own if getattr(config, name) != getattr(defaults, name)}
     if config.dispersion == "gene-label":
@@ -338,7 +338,7 @@ def write_scvi_tools(model: SavedModel, directory: Path, *, prefix: str = "", ov
     Raises
     ------
     InputError
-        If the model has what the reference's does not, or the directory exists and `overwrite` is False.
+        If the model has what that of scvi-tools does not, or the directory exists and `overwrite` is False.
     """
     config, registry = model.config, model.registry
     extensions = {
@@ -360,7 +360,7 @@ def write_scvi_tools(model: SavedModel, directory: Path, *, prefix: str = "", ov
     for name in ("library_log_means", "library_log_vars"):
         if name in state:
             state[name] = state[name][None]
-    for name, tensor in list(state.items()):  # the reference has this stack for every likelihood, used or not
+    for name, tensor in list(state.items()):  # scvi-tools has these layers for every likelihood, used or not
         if name.startswith("decoder.factor_regressor."):
             state.setdefault(name.replace("factor_regressor", "px_dropout_decoder"), tensor.clone())
     columns = {"gene": (), "gene-batch": (registry.shape.n_batch,), "gene-label": (registry.shape.n_labels,)}
@@ -381,7 +381,7 @@ def write_scvi_tools(model: SavedModel, directory: Path, *, prefix: str = "", ov
 
 
 def _inert_library_encoder(config: ModelConfig, n_vars: int) -> Iterator[tuple[str, Tensor]]:
-    """The library encoder that the reference keeps, unused, where the library size is observed."""
+    """The library encoder that scvi-tools keeps, unused, where the library size is observed."""
     n_hidden = config.n_hidden
     block = "l_encoder.encoder.fc_layers.Layer 0"
     yield f"{block}.0.weight", torch.zeros(n_hidden, n_vars)
@@ -443,7 +443,7 @@ def _modern_registry(setup: dict[str, Any]) -> dict[str, Any]:
     return registry
 
 
-# Arguments of the reference's module that change nothing in a LinearSCVI (reference, constructor).
+# Arguments of scvi-tools' module that change nothing in a LinearSCVI (scvi-tools, constructor).
 _WITHOUT_EFFECT = {
     "encode_covariates",
     "deeply_inject_covariates",
@@ -546,11 +546,11 @@ def _history_of(described: dict[str, Any]) -> History:
     return history
 
 
-# Unpickling by description: the pickle's opcodes only ever reach the functions below
+# Unpickling into placeholders: a pickle can only call the functions below
 
 
 class _Described:
-    """Stands for an object of a library that is not to be run: what it would have been made from."""
+    """Placeholder for an object of a pickle, with the arguments it would have been made from."""
 
     args: tuple[Any, ...] = ()
     state: Any = None

@@ -32,12 +32,12 @@ from ldvae.module import LDVAE
 logger = logging.getLogger(__name__)
 
 CHECKPOINT_FORMAT = 1
-VALIDATION_STREAM = 2**32 - 1  # of random numbers; those of training are numbered by epoch
+VALIDATION_STREAM = 2**32 - 1  # random stream of the validation; those of training are numbered by epoch
 Source = Counts | BackedCounts
 
 
 class Interrupted(Exception):
-    """Training was asked to stop; its checkpoint, if it has one, is written."""
+    """Training stopped on request, after its checkpoint (if it has one) was written."""
 
 
 @contextmanager
@@ -56,9 +56,9 @@ def generators(seed: int, *stream: int) -> tuple[np.random.Generator, torch.Gene
 
 
 class LightOptimizer(torch.optim.Optimizer):
-    """Mixed into torch's optimisers: made without the import of torch's compiler (145 MB, some seconds).
+    """Base of the optimizers, which does not import torch's compiler (145 MB, several seconds).
 
-    torch wraps this method so that its compiler leaves it alone, and imports that compiler to do so.
+    torch wraps `add_param_group` to exclude it from compilation, and imports the compiler for that.
     """
 
     add_param_group = getattr(
@@ -97,13 +97,13 @@ def kl_weight(config: FitConfig, epoch: int, step: int) -> float:
 
 @dataclass
 class Patience:
-    """The best value of a metric so far (lower is better), and for how many looks it has not improved."""
+    """Best value of a metric so far (lower is better), and number of checks since it improved."""
 
     best: float = math.inf
     waited: int = 0
 
-    def look(self, value: float, min_delta: float) -> int:
-        """Note a value; how many looks in a row have brought no improvement of more than `min_delta`."""
+    def update(self, value: float, min_delta: float) -> int:
+        """Add a value; returns the number of checks since the last improvement by more than `min_delta`."""
         improved = value < self.best - min_delta
         self.best, self.waited = (value, 0) if improved else (self.best, self.waited + 1)
         return self.waited
@@ -111,7 +111,7 @@ class Patience:
 
 @dataclass
 class State:
-    """Where a training stands; with the module and the optimizer, all that a resumed run needs."""
+    """State of a training; with the module and the optimizer, all that is needed to resume it."""
 
     epoch: int = 0
     lr: float = 0.0
@@ -126,9 +126,9 @@ class State:
 
 
 class Fit(NamedTuple):
-    """What a training did."""
+    """Result of a training."""
 
-    history: pd.DataFrame  # a row per epoch, the reference's names; index "epoch"
+    history: pd.DataFrame  # one row per epoch, columns named as in scvi-tools; index "epoch"
     epochs: int
     stopped_early: bool
     interrupted: bool
@@ -137,7 +137,7 @@ class Fit(NamedTuple):
 
 
 class EpochReport(NamedTuple):
-    """Given to `on_epoch` after every epoch."""
+    """Progress after an epoch, passed to `on_epoch`."""
 
     epoch: int  # finished epochs
     max_epochs: int
@@ -148,7 +148,7 @@ class EpochReport(NamedTuple):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where and how often to save a training that may be cut off."""
+    """Where and how often to save the state of a training."""
 
     path: Path
     every_s: float = 600.0
@@ -171,31 +171,31 @@ def fit(
     Parameters
     ----------
     module
-        Parameters to start from; on the device to train on.
+        Module with its initial parameters, on the device to train on.
     source
         Counts of all cells.
     split
         Rows to train and to validate on.
     config
-        Schedule, optimiser, stopping.
+        Schedule, optimizer and early stopping.
     seed
-        Of the order of the cells and of all noise. Every epoch has its own stream, so that a resumed training ends
-        in the same bits as an undisturbed one.
+        Seed of the order of the cells and of all noise. Each epoch has its own random stream, so that a resumed
+        training gives the same bits as an uninterrupted one.
     checkpoint
-        Resume from this file if it holds this very training, and save to it.
+        File to save to, and to resume from if it belongs to the same training.
     on_epoch
         Called after every epoch.
     stop
-        Asked before every step; when it says so, the checkpoint is written and `Interrupted` raised.
+        Called before every step; if it returns True, the checkpoint is written and `Interrupted` raised.
     make_backend
-        How minibatches are computed; by the fastest backend that fits if not given.
+        Chooses the backend; not given: the fastest that supports the model.
 
     Raises
     ------
     InputError
         If the loss becomes NaN or infinite; or if there is nothing to train on.
     Interrupted
-        If `stop` said so.
+        If `stop` returned True.
     """
     if len(split.train) == 0:
         raise InputError("There is no cell to train on; train_size must leave at least one.")
@@ -241,11 +241,11 @@ def fit(
             finish_epoch(state, module, backend, source, split, config, seed)
             if on_epoch is not None:
                 on_epoch(report(state, config, split, state.global_step - done_before, time.monotonic() - started))
-        if state.global_step > done_before:  # who is killed after the training need not train again
+        if state.global_step > done_before:  # a job that is killed after the training does not train again
             save_checkpoint(noise_generator)
     except KeyboardInterrupt:
         interrupted = True
-        logger.warning("Interrupted in epoch %d of %d; keeping what was learnt.", state.epoch, config.max_epochs)
+        logger.warning("Interrupted in epoch %d of %d; keeping the parameters so far.", state.epoch, config.max_epochs)
     finally:
         module.eval()
     state.seconds = seconds_before + time.monotonic() - started
@@ -295,7 +295,7 @@ def learning_rate(config: FitConfig, state: State) -> float:
 def finish_epoch(
     state: State, module: LDVAE, backend: Backend, source: Source, split: Split, config: FitConfig, seed: int
 ) -> None:
-    """Validate, write the history, decide whether to go on; `state` then stands at the next epoch."""
+    """Validate, add to the history, and check for early stopping; `state` then is that of the next epoch."""
     weight = kl_weight(config, state.epoch, state.global_step - 1)
     sums = torch.stack(state.sums).double().cpu()
     finite = torch.isfinite(sums).all(dim=1)
@@ -313,11 +313,11 @@ def finish_epoch(
     state.sums, state.noise = [], None
     state.finished = state.epoch >= config.max_epochs
     if validate and config.schedule == "plateau":
-        waited = state.plateau.look(monitored(row, config.lr_scheduler_metric), config.lr_threshold)
+        waited = state.plateau.update(monitored(row, config.lr_scheduler_metric), config.lr_threshold)
         if waited > config.lr_patience:
             state.lr, state.plateau.waited = max(state.lr * config.lr_factor, config.lr_min), 0
     if validate and config.early_stopping and state.epoch > config.early_stopping_warmup_epochs:
-        waited = state.stopping.look(monitored(row, config.early_stopping_monitor), config.early_stopping_min_delta)
+        waited = state.stopping.update(monitored(row, config.early_stopping_monitor), config.early_stopping_min_delta)
         state.finished |= waited >= config.early_stopping_patience
 
 
@@ -355,7 +355,7 @@ def monitored(row: dict[str, float], name: str) -> float:
 
 
 def diverged(state: State, step: int, sums: Tensor) -> None:
-    """Stop a training whose loss is no longer a number."""
+    """Raise an InputError that says where the loss became NaN or infinite."""
     names = ("reconstruction", "KL(z)", "KL(library)")
     which = [name for name, value in zip(names, sums[step].tolist(), strict=True) if not math.isfinite(value)]
     raise InputError(
@@ -366,7 +366,7 @@ def diverged(state: State, step: int, sums: Tensor) -> None:
 
 
 def fingerprint(module: LDVAE, source: Source, split: Split, config: FitConfig, seed: int) -> str:
-    """What makes two trainings the same: architecture, data, split, schedule, seed."""
+    """Hash of all that defines a training: architecture, data, split, schedule and seed."""
     mark = hashlib.blake2b(digest_size=16)
     mark.update(repr((module.config, module.shape, config, seed)).encode())
     arrays = [*split, *(values.numpy() for values in source.covariates)]
@@ -385,9 +385,9 @@ def write_checkpoint(
     noise_generator: torch.Generator,
     mark: str,
 ) -> None:
-    """Replace the checkpoint by the present state, in one rename.
+    """Replace the checkpoint by the current state, atomically.
 
-    A checkpoint that cannot be written is a warning: training goes on, and what was there stays.
+    If it cannot be written, training continues with a warning, and the previous checkpoint stays.
     """
     tensors = {f"module.{name}": value for name, value in module.state_dict().items()}
     for i, parameter in enumerate(module.parameters()):
@@ -411,16 +411,16 @@ def write_checkpoint(
                 os.unlink(file.name)
                 raise
     except OSError as error:
-        logger.warning("Could not write the checkpoint %s (%s); training goes on without it.", path, error.strerror)
+        logger.warning("Could not write the checkpoint %s (%s); training continues without it.", path, error.strerror)
     else:
         logger.info("Checkpoint at epoch %d, step %d: %s", state.epoch, len(state.sums), path)
 
 
 def resume(path: Path, module: LDVAE, optimizer: torch.optim.Optimizer, mark: str) -> State | None:
-    """Put a checkpointed training back into the module and the optimizer.
+    """Restore the module and the optimizer from a checkpoint.
 
-    Returns None where there is no checkpoint. One that is torn, of another training or of a newer version is set
-    aside under another name, and training starts over.
+    Returns None if there is no checkpoint. One that is damaged, of another training or of a newer version is renamed,
+    and training starts over.
     """
     if not path.exists():
         return None
@@ -431,9 +431,9 @@ def resume(path: Path, module: LDVAE, optimizer: torch.optim.Optimizer, mark: st
         if header["format"] > CHECKPOINT_FORMAT:
             raise ValueError(f"it has format {header['format']}, newer than the {CHECKPOINT_FORMAT} known here")
         if header["crc"] != checksum(tensors):
-            raise ValueError("its checksum does not fit: it is torn")
+            raise ValueError("its checksum does not match: the file is damaged")
         if header["fingerprint"] != mark:
-            raise ValueError("it is of other data, other parameters or another seed")
+            raise ValueError("it belongs to other data, other parameters or another seed")
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as why:
         aside = path.with_name(f"{path.name}.refused-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}")
         path.rename(aside)

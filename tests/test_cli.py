@@ -401,7 +401,7 @@ def test_a_signal_stops_training_which_goes_on_to_the_same_bits(registered, tmp_
         process.send_signal(signal.SIGUSR1)
         rest = process.communicate(timeout=120)[1]
     assert process.returncode == 128 + signal.SIGUSR1, rest
-    assert "goes on from its checkpoint" in rest
+    assert "a restart resumes from the checkpoint" in rest
     assert not (stopped / "runs" / "one" / "metrics.json").exists()
     again = ldvae("train", *flags)
     assert again.returncode == 0, again.stderr

@@ -1,4 +1,4 @@
-"""One fit: registered counts in, a trained model and all that later steps need of it out."""
+"""Train one model on the registered counts, evaluate it, and write what later steps need of it."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ from ldvae.train import Checkpoint, Fit, Interrupted
 
 logger = logging.getLogger(__name__)
 
-COLLAPSED_KL = 0.01  # nats per cell: a factor below it tells the decoder nothing
-FIT_CELLS = 5000  # most held-out cells of the posterior predictive check
-LIKELIHOOD_CELLS = 1000  # most test cells of the marginal likelihood, the same for all runs …
+COLLAPSED_KL = 0.01  # nats per cell; a factor with less KL has collapsed
+FIT_CELLS = 5000  # maximum number of held-out cells in the posterior predictive check
+LIKELIHOOD_CELLS = 1000  # maximum number of test cells for the marginal likelihood, the same for all runs …
 LIKELIHOOD_SAMPLES = 100  # … and importance samples for each
-EVALUATION_SEED = 0  # the same noise for all runs, so that their difference is that of the fits
+EVALUATION_SEED = 0  # the same noise for all runs, so that only the fits differ
 
 
 def train(
@@ -59,8 +59,8 @@ def train(
 ) -> None:
     """Fit one model from one seed, and measure it on the cells it has not seen.
 
-    A signal to stop (SIGTERM, SIGUSR1, SIGINT) makes it write its checkpoint and exit with 128 + the signal's number;
-    started again, it goes on from there and ends in the same bits.
+    On SIGTERM, SIGUSR1 or SIGINT it writes its checkpoint and exits with 128 + the signal's number. A restart resumes
+    from the checkpoint and gives the same bits as an uninterrupted training.
 
     Parameters
     ----------
@@ -69,15 +69,15 @@ def train(
     run
         Name of the run; not given: its id, made of the number of factors, the seed and a hash of the options.
     seed
-        Of the initial weights, the order of the cells and all noise.
+        Seed of the initial weights, the order of the cells and all noise.
     checkpoint
-        Folder for the checkpoint; it survives a killed job and is removed at the end. Not given: no checkpoint.
+        Folder for the checkpoint; kept when the job is killed, removed at the end. Not given: no checkpoint.
     checkpoint_minutes
         Minutes between checkpoints.
     keep_checkpoint
-        Leave the last checkpoint where it is, so that the same command does not train again; measures again only.
+        Keep the last checkpoint: the same command then only evaluates again.
     device
-        Where to train; auto: on a GPU if one is visible.
+        Device to train on; auto: a GPU if one is visible.
     threads
         CPU threads.
     """
@@ -96,15 +96,15 @@ def train(
     fitted = Run(architecture, config, seed)
     name = run or fitted.id
     layout.METRICS.at(results, run=name).parent.mkdir(parents=True, exist_ok=True)
-    with stop_on_signal() as asked_to_stop:
+    with stop_on_signal() as stopping:
         adata, registry, split = read_registered(layout.COUNTS.existing(results))
         linear = LinearSCVI(adata, **dict(architecture), registry=registry, seed=seed)
         linear.module.to(where)
         logger.info("run %s: %d cells to train on, %d genes.", name, len(split.train), adata.n_vars)
         saved = Checkpoint(checkpoint / "checkpoint", 60 * checkpoint_minutes) if checkpoint else None
         schedule = config.fit_config(len(split.train))
-        with asked_to_stop.politely(), progress_bar(True) as on_epoch:
-            done = linear.fit(split, schedule, seed=seed, checkpoint=saved, on_epoch=on_epoch, stop=asked_to_stop)
+        with stopping.gracefully(), progress_bar(True) as on_epoch:
+            done = linear.fit(split, schedule, seed=seed, checkpoint=saved, on_epoch=on_epoch, stop=stopping)
         found = evaluate(linear, split)
         table = predictive_check(linear, split)
         arrays = factor_arrays(linear, adata.obs_names.to_numpy(str))
@@ -121,49 +121,47 @@ def train(
         shutil.rmtree(checkpoint, ignore_errors=True)
 
 
-class AskedToStop:
-    """Whether a signal has come. Training asks, from its first step on; everything else is left at once."""
+class StopSignal:
+    """Whether a signal to stop has arrived. Training checks before each step; all other work ends at once."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
-        self.polite = False
+        self.graceful = False
 
     def __call__(self) -> bool:
-        self.polite = True
+        self.graceful = True
         return self.signal is not None
 
     def receive(self, number: int, _: Any) -> None:
         """Handle a signal."""
         self.signal = number
-        if not self.polite:
+        if not self.graceful:
             self.leave()
 
     @contextmanager
-    def politely(self) -> Iterator[None]:
-        """Let the training that asks inside the block write its checkpoint, and then leave."""
+    def gracefully(self) -> Iterator[None]:
+        """Let the training inside the block write its checkpoint before the process ends."""
         with suppress(Interrupted):
             yield
-        self.polite = False
-        if self.signal is not None:  # also if it came after the last question
+        self.graceful = False
+        if self.signal is not None:  # also if it arrived after the last check
             self.leave()
 
     def leave(self) -> None:
-        """End the process with the exit code of its signal, which makes Slurm, Snakemake and Nextflow try again."""
+        """End the process with the exit code of its signal, on which Slurm, Snakemake and Nextflow retry the job."""
         assert self.signal is not None
-        logger.warning(
-            "stopped by %s; started again, it goes on from its checkpoint.", signal.Signals(self.signal).name
-        )
+        logger.warning("stopped by %s; a restart resumes from the checkpoint.", signal.Signals(self.signal).name)
         sys.exit(128 + self.signal)
 
 
 @contextmanager
-def stop_on_signal() -> Iterator[AskedToStop]:
+def stop_on_signal() -> Iterator[StopSignal]:
     """Catch SIGTERM, SIGUSR1 and SIGINT inside the block."""
-    asked = AskedToStop()
+    signalled = StopSignal()
     signals = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-    before = {number: signal.signal(number, asked.receive) for number in signals}
+    before = {number: signal.signal(number, signalled.receive) for number in signals}
     try:
-        yield asked
+        yield signalled
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -198,12 +196,12 @@ def evaluate(linear: LinearSCVI, split: Split) -> dict[str, Any]:
         if name == "test":
             found["reconstruction_test"] = float(terms.reconstruction.double().mean())
             found["kl_test"] = float((terms.kl_z + terms.kl_library).double().mean())
-    # By these the step select finds fits that lost a program: the test cells are too few to tell, and kept for the end.
+    # With these the step select finds fits that lost a program; the test cells are too few for that.
     both = torch.cat(fitted)
     found["elbo_fitted"] = float(both.mean())
     found["elbo_fitted_se"] = float(both.std() / len(both) ** 0.5) if len(both) > 1 else 0.0
     if len(split.test):
-        rows = some(split.test, LIKELIHOOD_CELLS)
+        rows = subset(split.test, LIKELIHOOD_CELLS)
         marginal = posterior.marginal_ll(module, source, rows, generator(), LIKELIHOOD_SAMPLES, 10)
         found["marginal_ll_test"] = float(marginal.double().mean())
     q = posterior.encode(module, source, np.arange(len(source))).q
@@ -252,7 +250,7 @@ def has_converged(history: pd.DataFrame) -> bool:
 
 
 def factor_arrays(linear: LinearSCVI, cell_names: np.ndarray) -> dict[str, np.ndarray]:
-    """Scores of all cells, loadings, and what the programs need besides: see `ldvae programs`."""
+    """Scores of all cells, loadings, and what else `ldvae programs` needs."""
     module, source = linear.module, linear.source
     all_rows = np.arange(len(source))
     cells = posterior.encode(module, source, all_rows)
@@ -272,7 +270,7 @@ def factor_arrays(linear: LinearSCVI, cell_names: np.ndarray) -> dict[str, np.nd
 @torch.inference_mode()
 def mean_theta(module: LDVAE, cells: posterior.Cells) -> np.ndarray:
     """Inverse dispersion of each gene, its mean over cells where it differs between them; infinite for poisson."""
-    some_cells = cells.take(some(np.arange(cells.n_obs), FIT_CELLS)).to(posterior.device_of(module))
+    some_cells = cells.take(subset(np.arange(cells.n_obs), FIT_CELLS)).to(posterior.device_of(module))
     theta = module.dispersion(module.decoder_input(some_cells.q.z_mean, some_cells.covariates), some_cells.covariates)
     if theta is None:
         return np.full(module.shape.n_vars, np.inf, dtype=np.float32)
@@ -288,7 +286,7 @@ def predictive_check(linear: LinearSCVI, split: Split) -> pd.DataFrame:
     """
     module, source = linear.module, linear.source
     held_out = np.concatenate([split.validation, split.test])
-    rows = np.sort(some(held_out if len(held_out) else split.train, FIT_CELLS))
+    rows = np.sort(subset(held_out if len(held_out) else split.train, FIT_CELLS))
     draws = generator()
     sums: dict[str, np.ndarray] = {}
     batches = list(linear.get_batch_loadings())
@@ -340,13 +338,13 @@ def moments(x: torch.Tensor, predicted: Moments) -> dict[str, torch.Tensor]:
     return {f"{kind}_{name}": value for kind, found in parts.items() for name, value in found._asdict().items()}
 
 
-def some(rows: np.ndarray, n: int) -> np.ndarray:
-    """At most `n` of the rows, drawn at random, the same ones every time."""
+def subset(rows: np.ndarray, n: int) -> np.ndarray:
+    """At most `n` of the rows, a random subset that is always the same."""
     return rows if len(rows) <= n else np.random.default_rng(EVALUATION_SEED).choice(rows, n, replace=False)
 
 
 def generator() -> torch.Generator:
-    """The noise of an evaluation."""
+    """Random generator of the evaluation."""
     return torch.Generator().manual_seed(EVALUATION_SEED)
 
 
