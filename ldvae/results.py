@@ -379,9 +379,17 @@ PROJECTED_SCORES = File(
     writer="project",
     index="cell",
 )
+PROJECTED_CELLS = File(
+    path="project/{projection}/cells.tsv.gz",
+    holds="Cells: misfit (mean -log10 probability of the 30 most surprising counts), outside (more surprising than "
+    "99 % of the cells that the programs were made from), and error_P1, … (standard deviation of each score).",
+    writer="project",
+    index="cell",
+)
 PROJECTED_SUMMARY = File(
     path="project/{projection}/summary.json",
-    holds="Numbers of cells and genes, genes missing, share of each program that the genes found cover, settings.",
+    holds="Numbers of cells (outside, too) and genes, genes missing, share of each program that the genes found cover, "
+    "settings.",
     writer="project",
 )
 
@@ -484,6 +492,7 @@ ONLY_IF: dict[tuple[str, File], Callable[[Dataset], bool]] = {
     ("annotate", MODEL): lambda dataset: dataset.annotate.normalized_layer,
     ("de", ANNOTATED): lambda dataset: dataset.compares_clusters,
     ("report", DE): lambda dataset: bool(dataset.de.contrasts),
+    ("project", PROGRAMS_MODEL): lambda dataset: True,  # which may come packed in one file
     ("report", RESOLVED): lambda dataset: True,  # steps that are called by hand may have no config
 }
 

@@ -14,7 +14,8 @@ from .donors import compare_conditions, donor_means, doubtful_replicates
 from .effects import effects_on_all_genes
 from .evidence import associations, describe, enrichment, ranked_enrichment, strength, technical_flags
 from .find import Programs, find_programs, gene_sets, split_sides, top_genes
-from .projection import Frame, Projection, frame, project
+from .projection import Frame, Projection, calibrate, frame, project
+from .reference import Reference, read_reference, write_reference
 from .rotation import Alignment, Rotation, align_scores, clean_loadings, drop_baseline, orient, parts, rotate
 from .stability import Stability, stability
 
@@ -25,11 +26,13 @@ __all__ = [
     "MetaPrograms",
     "Programs",
     "Projection",
+    "Reference",
     "ReproducibleRank",
     "Rotation",
     "Stability",
     "align_scores",
     "associations",
+    "calibrate",
     "clean_loadings",
     "compare_across",
     "compare_conditions",
@@ -53,6 +56,7 @@ __all__ = [
     "parts",
     "project",
     "ranked_enrichment",
+    "read_reference",
     "reproducible_rank",
     "rotate",
     "split_sides",
@@ -60,4 +64,5 @@ __all__ = [
     "strength",
     "technical_flags",
     "top_genes",
+    "write_reference",
 ]

@@ -13,6 +13,7 @@ VERBS = {
     "across": "Compare the programs of several datasets: which they share, and which are one's own.",
     "index": "Write the page that leads to the reports of all datasets and compares all runs.",
     "project": "Score the cells of a new dataset with the programs of an old one.",
+    "pack": "Write the programs of a dataset, or meta-programs, into one file that is used without the data.",
     "simulate": "Draw counts from known gene programs.",
     "check": "Check configs and the data they name, or files of counts, and say what is in them.",
     "plan": "Print the datasets, runs and flags that a config expands to, as JSON.",

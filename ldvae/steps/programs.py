@@ -20,6 +20,7 @@ from ldvae.programs import (
     Frame,
     Programs,
     associations,
+    calibrate,
     compare_conditions,
     describe,
     donor_means,
@@ -40,6 +41,8 @@ from ldvae.programs.find import methods as methods_of_consensus
 from ldvae.steps.select import find, read_factors, read_programs
 
 logger = logging.getLogger(__name__)
+
+CELLS_JUDGED = 500  # on which it is measured how well the programs explain their own cells
 
 
 def programs(*, results: Path, config: ProgramsConfig = ProgramsConfig()) -> None:
@@ -94,7 +97,8 @@ def programs(*, results: Path, config: ProgramsConfig = ProgramsConfig()) -> Non
     all_genes = on_all_genes(found.scores, layout.FILTERED.existing(results))
     write_table(all_genes, layout.ALL_GENES.at(results))
     write_table(ranked_sets(all_genes, list(found.scores), config.gene_sets), layout.RANKED_SETS.at(results))
-    write_model(frame(found, factors.mean, factors.theta), layout.PROGRAMS_MODEL.at(results))
+    model = frame(found, factors.mean, factors.theta)
+    write_model(judged(model, layout.COUNTS.existing(results), batch_key), layout.PROGRAMS_MODEL.at(results))
     write_json(
         {
             "rank": found.rank,
@@ -178,6 +182,21 @@ def long_table(found: Programs) -> pd.DataFrame:
     columns = {name: table.to_numpy().T.ravel() for name, table in tables.items()}
     names, genes = found.loadings.columns, found.loadings.index
     return pd.DataFrame({"program": np.repeat(names, len(genes)), "gene": np.tile(genes, len(names))} | columns)
+
+
+def judged(model: Frame, counts: Path, batch_key: str) -> Frame:
+    """The model with the identifiers of its genes, where there are any, and how well it explains its own cells."""
+    data = read_h5ad(counts, backed="r")
+    rows = np.unique(np.linspace(0, data.n_obs - 1, CELLS_JUDGED).astype(int))
+    x, var, obs = sparse.csr_matrix(data.X[rows]), data.var, data.obs.iloc[rows]
+    data.file.close()
+    for column in var:
+        ids = var[column].astype(str)
+        if ids.str.fullmatch(r"ENS[A-Z]*G\d{6,}(\.\d+)?").mean() > 0.5:
+            model = model._replace(ids=ids.reindex(model.genes).fillna("").to_numpy(dtype=np.str_))
+            break
+    batch = obs[batch_key].to_numpy() if batch_key in obs else None
+    return calibrate(model, x, list(var.index), batch=batch)
 
 
 def write_model(model: Frame, path: Path) -> None:
