@@ -482,6 +482,21 @@ INDEX = File(
     holds="The page that leads to the reports of all datasets, in the folder above theirs.",
     writer="index",
 )
+SUMMARY = File(
+    path="summary.txt",
+    holds="The end of the run in words, as a terminal shows it, beside index.html: what finished and what was found.",
+    writer="index",
+)
+MULTIQC_QC = File(
+    path="multiqc/ldvae_qc_mqc.tsv",
+    holds="For MultiQC, beside index.html: cells, genes, runs and programs of each dataset.",
+    writer="index",
+)
+MULTIQC_PROGRAMS = File(
+    path="multiqc/ldvae_programs_mqc.tsv",
+    holds="For MultiQC: the programs of all datasets with label, share of the variation and top genes.",
+    writer="index",
+)
 
 #: Files by name, in small letters: what `read_results` calls them.
 NAMED = {name.lower(): value for name, value in list(vars().items()) if isinstance(value, File)}

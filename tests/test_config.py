@@ -3,6 +3,7 @@
 import gzip
 import json
 import re
+import sys
 import tomllib
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from matrix_market import write_matrix
 
 from ldvae.config import (
     SECTIONS,
@@ -32,6 +34,7 @@ from ldvae.config import (
     runs_table,
     schema,
 )
+from ldvae.config.inputs import input_files, staged_input
 from ldvae.errors import InputError
 from ldvae.likelihoods import LIKELIHOODS
 
@@ -669,3 +672,40 @@ def test_the_conda_environments_pin_the_versions_of_requirements_txt(name):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert {re.match(r"[\w-]+", line)[0] for line in project["dependencies"]} <= set(pip)
     assert "ldvae" in (ROOT / "envs" / f"{name}.post-deploy.sh").read_text()
+
+
+# ---------------------------------------------------------------- files of the inputs
+
+
+def test_an_input_is_all_its_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_matrix(Path("ten x"))
+    array = Path("stored.zarr/X/c/0")
+    array.parent.mkdir(parents=True)
+    for path in (Path("stored.zarr/zarr.json"), array):
+        path.write_text("{}")
+    inside = ["matrix.mtx", "features.tsv.gz", "barcodes.tsv.gz"]
+    paths = ["ten x/matrix.mtx", "ten x", "ten x/", "https://example.org/x.h5ad", "not there.mtx", "demo:pbmc68k"]
+    assert [input_files(path) for path in paths] == [
+        *([f"ten x/{name}" for name in inside] for _ in range(3)),
+        ["https://example.org/x.h5ad"],
+        ["not there.mtx"],
+        [],
+    ]
+    assert staged_input("ten x/matrix.mtx")["files"] == {name: f"ten x/{name}" for name in inside}
+    assert staged_input("ten x/")["name"] == "ten x"
+    assert staged_input("ten x")["files"] == {f"ten x/{name}": f"ten x/{name}" for name in inside}
+
+    before = staged_input("stored.zarr")
+    assert (before["name"], before["files"]) == ("stored.zarr", {"stored.zarr": "stored.zarr"})
+    array.write_text("{ }")
+    assert staged_input("stored.zarr")["contents"] != before["contents"]
+
+
+def test_without_the_readers_every_file_beside_a_matrix_counts(tmp_path, monkeypatch):
+    """Snakemake may run in an environment of its own."""
+    monkeypatch.setitem(sys.modules, "ldvae.io", None)
+    matrix = write_matrix(tmp_path / "ten x")
+    assert len(input_files(str(matrix))) == len(input_files(str(matrix.parent))) == 3
+    (tmp_path / "x.h5ad").write_text("")
+    assert input_files(str(tmp_path / "x.h5ad")) == [str(tmp_path / "x.h5ad")]

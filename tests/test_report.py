@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from results_folder import NASTY, World, write_results
 
 from ldvae import pl
@@ -526,6 +527,25 @@ def test_the_index_says_first_what_is_not_finished_and_why(tmp_path: Path) -> No
     block = page.data["blocks"]["datasets"]
     assert block["dataset"] == ["broken", "waiting", "kang"], "what failed comes first"
     assert block["state"] == ["failed in qc", "not finished", "finished"]
+    said = layout.SUMMARY.at(tmp_path).read_text()
+    assert said.startswith("Finished: 1 dataset.")
+    assert "broken: not finished.\n  ldvae qc: min_genes = 9999 removes <all> cells" in said
+    assert f"open {tmp_path}/index.html" in said
+
+
+def test_the_index_writes_tables_for_multiqc(tmp_path: Path) -> None:
+    for name in ("kang", "pbmc"):
+        make(tmp_path, replace(BARE, name=name))
+    index(results=tmp_path)
+    tables = {}
+    for file in (layout.MULTIQC_QC, layout.MULTIQC_PROGRAMS):
+        lines = file.at(tmp_path).read_text().splitlines()
+        settings = yaml.safe_load("\n".join(line.removeprefix("# ") for line in lines if line.startswith("#")))
+        assert settings["plot_type"] == "table"
+        tables[settings["id"]] = [line.split("\t") for line in lines if not line.startswith("#")]
+    assert [row[0] for row in tables["ldvae_qc"]] == ["Dataset", "kang", "pbmc"]
+    assert [row[0] for row in tables["ldvae_programs"]][:2] == ["Program", "kang P1"]
+    assert all(len(row) == len(table[0]) for table in tables.values() for row in table)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ workflow LDVAE {
     counts // [name of a dataset, its files of counts], for datasets whose counts other processes make; may be empty
 
     main:
-    PLAN(config)
+    failures().deleteDir()
+    PLAN(config, named_files(config))
     plan = PLAN.out.plan.map { json -> new groovy.json.JsonSlurperClassic().parseText(json.text) }
     // Each dataset as `ldvae plan` describes it. A process gets only its own part, else every edit would rerun everything.
     dataset = plan.flatMap { it.datasets }.map { [[id: it.dataset], it] }
@@ -26,8 +27,8 @@ workflow LDVAE {
     files = dataset
         .join(counts.map { name, made -> [[id: name], made] }, remainder: true)
         .filter { _meta, planned, _made -> planned }
-        .map { meta, planned, made -> [meta, made ?: inputs(planned.inputs)] }
-    QC(files.join(dataset).map { meta, files_of, it -> [meta, files_of, tables(it.tables.qc), it.flags.qc] })
+        .map { meta, planned, made -> [meta, made ?: files_of(planned.inputs), made ? [] : grouped(planned.inputs)] }
+    QC(files.join(dataset).map { meta, counted, inputs, it -> [meta, counted, inputs, tables(it.tables.qc), it.flags.qc] })
     SETUP(QC.out.filtered.join(dataset).map { meta, filtered, it -> [meta, filtered, tables(it.tables.setup), it.flags.setup] })
 
     TRAIN(
@@ -74,7 +75,9 @@ workflow LDVAE {
 
     PROJECT(
         PROGRAMS.out.programs.join(dataset).flatMap { meta, programs, it ->
-            it.projections.collect { other -> [meta + [projection: other.projection], inputs(other.inputs), programs, other.flags] }
+            it.projections.collect { other ->
+                [meta + [projection: other.projection], files_of(other.inputs), grouped(other.inputs), programs, other.flags]
+            }
         }
     )
 
@@ -101,10 +104,16 @@ workflow LDVAE {
         compared.map { _across, made -> made.collect { it[2] } },
         compared.map { across, _made -> across.flags }
     )
+    // When all that can run has run, failures included.
+    reported = REPORT.out.report
+        .map { _meta, page, _summary, _figures -> page.parent }
+        .mix(PROJECT.out.scores.map { _meta, _scores -> null }, ACROSS.out.across.map { _folder -> null })
+        .toList()
     INDEX(
         plan.map { it.datasets*.dataset },
-        REPORT.out.report.map { _meta, page, _summary, _figures -> page.parent }.collect(),
-        ACROSS.out.across.ifEmpty([])
+        reported.map { it.findAll().sort { one -> one.name } },
+        ACROSS.out.across.ifEmpty([]),
+        reported.map { failed() }
     )
 
     emit:
@@ -123,9 +132,42 @@ workflow LDVAE {
     )
 }
 
-// Files of counts; the embedded demo has none.
-def inputs(paths) {
-    return tables(paths.findAll { !it.startsWith('demo:') })
+// Folders of what failed in this run, each called as its dataset; nextflow.config writes them.
+def failed() {
+    return failures().exists() ? (failures().listFiles() as List).sort { it.name } : []
+}
+
+def failures() {
+    return file("${workflow.workDir}/failures/${workflow.sessionId}")
+}
+
+// All files of the inputs of counts; the embedded demo has none.
+def files_of(inputs) {
+    return tables(inputs.collectMany { it.files.sort().values() })
+}
+
+// Which of them make one input, and a hash of what is in a folder that is handed over whole.
+def grouped(inputs) {
+    return inputs.collect { [name: it.name, files: it.files.sort().keySet() as List, contents: it.contents] }
+}
+
+// The config and what is there of all that it may name, for a container to show them in their places.
+def named_files(config) {
+    def content = file(config).exists() ? new org.yaml.snakeyaml.Yaml().load(file(config).text) : []
+    def paths = [config] + texts(content).findAll { text -> text && text.size() < 1024 && !text.contains(':') }
+    def found = tables(paths).findAll { path -> path.exists() }
+    return (found + found.collect { path -> path.toRealPath() }).unique()
+}
+
+// All texts of a YAML document.
+def texts(value) {
+    if (value instanceof Map) {
+        return texts(value.values() as List)
+    }
+    if (value instanceof List) {
+        return value.collectMany { part -> texts(part) }
+    }
+    return value instanceof String ? [value] : []
 }
 
 def tables(paths) {

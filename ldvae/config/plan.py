@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ldvae.config.inputs import staged_input
 from ldvae.config.options import (
     SECTIONS,
     AcrossConfig,
@@ -392,7 +393,7 @@ def describe(plan: Plan) -> dict[str, Any]:
         "datasets": [
             {
                 "dataset": name,
-                "inputs": list(dataset.inputs.values()),
+                "inputs": [staged_input(path, dataset.qc.genome) for path in _files(dataset.inputs)],
                 "tables": {step: [path for _, path in named(getattr(dataset, step), "file")] for step in STEPS},
                 "flags": {step: shlex.join(_flags_of_step(dataset, step)) for step in STEPS},
                 "contrasts": dataset.de.contrasts,
@@ -409,7 +410,7 @@ def describe(plan: Plan) -> dict[str, Any]:
                 "projections": [
                     {
                         "projection": projection,
-                        "inputs": list(other.inputs.values()),
+                        "inputs": [staged_input(path, other.project.genome) for path in _files(other.inputs)],
                         "flags": shlex.join(_name_flags(other.inputs) + flags(other.project)),
                     }
                     for projection, other in dataset.projections.items()
@@ -436,6 +437,10 @@ def column_flags(setup: SetupConfig) -> list[str]:
     """Flags of the columns that qc needs and that setup registers: batch and labels."""
     named = {"--batch-key": setup.batch_key, "--labels-key": setup.labels_key}
     return [part for flag, column in named.items() if column is not None for part in (flag, column)]
+
+
+def _files(inputs: Mapping[str, str]) -> list[str]:
+    return [path for path in inputs.values() if not path.startswith("demo:")]
 
 
 def _name_flags(inputs: Mapping[str, str]) -> list[str]:

@@ -1134,7 +1134,7 @@ def _summary(results: Results, warnings: list[prose.Warning], findings: prose.Fi
     runs = results.runs[[column.key for column in RUN_COLUMNS if column.key in results.runs]]
     programs = [
         {"program": name, "label": row["label"], "share": float(row["share"]), "top_positive": row["top_positive"]}
-        for name, row in results.programs.head(5).iterrows()
+        for name, row in results.programs.iterrows()
     ]
     columns: Mapping[str, list[Any]] = _columns(runs)
     return {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
@@ -368,7 +368,7 @@ def _lost_types(results: Results) -> list[str]:
     return [name for name, count in types.items() if count["after"] < count["before"] * 2 / 3]
 
 
-def end_of_run(summaries: list[dict[str, Any]], page: str) -> str:
+def end_of_run(summaries: list[dict[str, Any]], page: str, unfinished: Sequence[dict[str, Any]] = ()) -> str:
     """What a person wants to know when a run ends, from what `render_report` says of each dataset.
 
     Parameters
@@ -377,6 +377,8 @@ def end_of_run(summaries: list[dict[str, Any]], page: str) -> str:
         One for each dataset: the contents of report.json.
     page
         Path of the page that leads to all reports.
+    unfinished
+        The other datasets: `dataset`, and `failures` (verb and message of each failed job).
 
     Returns
     -------
@@ -396,6 +398,9 @@ def end_of_run(summaries: list[dict[str, Any]], page: str) -> str:
                 lines += [f"  - {text}" for text in texts[:5]]
                 if (more := len(texts) - 5) > 0:
                     lines.append(f"  - {more} more in the report.")
+    for one in unfinished:
+        lines.append(f"{one['dataset']}: not finished.")
+        lines += [f"  ldvae {failure['verb']}: {failure['message']}" for failure in one["failures"]]
     lines.append(f"Next: open {page} in a browser.")
     return "\n".join(lines)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from ldvae import results as layout
 from ldvae.io import atomic
+from ldvae.report.multiqc import programs_table, qc_table
 from ldvae.report.page import render_index
 from ldvae.report.prose import end_of_run
 
@@ -34,10 +35,20 @@ def index(*, results: Path, datasets: list[str] | None = None, across: bool | No
         {**layout.REPORT_SUMMARY.read(results / name), "report": f"{name}/{layout.PAGE.path}"} for name in finished
     ]
     unfinished = [{"dataset": name, "failures": failures[name]} for name in names if name not in finished]
-    with atomic(layout.INDEX.at(results)) as temporary:
-        compared = comparison(results) if across is not False else None
-        temporary.write_text(render_index(found, unfinished, compared), encoding="utf-8")
-    logger.info("%s", end_of_run(found, str(layout.INDEX.at(results))))
+    compared = comparison(results) if across is not False else None
+    failed = [*unfinished, *([{"dataset": "across", **compared}] if compared and compared["failures"] else [])]
+    said = end_of_run(found, str(layout.INDEX.at(results)), failed)
+    texts = {
+        layout.INDEX: render_index(found, unfinished, compared),
+        layout.SUMMARY: said + "\n",
+        layout.MULTIQC_QC: qc_table(found),
+        layout.MULTIQC_PROGRAMS: programs_table(found),
+    }
+    for file, text in texts.items():
+        file.at(results).parent.mkdir(exist_ok=True)
+        with atomic(file.at(results)) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    logger.info("%s", said)
 
 
 def comparison(results: Path) -> dict[str, Any] | None:

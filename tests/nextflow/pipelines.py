@@ -10,6 +10,8 @@ from pathlib import Path
 
 import yaml
 
+from ldvae import results as layout
+
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 
@@ -22,13 +24,27 @@ SMALL = {
     "train": {"max_epochs": 3},
 }  # two datasets with two runs each
 
-QUICK = """#!/bin/bash
-# ldvae, as it is called, with stubs for results; a test may put something before it.
+QUICK = r"""#!/bin/bash
+# ldvae, as it is called, with stubs for results; a test may put something before it. Those in JSON tell the command.
 set -e
 export PATH="{bin}:$PATH"
 {hook}
-if [ "$1" != plan ]; then set -- "$@" --stub; fi
-exec ldvae "$@"
+verb=$1
+case $verb in plan | simulate | help | --*) exec ldvae "$@" ;; esac
+said=${{*//\"/}}
+while [ $# -gt 0 ]; do
+    case $1 in
+        --results) results=$2 ;;
+        --run | --name) name=$2 ;;
+        --versions-yml) printf '"%s":\n    ldvae: "0"\n' "$LDVAE_PROCESS" > "$2" ;;
+    esac
+    shift
+done
+while IFS= read -r file; do
+    file=$results/${{file//@NAME@/$name}}
+    mkdir -p "${{file%/*}}"
+    case $file in *.json) echo "{{\"stub\": \"$said\"}}" > "$file" ;; *) echo stub > "$file" ;; esac
+done < "{folder}/$verb.txt"
 """
 
 
@@ -62,10 +78,16 @@ class Pipeline:
         return path
 
     def quick(self, hook: str = "") -> None:
-        """Put stubs in the place of the steps, after what the lines of shell in `hook` do."""
+        """Put stubs in the place of the steps, after what the lines of shell in `hook` do.
+
+        Not `ldvae --stub`, which imports for a second what it does not use.
+        """
         folder = self.folder / "quick"
         folder.mkdir(exist_ok=True)
-        (folder / "ldvae").write_text(QUICK.format(bin=BIN, hook=hook))
+        for verb in {file.writer for file in layout.FILES}:
+            paths = [path.format(projection="@NAME@") for path in layout.layout([verb], ["@NAME@"])]
+            (folder / f"{verb}.txt").write_text("".join(f"{path}\n" for path in paths))
+        (folder / "ldvae").write_text(QUICK.format(bin=BIN, hook=hook, folder=folder))
         (folder / "ldvae").chmod(0o755)
         self.environment["PATH"] = f"{folder}:{os.environ['PATH']}"
 

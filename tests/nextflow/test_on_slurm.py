@@ -142,3 +142,29 @@ def test_a_job_that_the_scheduler_refuses_ends_the_pipeline_and_says_why(trainin
     done = training.run("-profile", "slurm", script=training.folder / "main.nf", timeout=300)
     assert done.code != 0
     assert "Requested node configuration is not available" in done.text
+
+
+def test_a_job_that_can_never_start_is_told_within_a_minute_with_the_line_to_change(pipeline):
+    """It asks for longer than its partition allows, which Slurm takes and leaves pending."""
+    pipeline.configure(datasets={"one": {"input": "demo:pbmc68k"}}, sweep={"seeds": [0]})
+    pipeline.quick()
+    pipeline.site = SITE + "process { resourceLimits = [:] ; withName: 'LDVAE:QC' { time = 20.d } }"
+    finished = []
+    arguments = ("--config", "config.yaml", "-profile", "slurm")
+    thread = threading.Thread(target=lambda: finished.append(pipeline.run(*arguments, timeout=300)))
+    thread.start()
+    log, end, said = pipeline.folder / ".nextflow.log", time.monotonic() + 240, ""
+    while "waits for PartitionTimeLimit" not in said and time.monotonic() < end:
+        time.sleep(0.5)
+        said = log.read_text() if log.exists() else ""
+    numbers = re.findall(r"Slurm job (\d+) \(nf-LDVAE_QC", said)
+    for number in numbers or re.findall(r"jobId: (\d+)", said):
+        subprocess.run(["scancel", number], check=True)
+    thread.join()
+    assert len(numbers) == 1
+    submitted, told = (
+        re.search(pattern, said)[1] for pattern in (r"(\S+) \[.*submitted process", r"(\S+) \[.*Slurm job")
+    )
+    assert "--max_time" in finished[0].text
+    seconds = [sum(60**n * float(part) for n, part in enumerate(reversed(at.split(":")))) for at in (submitted, told)]
+    assert seconds[1] - seconds[0] < 60

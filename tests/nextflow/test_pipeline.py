@@ -5,11 +5,14 @@ Most tests run the commands as they are with stubs for results (`Pipeline.quick`
 
 import copy
 import json
+import os
 import re
 import subprocess
 
+import anndata
 import pytest
 import yaml
+from matrix_market import write_matrix
 from pipelines import BIN, ROOT, SMALL
 
 from ldvae import results as layout
@@ -61,7 +64,7 @@ def test_without_arguments_it_runs_the_demo(pipeline):
     assert done.code == 0, done.text
     assert done.ran() == STEPS | {"TRAIN": 5, "INDEX": 1}
     assert (pipeline.folder / "results" / "pbmc68k" / "report.html").exists()
-    assert f"{pipeline.folder}/results/index.html" in done.text
+    assert (pipeline.folder / "results" / "multiqc").is_dir()
 
 
 def test_only_what_depends_on_a_change_runs_again(pipeline):
@@ -124,18 +127,46 @@ def test_a_misspelt_parameter_is_refused(pipeline):
     assert not done.trace
 
 
-def test_a_mistake_ends_its_dataset_alone_with_its_message_and_is_not_repeated(pipeline):
-    pipeline.configure(**small())
+def test_a_mistake_ends_its_dataset_alone_and_the_index_tells_it(pipeline):
+    """Exit code 2 is not repeated; the page and the terminal say what finished and what failed, and why."""
+    config = small()
+    config["datasets"] |= {"empty": {"input": "demo:pbmc68k", "qc": {"min_genes": 5000}}, "killed": "demo:pbmc68k"}
+    pipeline.configure(**config)
+    summary = {"n_obs_before": 5, "n_obs_after": 4, "n_vars": 3, "setting": "k10", "reason": "", "n_programs": 0}
+    summary |= {"programs": [], "warnings": [], "runs": []}
     pipeline.quick(
-        'if [[ $1 == qc && "$*" == *"--dataset one "* ]]; then echo "ldvae qc: no cell is left." >&2; exit 2; fi'
+        f"""
+        case "$1 $*" in
+            "qc "*"--results empty"* | index*) exec ldvae "$@" ;;
+            "setup "*"--results killed"*) echo "almost done" >&2; exit 9 ;;
+        esac
+        if [ $1 = report ]; then
+            echo '{json.dumps(summary)[:-1]}, "dataset": "'$3'"}}' > "$3/report.json"
+            touch "$3/report.html" versions.yml
+            mkdir "$3/figures"
+            exit
+        fi
+        """
     )
     done = pipeline.run("--config", "config.yaml")
     assert done.code != 0
-    assert "LDVAE:QC (one) failed:\nldvae qc: no cell is left.\n" in done.text
-    assert "The reports:" not in done.text
-    failed = [row for row in done.trace if row["status"] == "FAILED"]
-    assert [(row["tag"], row["exit"], row["attempt"]) for row in failed] == [("one", "2", "1")]
-    assert done.ran() == STEPS | {"INDEX": 1}
+    assert "LDVAE:QC (empty) failed:\n" in done.text
+    failed = sorted((row["tag"], row["exit"], row["attempt"]) for row in done.trace if row["status"] == "FAILED")
+    assert failed == [("empty", "2", "1"), ("killed", "9", "1")]
+    assert done.ran() == twice(STEPS) | {"QC": 3}
+    page = (pipeline.folder / "results" / "index.html").read_text()
+    for said in (page, done.text):
+        assert re.search("ldvae qc.*min_genes", said)
+        assert "ended with exit code 9 at attempt 1. almost done" in said
+    assert "Finished: 2 datasets." in done.text
+    assert f"open {pipeline.folder}/results/index.html" in done.text
+
+    # Once it is right, it is no failure any more.
+    config["datasets"] = {name: config["datasets"][name] for name in ("one", "two")}
+    pipeline.configure(**config)
+    done = pipeline.run("--config", "config.yaml", "-resume")
+    assert done.code == 0, done.text
+    assert "not finished" not in (pipeline.folder / "results" / "summary.txt").read_text()
 
 
 @pytest.mark.parametrize("signal", [137, 143])
@@ -207,6 +238,34 @@ def test_paths_may_have_spaces_and_start_at_the_folder_of_the_launch(pipeline, t
     assert (tmp_path / "rela tive" / "two" / "report.html").exists()
 
 
+def test_an_input_is_all_its_files(pipeline):
+    """Real QC of a folder of Cell Ranger and of a matrix with its tables beside it, again when one of them changes."""
+    inputs = [write_matrix(pipeline.folder / name, value=2) for name in ("ten x", "alone")]
+    pipeline.quick('if [ $1 = qc ] || [ $1 = project ]; then exec ldvae "$@"; fi')
+    pipeline.configure(
+        datasets={"a": {"input": "ten x"}, "b": {"input": {"x": "alone/matrix.mtx", "y": "ten x/"}}},
+        qc={"min_genes": 1, "min_counts": 1, "min_cells": 1, "n_mads": None, "doublets": "off"},
+        sweep={"seeds": [0]},
+    )
+    arguments = ["--config", "config.yaml", "-resume"]
+    done = pipeline.run(*arguments)
+    assert done.code == 0, done.text
+    filtered = {name: layout.FILTERED.at(pipeline.folder / "results" / name) for name in "ab"}
+    totals = {name: anndata.io.read_h5ad(path).X.sum() for name, path in filtered.items()}
+    assert totals["b"] == 2 * totals["a"] > 1000
+
+    for number, (path, changed) in enumerate(zip(inputs, (["a", "b"], ["b"]), strict=True), start=3):
+        before = path.parent.stat()
+        write_matrix(path.parent, value=number)
+        os.utime(path.parent, ns=(before.st_atime_ns, before.st_mtime_ns))
+        done = pipeline.run(*arguments)
+        assert done.code == 0, done.text
+        assert (
+            sorted(row["tag"] for row in done.trace if ":QC" in row["process"] and row["status"] == "COMPLETED")
+            == changed
+        )
+
+
 def test_the_syntax_is_strict(engine):
     done = subprocess.run(
         [ROOT / "tests" / "nextflow" / "nextflow", "lint", "main.nf", "workflow", "nextflow.config"],
@@ -216,42 +275,126 @@ def test_the_syntax_is_strict(engine):
         check=False,
     )
     assert done.returncode == 0, done.stdout
-    assert "15 files had no errors" in done.stdout
+    assert "18 files had no errors" in done.stdout
 
 
 def test_every_step_of_the_snakemake_workflow_has_its_process():
-    rules = {path.stem for path in (ROOT / "workflow" / "rules").glob("*.smk")} - {"common"}
-    processes = {path.stem for path in (ROOT / "workflow" / "processes").glob("*.nf")} - {"resources", "index"}
+    rules = {path.stem for path in (ROOT / "workflow" / "rules").glob("*.smk")} - {"common", "private", "terminal"}
+    processes = {path.stem for path in (ROOT / "workflow" / "processes").glob("*.nf")} - {
+        "resources",
+        "inputs",
+        "index",
+    }
     assert rules == processes
 
 
+def parameters() -> dict[str, object]:
+    """Parameters of nextflow.config with their defaults."""
+    block = re.search(r"^params \{\n(.*?)^\}", (ROOT / "nextflow.config").read_text(), re.DOTALL | re.MULTILINE)
+    return {name: yaml.safe_load(value) for name, value in re.findall(r"(\w+) +?= (.*)", block[1])}
+
+
 def test_the_limits_of_a_job_are_those_of_the_config():
-    limits = re.search(
-        r"resourceLimits = \[memory: (\d+)\.GB, time: (\d+)\.h\]", (ROOT / "nextflow.config").read_text()
-    )
-    assert int(limits[1]) * 1000 == ComputeConfig.max_mem_mb
-    assert int(limits[2]) * 60 == ComputeConfig.max_runtime
+    defaults = parameters()
+    assert int(defaults["max_memory"].removesuffix(".GB")) * 1000 == ComputeConfig().max_mem_mb
+    assert int(defaults["max_time"].removesuffix(".h")) * 60 == ComputeConfig().max_runtime
 
 
 def test_the_schema_describes_every_parameter():
     schema = json.loads((ROOT / "nextflow_schema.json").read_text())
     described = {name: entry for group in schema["$defs"].values() for name, entry in group["properties"].items()}
-    block = re.search(r"^params \{\n(.*?)^\}", (ROOT / "nextflow.config").read_text(), re.DOTALL | re.MULTILINE)
-    defaults = dict(re.findall(r"(\w+) +?= ['\"](.*)['\"]", block[1]))
-    assert {name: entry["default"] for name, entry in described.items()} == defaults
+    assert {name: entry["default"] for name, entry in described.items()} == parameters()
     assert all(entry["description"] for entry in described.values())
+    assert [entry["$ref"] for entry in schema["allOf"]] == [f"#/$defs/{name}" for name in schema["$defs"]]
 
 
-def test_results_are_those_of_the_run_that_finished_last(pipeline):
-    """A, then B, then A again, with -resume: the tasks of A are cached, and their results are published again."""
+def test_help_tells_every_parameter_and_runs_nothing(pipeline):
+    done = pipeline.run("--help")
+    assert done.code == 0, done.text
+    assert all(f"--{name} " in done.text for name in parameters())
+    assert not done.trace
+    assert "Finished" not in done.text
+
+
+def test_parameters_may_come_from_a_file_and_from_the_config_of_an_institution(pipeline):
+    pipeline.configure(**small(datasets={"one": SMALL["datasets"]["one"]}, sweep={"seeds": [0]}))
     pipeline.quick()
-    results, written = pipeline.folder / "results", []
-    changes = ({}, {"de": {"delta": 0.5}, "qc": {"min_genes": 10}, "sweep": {"seeds": [0]}}, {})
-    for number, change in enumerate(changes):
-        pipeline.configure(**small() | change)
-        assert pipeline.run("--config", "config.yaml", "-resume").code == 0, number
-        # A stub in JSON tells the command that wrote it.
-        written.append({path.relative_to(results): path.read_text() for path in results.glob("*/**/*.json")})
-    first, other, last = written
-    assert first == last
-    assert {path.parts[1] for path in first if first[path] != other.get(path)} >= {"qc", "de", "resolved.json"}
+    given = pipeline.folder / "my params.json"
+    given.write_text(json.dumps({"config": "config.yaml", "outdir": "else where"}))
+    pipeline.site = """
+        params {
+            config_profile_description = 'An institute'
+            max_memory = '3.GB'
+            max_cpus = 1
+            max_time = '15.min'
+        }
+        """
+    done = pipeline.run("-params-file", given)
+    assert done.code == 0, done.text
+    asked = {(int(row["memory"]) / 2**30, int(row["time"]) / 60e3) for row in done.trace if ":QC" in row["process"]}
+    assert asked == {(3, 15)}
+    assert (pipeline.folder / "else where" / "one" / "report.html").exists()
+
+    given.write_text(json.dumps({"confg": "config.yaml"}))
+    done = pipeline.run("-params-file", given)
+    assert done.code != 0
+    assert "no parameter --confg" in done.text
+
+
+# A change of each section of a config, and what then runs. What a step gets from one that ran again is new to it.
+LAST = {"REPORT": 1, "INDEX": 1}
+AFTER_SELECT = {"PROGRAMS": 1, "ANNOTATE": 1, "DE": 1, "PROJECT": 1} | LAST
+AFTER_TRAINING = {"SELECT": 1} | AFTER_SELECT
+CHANGES = {
+    "qc": ({"min_genes": 10}, {"QC": 1, "SETUP": 1, "TRAIN": 2} | AFTER_TRAINING),
+    "setup": ({"test_size": 0.2}, {"SETUP": 1, "TRAIN": 2} | AFTER_TRAINING),
+    "model": ({"n_latent": 5}, {"TRAIN": 2} | AFTER_TRAINING),
+    "train": ({"lr": 0.02}, {"TRAIN": 2} | AFTER_TRAINING),
+    "sweep": ({"seeds": [0, 1, 2]}, {"TRAIN": 1} | AFTER_TRAINING),
+    "select": ({"seed": 1}, {"SELECT": 1} | AFTER_SELECT),
+    "programs": ({"n_top": 20}, {"PROGRAMS": 1, "ANNOTATE": 1, "PROJECT": 1} | LAST),
+    "annotate": ({"resolution": 2.0}, {"ANNOTATE": 1} | LAST),
+    "de": ({"delta": 0.5}, {"DE": 1} | LAST),
+    "report": ({"n_genes": 10}, LAST),
+    "project": ({}, {"PROJECT": 1}),
+    "compute": ({"threads": 2}, {"TRAIN": 2} | AFTER_TRAINING),  # Nextflow knows a task by all it was given
+}
+
+
+def test_a_change_of_each_section_reruns_what_it_must_and_leaves_no_trace_once_it_is_undone(pipeline):
+    """Config A, then one that differs in a section, then the next, and A again, all with -resume.
+
+    A stub in JSON tells the command that wrote it. Whatever belongs to other sections is that of A after each run.
+    """
+    pipeline.quick()
+    results = pipeline.folder / "results" / "one"
+
+    def run(section=None):
+        config = small(sweep={"seeds": [0, 1]}, train={"max_epochs": 3})
+        config["datasets"] = {"one": config["datasets"]["one"] | {"project": {"other": {"input": "demo:pbmc68k"}}}}
+        if section == "project":
+            config["datasets"]["one"]["project"]["other"]["adjust"] = False
+        elif section is not None:
+            config[section] = config.get(section, {}) | CHANGES[section][0]
+        pipeline.configure(**config)
+        done = pipeline.run("--config", "config.yaml", "-resume")
+        assert done.code == 0, done.text
+        runs = {line.split("\t")[0] for line in (results / "runs.tsv").read_text().splitlines()[1:]}
+        files = {path.relative_to(results): path.read_text() for path in results.rglob("*.json")}
+        return done.ran(), {
+            path: text for path, text in files.items() if path.parts[0] != "runs" or path.parts[1] in runs
+        }
+
+    ran, first = run()
+    assert ran == STEPS | {"PROJECT": 1, "INDEX": 1}
+    for section, (_, expected) in CHANGES.items():
+        ran, files = run(section)
+        assert ran == expected, section
+        own = {"model": "runs", "train": "runs", "sweep": "runs", "compute": "runs", "report": "report.json"}.get(
+            section, section
+        )
+        differing = {path.parts[0] for path in first.keys() | files.keys() if first.get(path) != files.get(path)}
+        assert differing - {"resolved.json"} <= {own}, section
+        assert differing, section
+    ran, last = run()
+    assert (ran, last) == ({}, first)

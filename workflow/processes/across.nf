@@ -1,11 +1,13 @@
-include { memory ; time } from './resources'
+include { image ; memory ; time } from './resources'
 
 // Compare the programs of several datasets: which they share, and which are one's own.
 process ACROSS {
+    tag 'all datasets'
     memory { memory('across', [qc, programs], task.attempt) }
     time { time('across', [qc, programs], task.attempt) }
 
     conda "${moduleDir}/../../envs/ldvae.yaml"
+    container { image(workflow.containerEngine, task.ext.image) }
 
     input:
     // of each dataset its name and its folders qc and programs, in one order

@@ -1,4 +1,4 @@
-include { memory ; time } from './resources'
+include { image ; memory ; time } from './resources'
 
 // Put the best fit, the programs, UMAP and clusters into one AnnData.
 process ANNOTATE {
@@ -7,6 +7,7 @@ process ANNOTATE {
     time { time('annotate', [parts, runs], task.attempt) }
 
     conda "${moduleDir}/../../envs/ldvae.yaml"
+    container { image(workflow.containerEngine, task.ext.image) }
 
     input:
     // parts: the folders qc, setup, select and programs

@@ -1,4 +1,4 @@
-include { memory ; time } from './resources'
+include { image ; memory ; time } from './resources'
 
 // Compare groups of cells gene by gene, with the best fit.
 process DE {
@@ -7,6 +7,7 @@ process DE {
     time { time('de', [parts, runs], task.attempt) }
 
     conda "${moduleDir}/../../envs/ldvae.yaml"
+    container { image(workflow.containerEngine, task.ext.image) }
 
     input:
     // parts: the folders qc, setup and select, and annotated.h5ad where clusters are compared

@@ -1,4 +1,4 @@
-include { memory ; time } from './resources'
+include { image ; memory ; time } from './resources'
 
 // Average the fits of the chosen setting and turn what they share into gene programs.
 process PROGRAMS {
@@ -7,6 +7,7 @@ process PROGRAMS {
     time { time('programs', [parts, runs], task.attempt) }
 
     conda "${moduleDir}/../../envs/ldvae.yaml"
+    container { image(workflow.containerEngine, task.ext.image) }
 
     input:
     // parts: the folders qc, setup and select

@@ -1,4 +1,5 @@
-include { memory ; time } from './resources'
+include { arranged ; named } from './inputs'
+include { image ; memory ; time } from './resources'
 
 // Score other cells with the programs of a dataset.
 process PROJECT {
@@ -7,10 +8,12 @@ process PROJECT {
     time { time('project', counts, task.attempt) }
 
     conda "${moduleDir}/../../envs/ldvae.yaml"
+    container { image(workflow.containerEngine, task.ext.image) }
 
     input:
-    // parts: the folder programs; no counts: the embedded demo
-    tuple val(meta), path(counts, stageAs: 'input?/*'), path(parts, stageAs: '.staged/*'), val(flags)
+    // counts: all files of the inputs, none for the embedded demo; inputs: which of them make one, [] if each is one;
+    // parts: the folder programs
+    tuple val(meta), path(counts, stageAs: '.input?/*'), val(inputs), path(parts, stageAs: '.staged/*'), val(flags)
 
     output:
     tuple val(meta), path("${meta.id}/project/${meta.projection}"), emit: scores
@@ -18,11 +21,11 @@ process PROJECT {
 
     script:
     def args = task.ext.args ?: ''
-    def input = counts ?: 'demo:pbmc68k'
     """
     export LDVAE_PROCESS='${task.process}'
+    ${arranged(counts, inputs)}
     mv .staged '${meta.id}'
-    ldvae project --results '${meta.id}' --name '${meta.projection}' --input ${input} ${flags} ${args} --versions-yml versions.yml
+    ldvae project --results '${meta.id}' --name '${meta.projection}' --input ${named(counts, inputs)} ${flags} ${args} --versions-yml versions.yml
     """
 
     stub:

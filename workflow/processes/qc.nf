@@ -1,4 +1,5 @@
-include { memory ; time } from './resources'
+include { arranged ; named } from './inputs'
+include { image ; memory ; time } from './resources'
 
 // Read the counts of a dataset, and keep the cells and genes that pass quality control.
 process QC {
@@ -7,9 +8,11 @@ process QC {
     time { time('qc', counts, task.attempt) }
 
     conda "${moduleDir}/../../envs/ldvae.yaml"
+    container { image(workflow.containerEngine, task.ext.image) }
 
     input:
-    tuple val(meta), path(counts, stageAs: 'input?/*'), path(obs_table), val(flags) // no counts: the embedded demo
+    // counts: all files of the inputs, none for the embedded demo; inputs: which of them make one, [] if each is one
+    tuple val(meta), path(counts, stageAs: '.input?/*'), val(inputs), path(obs_table), val(flags)
 
     output:
     tuple val(meta), path("${meta.id}/qc"), emit: qc
@@ -18,11 +21,12 @@ process QC {
 
     script:
     def args = task.ext.args ?: ''
-    def input = counts ?: 'demo:pbmc68k'
     def table = obs_table ? "--obs-table ${obs_table}" : ''
     """
     export LDVAE_PROCESS='${task.process}'
-    ldvae qc --results '${meta.id}' --input ${input} ${table} ${flags} ${args} --versions-yml versions.yml
+    ${arranged(counts, inputs)}
+    mkdir -p '${meta.id}'
+    ldvae qc --results '${meta.id}' --input ${named(counts, inputs)} ${table} ${flags} ${args} --versions-yml versions.yml
     """
 
     stub:

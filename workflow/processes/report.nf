@@ -1,4 +1,4 @@
-include { memory ; time } from './resources'
+include { image ; memory ; time } from './resources'
 
 // Write the report of a dataset: one page that needs no network.
 process REPORT {
@@ -7,6 +7,7 @@ process REPORT {
     time { time('report', [parts, runs], task.attempt) }
 
     conda "${moduleDir}/../../envs/ldvae.yaml"
+    container { image(workflow.containerEngine, task.ext.image) }
 
     input:
     // parts: the folders qc, setup, select, programs and de, and annotated.h5ad; resolved: the options of the dataset (JSON)

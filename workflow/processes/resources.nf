@@ -1,4 +1,4 @@
-// Memory and time of a job, from workflow/resources.yaml, which the rules of Snakemake read too.
+// What a job gets: memory and time from workflow/resources.yaml, which the rules of Snakemake read too, and its image.
 
 def memory(step, files, attempt) {
     return "${scaled(resources(step).mem_mb, files, attempt)} MB"
@@ -6,6 +6,12 @@ def memory(step, files, attempt) {
 
 def time(step, files, attempt) {
     return "${scaled(resources(step).minutes, files, attempt)} min"
+}
+
+// As containers/README.md makes them; kind: cpu or cuda.
+def image(engine, kind) {
+    def file = "${moduleDir}/../../containers/ldvae-${kind ?: 'cpu'}.sif"
+    return engine in ['apptainer', 'singularity'] ? file : "localhost/ldvae:${kind ?: 'cpu'}"
 }
 
 def resources(step) {

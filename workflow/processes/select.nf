@@ -1,4 +1,4 @@
-include { memory ; time } from './resources'
+include { image ; memory ; time } from './resources'
 
 // Compare the settings of a sweep on held-out cells and by what reproduces, and choose one.
 process SELECT {
@@ -7,6 +7,7 @@ process SELECT {
     time { time('select', runs, task.attempt) }
 
     conda "${moduleDir}/../../envs/ldvae.yaml"
+    container { image(workflow.containerEngine, task.ext.image) }
 
     input:
     tuple val(meta), path(runs, stageAs: '.staged/runs/*'), val(flags)

@@ -1,4 +1,4 @@
-include { memory ; time } from './resources'
+include { image ; memory ; time } from './resources'
 
 // Choose the genes to model, register batch and covariates, and split the cells once for all runs.
 process SETUP {
@@ -7,6 +7,7 @@ process SETUP {
     time { time('setup', filtered, task.attempt) }
 
     conda "${moduleDir}/../../envs/ldvae.yaml"
+    container { image(workflow.containerEngine, task.ext.image) }
 
     input:
     tuple val(meta), path(filtered, stageAs: '.staged/qc/filtered.h5ad'), path(gene_list), val(flags)

@@ -1,4 +1,4 @@
-include { memory ; time } from './resources'
+include { image ; memory ; time } from './resources'
 
 // Fit one model: one setting of the sweep, from one seed.
 process TRAIN {
@@ -10,6 +10,7 @@ process TRAIN {
     time { time('train', counts, task.attempt) }
 
     conda "${moduleDir}/../../envs/ldvae-cuda.yaml"
+    container { image(workflow.containerEngine, task.ext.image) }
 
     input:
     // meta: id, and run, which names the output; compute: device, threads, checkpoint_minutes, or [:]; flags: --seed and options

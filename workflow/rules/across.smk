@@ -22,6 +22,8 @@ rule across:
         "<benchmarks>/across/across.tsv"
     conda:
         "../../envs/ldvae.yaml"
+    container:
+        image("cpu")
     threads: 1
     resources:
         mem_mb=memory("across", dataset=next(iter(plan.datasets))),

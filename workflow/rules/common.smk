@@ -34,6 +34,7 @@ from ldvae.config import (
     split_datasets,
 )
 from ldvae.config.frozen import RUN, freeze, frozen
+from ldvae.config.inputs import input_files
 from ldvae.errors import InputError
 
 try:
@@ -89,6 +90,13 @@ onerror:
         logger.error(f"What finished, and what failed and why: {plan.path('results', layout.INDEX.path)}")
 
 
+def image(kind):
+    """The image of `--sdm apptainer`: what LDVAE_IMAGE names, else the file that containers/README.md makes."""
+    folder = Path(workflow.basedir).parent / "containers"
+    made = [folder / f"ldvae-{name}.sif" for name in (kind, "cpu")]
+    return os.environ.get("LDVAE_IMAGE") or str(next((path for path in made if path.exists()), made[-1]))
+
+
 def options(section):
     """Flags of a step: the options of a section that differ from the defaults."""
     return lambda wildcards: flags(getattr(plan.datasets[wildcards.dataset], section))
@@ -102,6 +110,12 @@ def fetched(inputs):
 
 def counts_files(wildcards):
     return fetched(plan.datasets[wildcards.dataset].inputs)
+
+
+def beside_counts(inputs, genome):
+    """Files that are read with an input or in its folder, so that a changed one reruns the step."""
+    paths = [path for path in inputs.values() if "://" not in path]
+    return [file for path in paths for file in input_files(path, genome) if file != path]
 
 
 def projection(wildcards):

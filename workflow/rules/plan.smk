@@ -8,6 +8,8 @@ rule plan:
     localrule: True
     conda:
         "../../envs/ldvae.yaml"
+    container:
+        image("cpu")
     params:
         runs=lambda wildcards: runs_table(plan.datasets[wildcards.dataset]),
         resolved=lambda wildcards: json.dumps(resolved(plan.datasets[wildcards.dataset])),

@@ -2,6 +2,7 @@ rule project:
     """Score other cells with the programs of a dataset."""
     input:
         counts=lambda wildcards: fetched(projection(wildcards).inputs),
+        beside=lambda wildcards: beside_counts(projection(wildcards).inputs, projection(wildcards).project.genome),
         programs=inputs("project"),
     output:
         outputs("project"),
@@ -11,6 +12,8 @@ rule project:
         "<benchmarks>/project/{dataset}/{projection}.tsv"
     conda:
         "../../envs/ldvae.yaml"
+    container:
+        image("cpu")
     threads: 1
     resources:
         mem_mb=memory("project"),

@@ -2,6 +2,9 @@ rule qc:
     """Read the counts of a dataset, and keep the cells and genes that pass quality control."""
     input:
         counts=counts_files,
+        beside=lambda wildcards: beside_counts(
+            plan.datasets[wildcards.dataset].inputs, plan.datasets[wildcards.dataset].qc.genome
+        ),
         tables=files("qc"),
     output:
         outputs("qc"),
@@ -11,6 +14,8 @@ rule qc:
         "<benchmarks>/qc/{dataset}.tsv"
     conda:
         "../../envs/ldvae.yaml"
+    container:
+        image("cpu")
     threads: 1
     resources:
         mem_mb=memory("qc"),

@@ -10,6 +10,8 @@ rule report:
         "<benchmarks>/report/{dataset}.tsv"
     conda:
         "../../envs/ldvae.yaml"
+    container:
+        image("cpu")
     threads: 1
     resources:
         mem_mb=memory("report"),
@@ -35,6 +37,8 @@ rule index:
     localrule: True
     conda:
         "../../envs/ldvae.yaml"
+    container:
+        image("cpu")
     params:
         results=lambda wildcards, output: str(Path(output.page).parent),
         datasets=list(plan.datasets),

@@ -10,6 +10,8 @@ rule select:
         "<benchmarks>/select/{dataset}.tsv"
     conda:
         "../../envs/ldvae.yaml"
+    container:
+        image("cpu")
     threads: 1
     resources:
         mem_mb=memory("select"),

@@ -11,6 +11,8 @@ rule setup:
         "<benchmarks>/setup/{dataset}.tsv"
     conda:
         "../../envs/ldvae.yaml"
+    container:
+        image("cpu")
     threads: 1
     resources:
         mem_mb=memory("setup"),

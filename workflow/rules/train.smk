@@ -12,6 +12,8 @@ rule train:
         dataset="|".join([name for name in plan.datasets if name not in packed] or ["(?!)"]),
     conda:
         "../../envs/ldvae-cuda.yaml"
+    container:
+        image("cuda")
     threads: lambda wildcards: compute(wildcards).threads
     resources:
         mem_mb=memory("train"),
@@ -62,6 +64,8 @@ for dataset, of_dataset in packed.items():
                 f"<benchmarks>/train/{dataset}/{pack}.tsv"
             conda:
                 "../../envs/ldvae-cuda.yaml"
+            container:
+                image("cuda")
             threads: plan.datasets[dataset].compute.threads
             resources:
                 mem_mb=memory("train", dataset=dataset),
