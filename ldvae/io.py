@@ -14,7 +14,7 @@ import re
 import shutil
 import uuid
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import islice
@@ -434,13 +434,14 @@ def read_old_anndata(path: Path) -> Stored:
 
 def matrices_of(store: Any) -> dict[str, str]:
     """Where in an h5ad file or zarr store the matrices are, by name: X, raw and the layers."""
-    keys = {"X": "X"} | {name: f"layers/{name}" for name in store.get("layers", ())}
-    raw = next((key for key in ("raw/X", "raw.X") if key in store), None)
-    if raw is not None:
-        if "raw" in keys:
-            keys["layers/raw"] = keys["raw"]
-        keys["raw"] = raw
-    return {name: key for name, key in keys.items() if key in store}
+    x = {"X": "X"} if "X" in store else {}
+    raw = next(({"raw": key} for key in ("raw/X", "raw.X") if key in store), {})
+    return x | {layer_name(name, x | raw): f"layers/{name}" for name in store.get("layers", ())} | raw
+
+
+def layer_name(name: str, taken: Iterable[str]) -> str:
+    """What a layer is called among the matrices of a file: layers/raw and layers/X where these are, too."""
+    return f"layers/{name}" if name in taken else name
 
 
 def load_matrix(path: Path, key: str) -> Any:
@@ -501,13 +502,11 @@ def opened(path: Path) -> Any:
 
 def in_memory(adata: AnnData) -> Stored:
     """An AnnData as if it were a file."""
+    x = {} if adata.X is None else {"X": adata.X}
+    raw = {} if adata.raw is None else {"raw": adata.raw.X}
     # Since anndata 0.13 X is also the layer called None.
-    matrices: dict[str, Any] = {name: matrix for name, matrix in adata.layers.items() if name is not None}
-    if adata.X is not None:
-        matrices = {"X": adata.X, **matrices}
-    if adata.raw is not None:
-        matrices |= {"layers/raw": matrices["raw"]} if "raw" in matrices else {}
-        matrices["raw"] = adata.raw.X
+    layers = {layer_name(name, x | raw): matrix for name, matrix in adata.layers.items() if name is not None}
+    matrices: dict[str, Any] = x | layers | raw
     raw_var = None if adata.raw is None else adata.raw.var
     # An unnamed lambda of the loop variable would return the last matrix for all.
     loaders: dict[str, Callable[[], Any]] = {name: partial(lambda x: x, x) for name, x in matrices.items()}
@@ -577,7 +576,7 @@ def read_loom(path: Path) -> Stored:
     with h5py.File(path) as file:
         obs, obsm = loom_attributes(file["col_attrs"])
         var, varm = loom_attributes(file["row_attrs"])
-        keys = {"X": "matrix"} | {name: f"layers/{name}" for name in file.get("layers", ())}
+        keys = {"X": "matrix"} | {layer_name(name, ["X"]): f"layers/{name}" for name in file.get("layers", ())}
     cells = [name for name in ("CellID", "obs_names", "cell_id", "barcode", "barcodes") if name in obs]
     genes = [name for name in ("Gene", "var_names", "gene", "gene_name", "Accession") if name in var]
     if not (cells and genes):
@@ -1179,10 +1178,10 @@ def as_text(value: Any) -> str:
 
     Examples
     --------
-    >>> as_text(101.0), as_text("a"), as_text(0.5)
-    ('101', 'a', '0.5')
+    >>> as_text(101.0), as_text("a"), as_text(0.5), as_text(float("inf"))
+    ('101', 'a', '0.5', 'inf')
     """
-    return str(int(value)) if isinstance(value, (float, np.floating)) and value == np.rint(value) else str(value)
+    return str(int(value)) if isinstance(value, (float, np.floating)) and float(value).is_integer() else str(value)
 
 
 # Several files

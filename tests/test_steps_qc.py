@@ -347,3 +347,24 @@ def test_the_defaults_keep_the_rare_types_of_pbmc3k(shared_data: Path, tmp_path:
     assert lost[QcConfig().n_mads]["Dendritic cells"] == 0
     assert len(told[5.0]) == 2
     assert not told[QcConfig().n_mads]
+
+
+def test_the_defaults_remove_what_is_certainly_bad_from_pbmc3k(shared_data: Path) -> None:
+    """Cells that lost most of their cytoplasm, and debris, beside 2,638 good cells of which all but one are kept."""
+    good = read_file(shared_data / "pbmc3k_10x_mtx/filtered_gene_bc_matrices/hg19")
+    rng = np.random.default_rng(0)
+
+    def thinned(keep: float, keep_mt: float) -> sparse.csr_matrix:
+        x = good.X[rng.choice(good.n_obs, 50, replace=False)].copy()
+        is_mt = good.var_names.str.startswith("MT-")[x.indices]
+        x.data = rng.binomial(x.data.astype(int), np.where(is_mt, keep_mt, keep)).astype(np.float32)
+        return x
+
+    bad = {"damaged": thinned(0.15, 1), "debris": thinned(0.1, 0.1)}
+    both = AnnData(sparse.vstack([good.X, *bad.values()]).tocsr(), var=good.var)
+    batch = pd.Series("all", index=both.obs_names)
+    metrics = measure(both, QcConfig())
+    removed = (reasons_for_removal(metrics, batch, find_limits(metrics, batch, QcConfig())) != "").to_numpy()
+    assert removed[: good.n_obs].sum() <= 1
+    for first, name in ((good.n_obs, "damaged"), (good.n_obs + 50, "debris")):
+        assert removed[first : first + 50].mean() > 0.75, name
