@@ -152,10 +152,11 @@ def technical_flags(
 
     Notes
     -----
-    One scale serves all variables: the share of the variance of the ranks of the scores that lies between the groups
-    of a variable (tenths of the cells for a number), minus what chance gives (adjusted R²). Groups of fewer than 20
-    cells, or 1 % of the cells, are joined. A technical variable must explain its share *beyond* the biological variable
-    that explains the program best: a T cell program that follows the ribosomal share because T cells do is innocent.
+    One scale serves all variables: the share of the variance of the scores, or of their ranks where that is more, that
+    lies between the groups of a variable (tenths of the cells for a number), minus what chance gives (adjusted R²).
+    Groups of fewer than 20 cells, or 1 % of the cells, are joined. A technical variable must explain its share *beyond*
+    the biological variable that explains the program best: a T cell program that follows the ribosomal share because T
+    cells do is innocent.
     A doublet call or any other yes-or-no column counts only where its cells score high. A biological column with
     the same groups as a technical one cannot excuse it, nor be told from it, and the reason says so.
 
@@ -180,27 +181,21 @@ def technical_flags(
     }
     flags = pd.Series("", index=share.index)
     for program, weight in share.items():
-        ranks = scipy.stats.rankdata(scores[program])
+        # Ranks are robust, but of a group of few cells they explain next to nothing, however high its scores.
+        scales = [scipy.stats.rankdata(scores[program]), scores[program].to_numpy()]
         least = (limit / 2 if weight < WEAK_SHARE else limit) ** 2
-        explained = {name: _between(ranks, codes) for name, codes in biology.items()}
+        explained = [{name: _between(values, codes) for name, codes in biology.items()} for values in scales]
         reasons = []
         for name, codes in experiment.items():
-            own = _between(ranks, codes)
-            if own < least or not _artefact_side(scores[program], obs[name]):
-                continue
-            rivals = {other: value for other, value in explained.items() if other not in copies[name]}
-            best = max(rivals, key=lambda other: rivals[other]) if rivals else None
-            beyond = own
-            if best is not None:
-                given = biology[best]
-                beyond = _between(ranks, _combined(given, codes)) - rivals[best]
-            if beyond >= least:
+            rivals = {other: groups for other, groups in biology.items() if other not in copies[name]}
+            beyond = max(_beyond(values, codes, rivals, own) for values, own in zip(scales, explained, strict=True))
+            if beyond >= least and _artefact_side(scores[program], obs[name]):
                 doubt = f", which cannot be told from {' or '.join(copies[name])}" if copies[name] else ""
                 reasons.append((beyond, f"follows {_relation(scores[program], obs[name])}{doubt}"))
         weak = "weak, and " if weight < WEAK_SHARE else ""
         if reasons:
             flags[program] = weak + max(reasons)[1]
-        elif weight < SMALLEST_SHARE and max(explained.values(), default=0.0) < (limit / 2) ** 2:
+        elif weight < SMALLEST_SHARE and max(explained[0].values(), default=0.0) < (limit / 2) ** 2:
             flags[program] = f"very weak ({weight:.1%} of the contribution)"
     return flags
 
@@ -269,6 +264,17 @@ def _between(values: np.ndarray, codes: np.ndarray) -> float:
         return 0.0
     between = float((np.square(np.bincount(groups, own)) / sizes).sum()) / total
     return max(1 - (1 - between) * (n_obs - 1) / (n_obs - len(sizes)), 0.0)
+
+
+def _beyond(
+    values: np.ndarray, codes: np.ndarray, biology: Mapping[str, np.ndarray], explained: Mapping[str, float]
+) -> float:
+    """Share of the variance that a technical variable explains beyond the biological one that explains most."""
+    own = _between(values, codes)
+    if not biology:
+        return own
+    best = max(biology, key=lambda name: explained[name])
+    return min(own, _between(values, _combined(biology[best], codes)) - explained[best])
 
 
 def _artefact_side(scores: pd.Series, values: pd.Series) -> bool:

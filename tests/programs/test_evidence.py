@@ -104,6 +104,16 @@ def test_a_program_that_is_low_in_doublets_is_not_technical():
     assert flags_of(scores - 3.0 * obs["predicted_doublet"], obs) == ""
 
 
+def test_a_program_of_the_doublets_is_flagged_though_they_are_few():
+    """Of a group of one cell in 25, ranks explain a tenth at most, however high its scores."""
+    rng = np.random.default_rng(0)
+    obs = pd.DataFrame({"predicted_doublet": rng.random(2000) < 0.04}, [f"c{i}" for i in range(2000)])
+    score = 4 * obs["predicted_doublet"] + rng.normal(0, 0.3, 2000)
+    scores = pd.DataFrame({"P1": score / score.std()}, obs.index)
+    flags = gp.technical_flags(scores, obs, pd.Series({"P1": 0.1}), technical=["predicted_doublet"])
+    assert "predicted_doublet = True" in flags["P1"]
+
+
 def test_weak_programs_are_flagged_sooner_and_very_weak_ones_in_any_case():
     rng = np.random.default_rng(0)
     obs = pd.DataFrame({"total_counts": rng.lognormal(8, 0.4, 2000)}, [f"c{i}" for i in range(2000)])

@@ -1,0 +1,138 @@
+"""What is said of programs, against simulations and permutations: technical flags, differences between donors.
+
+    python tests/benchmarks/evidence.py technical
+    python tests/benchmarks/evidence.py donors results/kang
+
+The first simulates programs that follow the experiment and programs that only seem to, and counts the flags. The second
+takes the means of a dataset's donors, exchanges the conditions within donors in all ways, and counts the p values below
+0.05.
+"""
+
+from __future__ import annotations
+
+import argparse
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ldvae import results as layout
+from ldvae.programs import compare_conditions, technical_flags
+
+TECHNICAL = ["total_counts", "pct_counts_mt", "pct_counts_ribo", "predicted_doublet", "batch"]
+
+
+def cells(rng: np.random.Generator, n_obs: int) -> pd.DataFrame:
+    """Cells of six types and two conditions in three batches, with quality metrics that depend on the type."""
+    obs = pd.DataFrame(index=[f"c{i}" for i in range(n_obs)])
+    kind = rng.choice(6, n_obs, p=[0.3, 0.25, 0.2, 0.12, 0.1, 0.03])
+    obs["cell_type"] = pd.Categorical([f"type {k}" for k in kind])
+    obs["condition"] = rng.choice(["ctrl", "stim"], n_obs)
+    obs["batch"] = rng.choice(["a", "b", "c"], n_obs)
+    obs["total_counts"] = np.round(rng.lognormal(8 + rng.normal(0, 0.3, 6)[kind], 0.4))
+    obs["pct_counts_mt"] = rng.gamma(4, 1 + rng.uniform(0, 0.5, 6)[kind])
+    obs["pct_counts_ribo"] = rng.normal(25 + rng.normal(0, 6, 6)[kind], 4)  # T cells have twice that of monocytes
+    obs["predicted_doublet"] = rng.random(n_obs) < 0.04
+    return obs
+
+
+def standard(values: np.ndarray) -> np.ndarray:
+    """Values with zero mean and unit variance."""
+    return (values - values.mean()) / values.std()
+
+
+def simulated(rng: np.random.Generator, obs: pd.DataFrame) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Scores of innocent programs, and of programs that follow the experiment, by kind."""
+    kind, n = obs["cell_type"].cat.codes.to_numpy(), len(obs)
+
+    def noise(share: float = 0.6) -> np.ndarray:
+        return rng.normal(0, share, n)
+
+    stim = (obs["condition"] == "stim").to_numpy(float)
+    types = rng.normal(0, 1, 6)
+    innocent = {
+        "identity": standard((kind == rng.integers(5)) + noise(0.3)),
+        "several types": standard(types[kind] + noise()),
+        "type that follows the ribosomal share": standard(
+            obs.groupby("cell_type", observed=True)["pct_counts_ribo"].transform("mean").to_numpy() / 6 + noise(0.5)
+        ),
+        "rare type": standard((kind == 5) + noise(0.15)),
+        "condition": standard(stim + noise(0.4)),
+        "condition in one type": standard(stim * (kind == 0) + noise(0.3)),
+        "activity in a tenth of the cells": standard((rng.random(n) < 0.1) + noise(0.2)),
+        "gradient": standard(rng.normal(size=n)),
+    }
+    log_depth, batch = np.log(obs["total_counts"]), pd.factorize(obs["batch"])[0]
+    depth = standard(log_depth.to_numpy())
+    within = log_depth - log_depth.groupby(obs["cell_type"], observed=True).transform("mean")
+    technical = {
+        "depth": standard(standard(within.to_numpy()) + noise()),
+        "depth, partly a type": standard(depth + 0.7 * types[kind] + noise(0.4)),
+        "batch": standard((batch == rng.integers(3)) + noise(0.25)),
+        "mitochondrial share": standard(standard(obs["pct_counts_mt"].to_numpy()) + noise()),
+        "doublets": standard(3 * obs["predicted_doublet"].to_numpy(float) + noise(0.3)),
+    }
+    return innocent, technical
+
+
+def technical(n_draws: int, n_obs: int) -> None:
+    """Print the share of flagged programs of each kind."""
+    flagged: dict[tuple[str, str], list[bool]] = {}
+    for draw in range(n_draws):
+        rng = np.random.default_rng(400 + draw)
+        obs = cells(rng, n_obs)
+        for truth, programs in zip(("innocent", "technical"), simulated(rng, obs), strict=True):
+            scores = pd.DataFrame(programs, index=obs.index)
+            share = pd.Series(0.08, scores.columns)
+            for name, reason in technical_flags(scores, obs, share, technical=TECHNICAL).items():
+                flagged.setdefault((truth, str(name)), []).append(bool(reason))
+    for truth in ("innocent", "technical"):
+        own = {name: values for (group, name), values in flagged.items() if group == truth}
+        print(f"{truth}: {np.mean(list(own.values())):.3f} flagged ({n_draws} draws of {n_obs:,} cells)")
+        for name, values in own.items():
+            print(f"  {name:40s} {np.mean(values):.3f}")
+
+
+def donors(results: Path) -> None:
+    """Print the share of p values below 0.05 under all exchanges of conditions within donors, and what is found."""
+    means = layout.DONOR_MEANS.read_table(results)
+    names = sorted(means["donor"].unique())
+    first, second = sorted(means["condition"].unique())[:2]
+    means = means[means["condition"].isin([first, second])]
+    other = means["condition"].map({first: second, second: first})
+    p = []
+    # An exchange and its mirror image give the same p: the first donor stays. As they were is the truth, not chance.
+    exchanges = [(False, *rest) for rest in product([False, True], repeat=len(names) - 1) if any(rest)]
+    for exchange in exchanges:
+        swap = means["donor"].map(dict(zip(names, exchange, strict=True))).astype(bool)
+        p.append(compare_conditions(means.assign(condition=other.where(swap, means["condition"])))["p"].to_numpy())
+    values = np.concatenate(p)
+    print(
+        f"{len(exchanges)} exchanges of {first} and {second} within {len(names)} donors, {len(values):,} tests: "
+        f"{(values < 0.05).mean():.3f} of p below 0.05, {(values < 0.01).mean():.3f} below 0.01"
+    )
+    table = compare_conditions(means)
+    found = table[table["padj"] < 0.05].groupby("program")["cell_type"].nunique()
+    print(f"As it was: of {table['cell_type'].nunique()} cell types, differences (adjusted p below 0.05) by program:")
+    print(found.to_string())
+
+
+def main() -> None:
+    """Run one of the benchmarks."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    one = commands.add_parser("technical")
+    one.add_argument("--draws", type=int, default=100)
+    one.add_argument("--cells", type=int, default=2000)
+    two = commands.add_parser("donors")
+    two.add_argument("results", type=Path)
+    arguments = parser.parse_args()
+    if arguments.command == "technical":
+        technical(arguments.draws, arguments.cells)
+    else:
+        donors(arguments.results)
+
+
+if __name__ == "__main__":
+    main()
