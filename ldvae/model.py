@@ -1234,15 +1234,7 @@ class LinearSCVI:
         >>> by_identity = table.groupby(adata.obs["identity"], observed=True).mean()
         """
         warn_no_effect(data_loader_kwargs or {})
-        if give_mean and (n_samples > 1 or n_samples_overall is not None):
-            raise InputError("give_mean decodes the posterior mean alone; leave n_samples and n_samples_overall out.")
-        if n_samples_overall is not None and n_samples != 1:
-            raise InputError("n_samples_overall takes the place of n_samples; give one of them.")
-        if weights == "importance" and n_samples_overall is None:
-            raise InputError("weights='importance' needs n_samples_overall: it chooses among the draws of all cells.")
-        if importance_weighting_kwargs and weights != "importance":
-            unknown = next(iter(importance_weighting_kwargs))
-            raise TypeError(f"unexpected keyword argument {unknown!r} (only weights='importance' takes further ones)")
+        posterior.check_draws(give_mean, n_samples, n_samples_overall, weights, importance_weighting_kwargs)
         data = self._of(adata)
         cells = self._cells(data, indices, batch_size)
         generator, batches = self._generator(seed), codes_of(transform_batch, self._registry.categories["batch"])

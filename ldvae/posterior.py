@@ -314,6 +314,25 @@ def settle(cells: Cells, generator: torch.Generator) -> Cells:
     return cells._replace(q=Posterior(*drawn(q.z_mean, q.z_var), *library))
 
 
+def check_draws(
+    give_mean: bool,
+    n_samples: int,
+    n_samples_overall: int | None,
+    weights: str | None,
+    importance: Mapping[str, object],
+) -> None:
+    """Refuse options of `LinearSCVI.get_normalized_expression` that exclude each other."""
+    if give_mean and (n_samples > 1 or n_samples_overall is not None):
+        raise InputError("give_mean decodes the posterior mean alone; leave n_samples and n_samples_overall out.")
+    if n_samples_overall is not None and n_samples != 1:
+        raise InputError("n_samples_overall takes the place of n_samples; give one of them.")
+    if weights == "importance" and n_samples_overall is None:
+        raise InputError("weights='importance' needs n_samples_overall: it chooses among the draws of all cells.")
+    if importance and weights != "importance":
+        unknown = next(iter(importance))
+        raise TypeError(f"unexpected keyword argument {unknown!r} (only weights='importance' takes further ones)")
+
+
 def sample_overall(
     module: LDVAE,
     cells: Cells,

@@ -214,7 +214,7 @@ def clean_loadings(rotation: Rotation, *, ridge: float = RIDGE) -> Rotation:
     -----
     The scores of a rotation hardly correlate. Where programs do occur together, or exclude each other, the loadings pay
     for it: a small program carries some of a large one, which beside its own genes can be most of it. With l_k the
-    loadings of program k, the coefficients c minimise
+    loadings of program k, the coefficients c minimise::
 
         |l_k + sum_j c_j l_j|_1 / |l_k|_1 + ridge / 2 sum_j c_j²,
 
