@@ -7,7 +7,7 @@ import torch
 from anndata import AnnData, read_h5ad
 from scipy import sparse, stats
 
-from ldvae import InputError, LinearSCVI
+from ldvae import InputError, LinearSCVI, posterior
 from ldvae.differential import (
     CountStatistics,
     DeOptions,
@@ -131,7 +131,7 @@ def test_unknown_options_are_refused(model):
 
 def test_samples_have_the_distribution_of_the_groups_expression(model):
     rows = np.arange(30)
-    _, cells = model._cells(None, None, None)
+    cells = posterior.encode(model.module, model.source, np.arange(len(model.source)))
     generator = torch.Generator().manual_seed(0)
     drawn = sample_scales(model.module, cells, None, rows, [None], DeOptions(n_samples_overall=6000), generator)
     assert drawn.scale.shape == (60, 6000)
@@ -142,7 +142,7 @@ def test_samples_have_the_distribution_of_the_groups_expression(model):
 
 def test_batches_share_the_samples_and_never_differ_in_total(model):
     """The reference gives 5,000 samples of one batch and 4,998 of three, and fails."""
-    _, cells = model._cells(None, None, None)
+    cells = posterior.encode(model.module, model.source, np.arange(len(model.source)))
     options = DeOptions(n_samples_overall=500, batch_correction=True)
     drawn = [
         sample_scales(model.module, cells, None, np.arange(20), batches, options, torch.Generator())

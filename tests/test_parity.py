@@ -71,7 +71,7 @@ def test_a_loaded_checkpoint_encodes_and_decodes_as_the_reference(case):
     assert_close(variance, tensors["qz_var"], 1e-5)
     assert_close(model.get_loadings(), tensors["loadings"], 1e-5)
     if "ql_mean" in tensors:
-        _, cells = model._cells(None, None, None)
+        cells = posterior.encode(model.module, model.source, np.arange(len(model.source)))
         assert_close(cells.q.l_mean, tensors["ql_mean"], 1e-5)
         assert_close(cells.q.l_var, tensors["ql_var"], 1e-5)
         assert_close(model.get_latent_library_size(), tensors["latent_library"], 1e-5)
@@ -278,7 +278,7 @@ def test_differential_expression_of_given_samples_is_the_references(
     options = DeOptions(n_samples_overall=240, **table["arguments"])
     model = LinearSCVI.load(reference / "nb", reference_adata)
     monkeypatch.setattr("ldvae.differential.decode", given_samples(samples, options.batch_correction))
-    _, cells = model._cells(None, None, None)
+    cells = posterior.encode(model.module, model.source, np.arange(len(model.source)))
     chosen = comparisons(reference_adata.obs, "label", "B cell", "T cell")
     genes = reference_adata.var_names
     source = read_counts(reference_adata, model._registry)

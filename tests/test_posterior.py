@@ -125,7 +125,7 @@ def test_a_draw_of_z_has_the_posteriors_mean_and_variance(model):
 
 
 def test_the_library_size_is_the_mean_of_a_log_normal(model):
-    _, cells = model._cells(None, [3], None)
+    cells = posterior.encode(model.module, model.source, np.array([3]))
     scale = float(cells.q.l_var.sqrt())
     expected = stats.lognorm.mean(scale, scale=math.exp(float(cells.q.l_mean)))
     assert model.get_latent_library_size(indices=[3])[0, 0] == pytest.approx(expected, rel=1e-5)
@@ -300,8 +300,8 @@ def test_importance_weights_favour_draws_that_explain_the_group(model):
     """Among draws of one group and a few of another, those of the group that is asked about weigh more."""
     labels = model.adata.obs["label"].to_numpy()
     rows = np.flatnonzero(labels == "B cell")[:40]
-    _, cells = model._cells(None, rows, None)
-    _, strangers = model._cells(None, np.flatnonzero(labels == "T cell")[:40], None)
+    cells = posterior.encode(model.module, model.source, rows)
+    strangers = posterior.encode(model.module, model.source, np.flatnonzero(labels == "T cell")[:40])
     settled = [posterior.settle(group, generator()) for group in (cells, strangers)]
     candidates = posterior.Cells(
         settled[0].q._make(torch.cat(pair) for pair in zip(settled[0].q, settled[1].q, strict=True)),
@@ -318,7 +318,7 @@ def test_importance_weights_favour_draws_that_explain_the_group(model):
 
 def test_truncation_limits_the_largest_weight(model):
     rows = np.arange(60)
-    _, cells = model._cells(None, rows, None)
+    cells = posterior.encode(model.module, model.source, rows)
     candidates = posterior.settle(cells, generator())
     arguments = (model.module, model.source, rows, cells, candidates)
     options = {"max_cells": 20, "n_mc_samples": 10, "n_mc_samples_per_pass": 10}
@@ -367,7 +367,7 @@ def test_unknown_arguments_are_refused(model):
 
 
 def test_denoised_draws_have_the_scaled_proportions_as_their_mean(any_model):
-    _, cells = any_model._cells(None, [3], None)
+    cells = posterior.encode(any_model.module, any_model.source, np.array([3]))
     cells = posterior.settle(cells, generator())
     (draws,) = posterior.denoised_samples(
         any_model.module, cells, generator(), n_samples=4000, rna_size_factor=500, batch_size=4000
@@ -379,7 +379,7 @@ def test_denoised_draws_have_the_scaled_proportions_as_their_mean(any_model):
 
 @pytest.mark.parametrize("kind", ["pearson", "spearman"])
 def test_correlations_are_those_of_all_draws_together(model, kind):
-    _, cells = model._cells(None, None, None)
+    cells = posterior.encode(model.module, model.source, np.arange(len(model.source)))
     blocks = posterior.denoised_samples(model.module, cells, generator(model.seed), n_samples=2, batch_size=64)
     draws = pd.DataFrame(np.concatenate([block.reshape(-1, 60) for block in blocks]))
     found = model.get_feature_correlation_matrix(n_samples=2, correlation_type=kind)
