@@ -2,6 +2,10 @@
 
 python tests/benchmarks/programs.py scenarios --draws 5 --seeds 6 [--cnmf cnmf]
 python tests/benchmarks/programs.py kang ../shared/data/kang2018_stim_ctrl.h5ad --seeds 20
+python tests/benchmarks/programs.py rotations --first 400 --draws 1 --seeds 2 [--cnmf cnmf]
+python tests/benchmarks/programs.py rotations --data ../shared/data --seeds 5 [--cnmf cnmf]
+python tests/benchmarks/programs.py settings --data ../shared/data
+python tests/benchmarks/programs.py halves --data ../shared/data --seeds 10
 python tests/benchmarks/programs.py regimes ../shared/data/kang2018_stim_ctrl.h5ad
 python tests/benchmarks/programs.py transfer ../shared/data
 python tests/benchmarks/programs.py scaling --cells 1000000
@@ -29,16 +33,19 @@ import torch
 from anndata import AnnData, read_h5ad
 from scipy.optimize import linear_sum_assignment, nnls
 from scipy.special import softmax, xlogy
+from scipy.stats import rankdata
 
 from ldvae import fit_sweep
 from ldvae import programs as gp
-from ldvae.config import FitConfig, ModelConfig, SetupConfig, SweepConfig, TrainConfig
+from ldvae.config import FitConfig, ModelConfig, RotationConfig, SetupConfig, SweepConfig, TrainConfig
 from ldvae.data import split_cells
+from ldvae.demo import pbmc68k
 from ldvae.model import LinearSCVI
 from ldvae.posterior import elbo_terms
 from ldvae.simulate import simulate
 
-SCENARIOS = ("mixed", "gauss", "additive")
+SCENARIOS = ("mixed", "gauss", "additive", "dominant", "trajectory")
+REAL = ("kang2018_stim_ctrl", "pbmc3k", "demo")
 INTERFERON = ("IFIT1", "TNFSF10", "ISG15", "RSAD2", "IFIT2", "CXCL10", "IFITM3")
 
 
@@ -60,6 +67,25 @@ def main() -> None:
     kang.add_argument("--factors", type=int, default=14)
     kang.add_argument("--epochs", type=int)
     kang.add_argument("--cnmf")
+    rotations = verbs.add_parser("rotations")
+    rotations.add_argument("--scenario", choices=SCENARIOS, nargs="*", default=SCENARIOS)
+    rotations.add_argument("--first", type=int, default=400)
+    rotations.add_argument("--draws", type=int, default=1)
+    rotations.add_argument("--data", type=Path)
+    rotations.add_argument("--names", choices=REAL, nargs="*", default=REAL)
+    rotations.add_argument("--seeds", type=int, default=3)
+    rotations.add_argument("--rank", type=int, help="directions, which one seed cannot tell")
+    rotations.add_argument("--cnmf")
+    settings = verbs.add_parser("settings")
+    settings.add_argument("--data", type=Path, required=True)
+    settings.add_argument("--names", choices=REAL, nargs="*", default=REAL)
+    settings.add_argument("--factors", type=int, nargs="*", default=[10, 14, 20])
+    settings.add_argument("--seeds", type=int, nargs="*", default=[3, 5, 8])
+    halves = verbs.add_parser("halves")
+    halves.add_argument("--data", type=Path, required=True)
+    halves.add_argument("--names", choices=REAL, nargs="*", default=REAL[:2])
+    halves.add_argument("--seeds", type=int, default=10)
+    halves.add_argument("--splits", type=int, default=3)
     regimes = verbs.add_parser("regimes")
     regimes.add_argument("counts", type=Path)
     regimes.add_argument("--seeds", type=int, default=3)
@@ -77,6 +103,9 @@ def main() -> None:
     run = {
         "scenarios": run_scenarios,
         "kang": run_kang,
+        "rotations": run_rotations,
+        "settings": run_settings,
+        "halves": run_halves,
         "regimes": run_regimes,
         "transfer": run_transfer,
         "scaling": run_scaling,
@@ -114,8 +143,8 @@ class Fits:
                 self.arrays.append(dict(file))
         self.mean = np.asarray(adata.X.mean(axis=0)).ravel()
 
-    def find(self, which: np.ndarray | None = None) -> gp.Programs:
-        """Programs of all fits, or of some, without the outliers."""
+    def find(self, which: Sequence[int] | np.ndarray | None = None, **options: object) -> gp.Programs:
+        """Programs of all fits, or of some, without the outliers; options of `RotationConfig`."""
         chosen = [self.arrays[i] for i in (which if which is not None else range(len(self.arrays)))]
         bad = gp.outliers([fit["elbo"] for fit in chosen], [fit["elbo_se"] for fit in chosen])
         kept = [fit for fit, out in zip(chosen, bad, strict=True) if not out]
@@ -126,6 +155,7 @@ class Fits:
             theta=np.stack([fit["theta"] for fit in kept]),
             cells=list(self.adata.obs_names),
             genes=list(self.adata.var_names),
+            config=RotationConfig(**options),
         )
 
     def weighted(self, loadings: np.ndarray) -> np.ndarray:
@@ -346,6 +376,193 @@ def beside_cnmf(command: str, adata: AnnData, fits: Fits) -> None:
         print(f"{seconds:.0f} s; with ours: {describe(ours)}", flush=True)
 
 
+def real_data(name: str, data: Path) -> AnnData:
+    """Counts of the modelled genes; obs has `type` (missing: not known) and, in Kang, `condition`."""
+    if name == "kang2018_stim_ctrl":
+        adata = variable_genes(data / "kang2018_stim_ctrl.h5ad", SetupConfig())
+        kind = adata.obs["cell_type"].astype(object).where(adata.obs["cell_type"] != "unlabeled")
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            raw = read_pbmc3k(data) if name == "pbmc3k" else pbmc68k()
+            raw.write_h5ad(Path(folder) / "raw.h5ad")
+            adata = variable_genes(Path(folder) / "raw.h5ad", SetupConfig())
+        kind = adata.obs["cell_type" if name == "pbmc3k" else "bulk_labels"].astype(object)
+    adata.obs["type"] = kind
+    return adata
+
+
+def read_pbmc3k(data: Path) -> AnnData:
+    """All genes that three cells or more have, and the cell types."""
+    pbmc = sc.read_10x_mtx(data / "pbmc3k_10x_mtx" / "filtered_gene_bc_matrices" / "hg19")
+    pbmc.var_names_make_unique()
+    types = pd.read_csv(data / "pbmc3k_10x_mtx" / "cell_types_by_barcode.csv", index_col=0).iloc[:, 0]
+    pbmc.obs["cell_type"] = types.reindex(pbmc.obs_names).astype(str).astype("category")
+    sc.pp.filter_genes(pbmc, min_cells=3)
+    return pbmc
+
+
+def auc(scores: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """Area under the ROC curve of each column for some of the cells, shape (n_columns,)."""
+    n = inside.sum()
+    return (rankdata(scores, axis=0)[inside].sum(axis=0) - n * (n + 1) / 2) / (n * (len(inside) - n))
+
+
+def against_labels(adata: AnnData, scores: np.ndarray, weighted: np.ndarray) -> dict[str, float]:
+    """AUC of each cell type on a program of its own, mean; of stimulation, and its program's interferon genes."""
+    known = adata.obs["type"].notna().to_numpy()
+    kinds = adata.obs["type"][known]
+    table = np.array(
+        [auc(scores[known], (kinds == name).to_numpy()) for name, n in kinds.value_counts().items() if n > 19]
+    )
+    result = {"types": table[linear_sum_assignment(-table)].mean()}
+    if "condition" in adata.obs:
+        stimulated = auc(scores, (adata.obs["condition"] == "stim").to_numpy())
+        top = adata.var_names[np.argsort(-weighted[:, stimulated.argmax()])[:10]]
+        result |= {"interferon": stimulated.max(), "of 7 genes": len(set(top) & set(INTERFERON))}
+    return result
+
+
+def against_truth(
+    truth: np.ndarray, true_scores: np.ndarray, scores: np.ndarray, weighted: np.ndarray
+) -> dict[str, float]:
+    """Cosines of the loadings and correlations of the scores with the truth, mean and worst."""
+    cosine, column, sign = matched(truth, weighted)
+    r = [np.corrcoef(true_scores[:, k], scores[:, c])[0, 1] for k, c in enumerate(column)] * sign
+    return {"cosine": cosine.mean(), "worst": cosine.min(), "r": r.mean(), "worst r": r.min()}
+
+
+def run_rotations(
+    cache: Path,
+    scenario: list[str],
+    first: int,
+    draws: int,
+    data: Path | None,
+    names: list[str],
+    seeds: int,
+    rank: int | None,
+    cnmf: str | None,
+) -> None:
+    """The rotations, and scores before and after they are turned, against the truth or against cell types."""
+    rows = []
+    given = [f"{name}-{draw}" for name in scenario for draw in range(first, first + draws)] if data is None else names
+    for name in given:
+        if data is None:
+            made = simulate(name.rsplit("-", 1)[0], seed=int(name.rsplit("-", 1)[1]))
+            adata, factors = made.to_anndata(), 12
+            LinearSCVI.setup_anndata(adata, batch_key="batch")
+        else:
+            adata, factors = real_data(name, data), 14
+            LinearSCVI.setup_anndata(adata)
+        fits = Fits(adata, name, cache, seeds, factors, None)
+
+        def compared(scores: np.ndarray, weighted: np.ndarray) -> dict[str, float]:
+            if data is not None:
+                return against_labels(adata, scores, weighted)  # noqa: B023
+            truth = fits.weighted(made.loadings.to_numpy())  # noqa: B023
+            return against_truth(truth, made.scores.to_numpy(), scores, weighted)  # noqa: B023
+
+        for rotation in ("joint", "clean", "parts"):
+            started = time.process_time()
+            found = fits.find(rotation=rotation, rank=rank)
+            seconds = time.process_time() - started
+            weighted, agreement = found.weighted.to_numpy(), found.table["agreement"]
+            # The components of the contribution, from the scores as they are shown.
+            components = (found.scores.to_numpy() - found.transform[0]) @ np.linalg.pinv(found.transform[1:])
+            before = found.joint[0] + components @ found.joint[1:]
+            for method, scores in ((rotation, before), (f"{rotation}, scores turned", found.scores.to_numpy())):
+                row = {"data": name, "method": method, "programs": len(agreement), "below .5": (agreement < 0.5).sum()}
+                row |= {"agreement": agreement.min(), "settled": (found.table["settled"] >= 0.8).mean()}
+                rows.append(row | compared(scores, weighted) | {"seconds": seconds})
+        if cnmf:
+            started, found_by_k = time.perf_counter(), run_cnmf(cnmf, adata, [8, 9, 11] if data else [8, 9], 20, 0)
+            seconds = time.perf_counter() - started
+            for k, spectra in found_by_k.items():
+                row = {"data": name, "method": f"cNMF, k = {k}", "programs": k}
+                rows.append(row | compared(spectra.usages, relative(fits, spectra.tpm)) | {"seconds": seconds})
+        table = pd.DataFrame(rows)
+        print(table[table["data"] == name].round(3).to_string(index=False), flush=True)
+
+
+def run_settings(cache: Path, data: Path, names: list[str], factors: list[int], seeds: list[int]) -> None:
+    """Programs found and settled, and the time of the fits, by factors and seeds."""
+    rows: list[dict[str, object]] = []
+    for name in names:
+        adata = real_data(name, data)
+        LinearSCVI.setup_anndata(adata)
+        for n_factors in factors:
+            fits = Fits(adata, name, cache, max(seeds), n_factors, None)
+            for n_seeds in seeds:
+                started = time.perf_counter()
+                found = fits.find(range(n_seeds))
+                rows.append(
+                    {
+                        "data": name,
+                        "factors": n_factors,
+                        "seeds": n_seeds,
+                        "directions": found.rank,
+                        "programs": len(found.table),
+                        "settled": (found.table["settled"] >= 0.8).sum(),
+                        "agreement < .5": (found.table["agreement"] < 0.5).sum(),
+                        "ELBO": np.mean([fit["elbo_test"] for fit in fits.arrays[:n_seeds]]),
+                        "s of fits": sum(float(fit["seconds"]) for fit in fits.arrays[:n_seeds]),
+                        "s of programs": time.perf_counter() - started,
+                    }
+                )
+                rows[-1] |= against_labels(adata, found.scores.to_numpy(), found.weighted.to_numpy())
+        table = pd.DataFrame(rows)
+        print(table[table["data"] == name].round(2).to_string(index=False), flush=True)
+
+
+def run_halves(cache: Path, data: Path, names: list[str], seeds: int, splits: int) -> None:
+    """Programs of one half of the fits against those of the other: loadings, members, and which were settled."""
+    for name in names:
+        adata = real_data(name, data)
+        LinearSCVI.setup_anndata(adata)
+        fits = Fits(adata, name, cache, seeds, 14, None)
+        for rotation in ("joint", "clean", "parts"):
+            rng, tables, ranks = np.random.default_rng(0), [], []
+            for _ in range(splits):
+                order = rng.permutation(seeds)
+                halves = [fits.find(half, rotation=rotation) for half in (order[: seeds // 2], order[seeds // 2 :])]
+                ranks += [half.rank for half in halves]
+                tables.append(compare_programs(*halves))
+            table = pd.concat(tables)
+            settled, large = table[table["settled"]], table[table["share"] >= 0.05]
+            fine = (table["cosine"] > 0.9) | ~table["settled"]
+            print(
+                f"{name}, {seeds // 2} against {seeds // 2}, {rotation}: directions {min(ranks)} to {max(ranks)}, ",
+                end="",
+            )
+            print(f"{describe(table['cosine'].to_numpy())}; above 0.9 or not settled {fine.mean():.0%}; ", end="")
+            print(f"{len(settled) / len(table):.0%} settled: {describe(settled['cosine'].to_numpy())}")
+            print(f"  members, Jaccard: settled {settled['jaccard'].mean():.2f}, ", end="")
+            print(f"above 5 % {large['jaccard'].mean():.2f}, worst {large['jaccard'].min():.2f}; ", end="")
+            print(f"of programs above 5 % {large['members'].min()} to {large['members'].max()} members", flush=True)
+
+
+def compare_programs(first: gp.Programs, second: gp.Programs) -> pd.DataFrame:
+    """Each program of the first beside its match: cosine, settled in both, share, members and their Jaccard."""
+    cosine = cosine_matrix(first.weighted.to_numpy(), second.weighted.to_numpy())
+    rows = []
+    for k, c in zip(*linear_sum_assignment(-np.abs(cosine)), strict=True):
+        own, other = first.members.iloc[:, k], second.members.iloc[:, c] * np.sign(cosine[k, c])
+        rows.append(
+            {
+                "cosine": abs(cosine[k, c]),
+                "settled": min(first.table["settled"].iloc[k], second.table["settled"].iloc[c]) >= 0.8,
+                "share": first.table["share"].iloc[k],
+                "members": int((own != 0).sum()),
+                "jaccard": ((own == other) & (own != 0)).sum() / max(((own != 0) | (other != 0)).sum(), 1),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def cosine_matrix(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Cosines of all columns of one table with all of another."""
+    return (first / np.linalg.norm(first, axis=0)).T @ (second / np.linalg.norm(second, axis=0))
+
+
 def describe(cosine: np.ndarray) -> str:
     """Mean cosine and share above 0.9."""
     return f"mean {cosine.mean():.3f}, {(cosine > 0.9).mean():.0%} above 0.9, worst {cosine.min():.3f}"
@@ -387,9 +604,8 @@ def run_transfer(cache: Path, data: Path, seeds: int, factors: int) -> None:
     LinearSCVI.setup_anndata(adata, batch_key="batch")
     fits = fit_sweep(adata, SweepConfig(seeds=list(range(seeds))), model=ModelConfig(n_latent=factors))
     found = fits.get_programs()
-    pbmc = sc.read_10x_mtx(data / "pbmc3k_10x_mtx" / "filtered_gene_bc_matrices" / "hg19")
-    pbmc.var_names_make_unique()
-    types = pd.read_csv(data / "pbmc3k_10x_mtx" / "cell_types_by_barcode.csv", index_col=0).iloc[:, 0]
+    pbmc = read_pbmc3k(data)
+    types = pbmc.obs["cell_type"]
     model = next(iter(fits.models.values()))
     frame = gp.frame(found, np.ravel(adata.X.mean(axis=0)), model.get_likelihood_parameters(indices=[0])["dispersions"])
     scored = gp.project(frame, pbmc.X, list(pbmc.var_names), cells=list(pbmc.obs_names))
