@@ -106,9 +106,9 @@ class LinearSCVI:
     registry
         Of another model, to build one without data.
     seed
-        Of the initial weights, and of the training unless `train` is given one; none: `ldvae.settings.seed`; else the
-        one that `torch.manual_seed` was last given; else a fresh one, which the log and the saved model name. The
-        caller's random state is not touched.
+        Seed of the initial weights, and of the training unless `train` is given one; none: `ldvae.settings.seed`;
+        otherwise the one that `torch.manual_seed` was last given; otherwise a fresh one, which the log and the saved
+        model name. The caller's random state is not changed.
 
     References
     ----------
@@ -206,7 +206,7 @@ class LinearSCVI:
         categorical_covariate_keys: Sequence[str] | None = None,
         continuous_covariate_keys: Sequence[str] | None = None,
     ) -> None:
-        """Note in `adata` which counts and which columns of obs a model shall use, and check them.
+        """Register the counts and the obs columns that a model uses, and validate them.
 
         Parameters
         ----------
@@ -260,12 +260,12 @@ class LinearSCVI:
         *,
         missing_genes: Literal["fill", "refuse"] = "fill",
     ) -> AnnData | pd.Index | None:
-        """Bring other data to the genes of a model: its genes in its order, without those that it does not know.
+        """Match other data to the genes of a model: its genes, in its order.
 
         Parameters
         ----------
         adata
-            Data to bring to the model's genes, matched by name.
+            Data to match; genes are matched by name.
         reference_model
             A model, or the directory of a saved one.
         return_reference_var_names
@@ -274,7 +274,7 @@ class LinearSCVI:
             Change `adata`; otherwise return a new one.
         missing_genes
             What to do about genes of the model that `adata` lacks: "fill", as if they had not been counted in any cell;
-            or "refuse". What is filled the model takes for zeros that were seen: the fewer, the better.
+            or "refuse". The model treats filled genes as observed zeros, so few should be missing.
 
         Returns
         -------
@@ -314,9 +314,8 @@ class LinearSCVI:
     def adata(self) -> AnnData | None:
         """The data of the model; another AnnData with the same genes and fields can be put in its place.
 
-        Every method reads them as they are when it is called: what was changed in place since (cells or genes removed,
-        values, columns of obs) is taken over after the checks of `setup_anndata`, or refused by an InputError that
-        names the change.
+        Every method uses the current data. Changes in place (cells or genes removed, values, columns of obs) are
+        validated as by `setup_anndata` and then used; an InputError names a change that the model cannot use.
         """
         return None if self._data is None else self._data.adata
 
@@ -436,7 +435,7 @@ class LinearSCVI:
 
     @checked()
     def deregister_manager(self, adata: AnnData | None = None) -> None:
-        """Forget the model's data (or do nothing for other data: none are kept); memory is freed.
+        """Release the model's data and their memory; of other data nothing is kept.
 
         Parameters
         ----------
@@ -529,7 +528,7 @@ class LinearSCVI:
         checkpoint: str | Path | None = None,
         **trainer_kwargs: object,
     ) -> None:
-        """Train the model; a second call goes on from where the first ended, with a new schedule.
+        """Train the model; a second call continues the training with a new schedule.
 
         Parameters
         ----------
@@ -567,9 +566,9 @@ class LinearSCVI:
         enable_progress_bar
             Show epoch, ELBO, cells per second and the time left.
         seed
-            Of the split, the order of the cells and the noise; none: the model's.
+            Seed of the split, the order of the cells and the noise; none: the model's.
         checkpoint
-            File to save to every ten minutes, and to resume from if it holds this very training.
+            File to save to every ten minutes, and to resume from if it belongs to the same training.
         **trainer_kwargs
             check_val_every_n_epoch (1), early_stopping_monitor, early_stopping_patience, early_stopping_min_delta,
             early_stopping_warmup_epochs, gradient_clip_val.
@@ -634,7 +633,7 @@ class LinearSCVI:
         on_epoch: Callable[[EpochReport], None] | None = None,
         stop: Callable[[], bool] | None = None,
     ) -> Fit:
-        """Train on a given split with a given schedule: what `train` does after its arguments are settled.
+        """Train on a given split with a given schedule; `train` calls it with its options.
 
         See `ldvae.train.fit` for the parameters and what is returned.
 
@@ -645,7 +644,7 @@ class LinearSCVI:
         config
             Schedule (`ldvae.train.FitConfig`).
         seed
-            Of the order of the cells and of all noise.
+            Seed of the order of the cells and of all noise.
         checkpoint, on_epoch, stop
             As for `ldvae.train.fit`.
 
@@ -727,7 +726,7 @@ class LinearSCVI:
 
     @property
     def test_indices(self) -> np.ndarray | None:
-        """Rows of the cells that took no part."""
+        """Rows of the test cells."""
         return self._part("test")
 
     train_indices_, validation_indices_, test_indices_ = train_indices, validation_indices, test_indices
@@ -829,7 +828,7 @@ class LinearSCVI:
         return pd.DataFrame(weight[:, weight.shape[1] - len(names) :], index=self._genes(), columns=names)
 
     def get_programs(self, *others: LinearSCVI, config: ProgramsConfig | None = None) -> Programs:
-        """Gene programs of this fit, or what it shares with other fits of the same data: far more to be trusted.
+        """Gene programs of this fit, or those that it shares with other fits of the same data, which are more reliable.
 
         Parameters
         ----------
@@ -960,7 +959,7 @@ class LinearSCVI:
         return_dist
             Mean and variance of the posterior (for "ln", before the softmax).
         seed
-            Of what is drawn; none: the model's.
+            Seed of the draws; none: the model's.
         dataloader, **data_loader_kwargs
             Of scvi-tools; the cells come from `adata`.
 
@@ -1014,7 +1013,7 @@ class LinearSCVI:
         dataloader, **data_loader_kwargs
             Of scvi-tools; the cells come from `adata`.
         seed
-            Of the draws; none: the model's.
+            Seed of the draws; none: the model's.
 
         Examples
         --------
@@ -1051,7 +1050,7 @@ class LinearSCVI:
         dataloader, data_loader_kwargs
             Of scvi-tools; the cells come from `adata`.
         seed
-            Of the draws; none: the model's.
+            Seed of the draws; none: the model's.
 
         Returns
         -------
@@ -1098,7 +1097,7 @@ class LinearSCVI:
         dataloader, data_loader_kwargs
             Of scvi-tools; the cells come from `adata`.
         seed
-            Of the draws; none: the model's.
+            Seed of the draws; none: the model's.
 
         Examples
         --------
@@ -1139,7 +1138,7 @@ class LinearSCVI:
         n_mc_samples_per_pass
             Draws decoded together; memory grows with it.
         seed
-            Of the draws; none: the model's.
+            Seed of the draws; none: the model's.
         dataloader, data_loader_kwargs
             Of scvi-tools; the cells come from `adata`.
 
@@ -1212,7 +1211,7 @@ class LinearSCVI:
         give_mean
             Decode the posterior mean instead of a draw: nothing is random then.
         seed
-            Of the draws; none: the model's.
+            Seed of the draws; none: the model's.
         **importance_weighting_kwargs
             max_cells, truncation, n_mc_samples, n_mc_samples_per_pass; see `ldvae.posterior.importance_weights`.
         dataloader, data_loader_kwargs
@@ -1300,7 +1299,7 @@ class LinearSCVI:
         dataloader, **data_loader_kwargs
             Of scvi-tools; the cells come from `adata`.
         seed
-            Of the draws; none: the model's.
+            Seed of the draws; none: the model's.
 
         Returns
         -------
@@ -1353,7 +1352,7 @@ class LinearSCVI:
         gene_list
             Genes to return, in the order of the model.
         seed
-            Of the draws; none: the model's.
+            Seed of the draws; none: the model's.
         dataloader, **data_loader_kwargs
             Of scvi-tools; the cells come from `adata`.
         silent
@@ -1421,7 +1420,7 @@ class LinearSCVI:
         silent
             Of scvi-tools; nothing is printed.
         seed
-            Of the draws; none: the model's.
+            Seed of the draws; none: the model's.
 
         Returns
         -------
@@ -1508,11 +1507,11 @@ class LinearSCVI:
         batch_size
             Cells whose density is computed together.
         num_cells_posterior
-            Most cells, drawn at random, that stand for a sample; none: all.
+            Maximum number of cells, drawn at random, that represent a sample; none: all.
         dof
             Degrees of freedom of Student components; none: normal ones.
         seed
-            Of the choice of these cells; none: the model's.
+            Seed of this choice; none: the model's.
 
         Examples
         --------
@@ -1579,7 +1578,7 @@ class LinearSCVI:
         silent
             Of scvi-tools; nothing is printed.
         seed
-            Of what is drawn; none: the model's.
+            Seed of the draws; none: the model's.
         importance_weighting_kwargs
             See `get_normalized_expression`.
         mode, delta, all_stats, batch_correction, batchid1, batchid2, fdr_target, weights, filter_outlier_cells

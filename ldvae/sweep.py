@@ -1,4 +1,4 @@
-"""Many fits of one dataset from Python: a grid of options, each from several seeds."""
+"""Fits of one dataset over a grid of options and several seeds, from Python."""
 
 from __future__ import annotations
 

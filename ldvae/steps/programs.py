@@ -1,4 +1,4 @@
-"""The gene programs that the chosen fits share, with their meaning, as tables."""
+"""Gene programs shared by the chosen fits, with their annotation, as tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which setting of a sweep to keep, and which of its fits, from what the runs wrote about themselves."""
+"""Choice of a setting of the sweep and of its fits, from the metrics and factors of the runs."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ METRICS = [
 
 
 class Factors(NamedTuple):
-    """What the fits of one setting found, all of the same cells and genes."""
+    """Factors of the fits of one setting, all of the same cells and genes."""
 
     scores: list[np.ndarray]  # one per fit, (n_obs, n_latent)
     loadings: list[np.ndarray]  # one per fit, (n_vars, n_latent)
@@ -126,7 +126,7 @@ def select(*, results: Path, runs: list[str] | None = None, config: SelectConfig
 
 
 def read_factors(results: Path, runs: Sequence[str]) -> Factors:
-    """What the runs of one setting found."""
+    """Read the factors of the runs of one setting."""
     files = [np.load(layout.FACTORS.existing(results, run=run), allow_pickle=False) for run in runs]
     first = files[0]
     for run, file in zip(runs, files, strict=True):
@@ -149,7 +149,7 @@ def read_factors(results: Path, runs: Sequence[str]) -> Factors:
 
 
 def runs_table(metrics: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """One row per run: its metrics, and those parameters in which the runs differ."""
+    """One row per run: its metrics, and the parameters in which the runs differ."""
     params = pd.DataFrame([run["params"] for run in metrics])
     differing = [name for name in params if name != "n_latent" and params[name].map(json.dumps).nunique() > 1]
     table = pd.DataFrame(
@@ -170,7 +170,7 @@ def runs_table(metrics: Sequence[dict[str, Any]]) -> pd.DataFrame:
 
 
 def held_out(table: pd.DataFrame) -> Selection:
-    """The ELBO by which settings are compared: of the test cells, or of what there is."""
+    """The ELBO by which settings are compared: of the test cells, otherwise of validation or training cells."""
     return next(name for name in ("elbo_test", "elbo_validation", "elbo_train") if table[name].notna().all())
 
 
@@ -250,7 +250,7 @@ def read_programs(path: Path) -> Programs:
 
 
 def choose(settings: pd.DataFrame, criterion: Selection, config: SelectConfig) -> tuple[str, str]:
-    """The setting to keep, and why, in a sentence."""
+    """The chosen setting, and the reason in a sentence."""
     if config.setting is not None:
         if config.setting not in set(settings["setting"]):
             raise InputError(
@@ -288,9 +288,7 @@ def choose(settings: pd.DataFrame, criterion: Selection, config: SelectConfig) -
             f"({elbo[first]:.2f} nats), it has the largest reproducible rank, then the fewest factors"
         )
     chosen = settings["setting"][best]
-    reproduced = (
-        f"{rank[best]:.0f} directions reproduce" if rank[best] else "with one fit nothing can be said to reproduce"
-    )
+    reproduced = f"{rank[best]:.0f} directions reproduce" if rank[best] else "with one fit, reproducibility is unknown"
     return chosen, f"{chosen} ({name} {elbo[best]:.2f} nats, {reproduced}): {why}."
 
 
