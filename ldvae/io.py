@@ -1333,6 +1333,25 @@ def thinned(rows: np.ndarray, most: int = MAX_CELLS) -> np.ndarray:
     return rows[np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int))]
 
 
+def meant_group(name: str, groups: Iterable[str]) -> str:
+    """The group that a name means which YAML may have read otherwise than it is written; the name itself if none.
+
+    Without quotes, ``yes`` is true for YAML, ``1.0`` a number, and groups of whole numbers have no decimals.
+
+    Examples
+    --------
+    >>> meant_group("True", ["no", "yes"]), meant_group("1.0", ["0", "1"]), meant_group("1", ["1", "1.0"])
+    ('yes', '1', '1')
+    """
+    present = set(groups)
+    if name in present:
+        return name
+    words = {"True": ("yes", "true", "on", "y"), "False": ("no", "false", "off", "n")}.get(name, ())
+    found = [group for group in present if group.lower() in words]
+    found += [group for group in present if re.fullmatch(r"-?\d+\.0", name) and group == name.removesuffix(".0")]
+    return found[0] if len(found) == 1 else name
+
+
 def read_lines(path: Path) -> list[str]:
     """The lines of a small text file that are not blank; gzipped or not, with or without a byte order mark."""
     with reading(path, "text"), opened_text(path) as file:

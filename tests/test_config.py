@@ -411,6 +411,7 @@ def odd(tmp_path):
             "factor": [0.0, 1.0] * 20,
             "only": ["a"] * n,
             "kind": ["rest", "b"] * 20,
+            "cured": ["yes", "no"] * 20,
         },
         index=[f"c{i}" for i in range(n)],
     )
@@ -420,6 +421,7 @@ def odd(tmp_path):
     (tmp_path / "mouse.gmt").write_text("set\t\tGene1\tGene2\n")
     (tmp_path / "fits.gmt").write_text("\ufeffset\t\tGENE1\tGene2\n")
     (tmp_path / "short.gmt").write_text("set\tGENE1\n")
+    (tmp_path / "empty.gmt").touch()
     (tmp_path / "genes.txt").write_text("Gene1\nGene2\n")
     return tmp_path
 
@@ -443,6 +445,11 @@ def odd(tmp_path):
             "validation_size and test_size together are 1.1",
         ),
         ({"programs": {"gene_sets": ["mouse.gmt"]}}, "gene_sets: none of the 2 genes of mouse.gmt (such as 'Gene1'"),
+        ({"programs": {"gene_sets": ["empty.gmt"]}}, "programs.gene_sets: empty.gmt names no gene."),
+        (
+            {"de": {"contrasts": [{"column": "cured", "group1": "yes", "group2": True}]}},
+            "compares a group with itself",
+        ),
         ({"programs": {"gene_sets": ["short.gmt"]}}, "programs.gene_sets: short.gmt: line 1 has 2 fields"),
         ({"programs": {"variables": ["sex"]}}, "programs.variables: no obs column 'sex'"),
         ({"report": {"groupby": ["doner"]}}, "report.groupby: no obs column 'doner'. Did you mean 'donor'"),
@@ -522,6 +529,8 @@ def test_what_the_data_can_do_passes(odd, monkeypatch):
         {"column": "response", "group1": "0", "group2": "1"},
         {"column": "level", "group1": 2, "within": "dose"},
         {"column": "leiden", "group1": "0"},
+        {"column": "cured", "group1": True, "group2": False},  # yes and no without quotes
+        {"column": "level", "group1": 1.0},
     ]
     sections = {
         "setup": {"labels_key": "donor", "batch_key": "level", "keep_genes": ["GENE3"]},

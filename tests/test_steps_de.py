@@ -54,6 +54,12 @@ def test_entries_expand_to_contrasts(counts: AnnData) -> None:
     assert contrasts_of(counts, within) == ["stim vs ctrl in B/c", "stim vs ctrl in T"]
 
 
+def test_groups_that_yaml_reads_otherwise_are_found(counts: AnnData) -> None:
+    counts.obs["cured"] = np.where(np.arange(counts.n_obs) % 2, "yes", "no")
+    assert contrasts_of(counts, {"column": "cured", "group1": True, "group2": False}) == ["yes vs no"]  # type: ignore[dict-item]
+    assert contrasts_of(counts, {"column": "donor", "group1": 1.0}) == ["1 vs rest"]  # type: ignore[dict-item]
+
+
 def test_cells_without_a_value_are_in_no_group(counts: AnnData) -> None:
     (first, _) = find_contrasts(counts.obs, DeConfig(contrasts=[{"column": "type"}]))
     types = counts.obs["type"].to_numpy()

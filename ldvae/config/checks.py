@@ -100,7 +100,7 @@ def _check_dataset(
         for option_name, path in named(getattr(dataset, section), "file"):
             if not made_elsewhere and not Path(path).is_file():
                 problems.append(f"{section}.{option_name}: {path} is not there.")
-    if not missing:
+    if dataset.inputs and not missing:
         try:
             adata = read_header(dataset)
         except InputError as error:
@@ -137,6 +137,11 @@ def _notes_on_data(dataset: Dataset, adata: AnnData) -> list[str]:
                 f"de.contrasts[{i}]: {len(skipped)} of {compared} comparisons will be skipped, for one side has fewer "
                 f"than {dataset.de.min_cells} cells (de.min_cells): {_few(skipped)}."
             )
+    if (key := dataset.de.replicate_key) is not None and key in obs and (missing := int(obs[key].isna().sum())):
+        notes.append(
+            f"de.replicate_key: obs column {key!r} has no value for {missing} of {len(obs)} cells, which the "
+            "pseudobulk test leaves out."
+        )
     if (dataset.programs.replicate_key is None) != (dataset.programs.condition_key is None):
         notes.append("programs: replicate_key and condition_key go together; with one of them nothing is compared.")
     return notes
@@ -151,7 +156,7 @@ def _comparisons(contrast: Contrast, obs: pd.DataFrame, min_cells: int) -> tuple
     """How many comparisons a contrast stands for, and which of them have too few cells on a side."""
     import pandas as pd
 
-    from ldvae.io import group_names
+    from ldvae.io import group_names, meant_group
 
     column, within = contrast["column"], contrast.get("within")
     if not {column, within} - {None} <= set(obs) or any(_too_many_groups(obs[c]) for c in (column, within) if c):
@@ -159,8 +164,10 @@ def _comparisons(contrast: Contrast, obs: pd.DataFrame, min_cells: int) -> tuple
     groups = group_names(obs[column])
     inside = group_names(obs[within]) if within else pd.Series("", index=obs.index)
     sizes = pd.crosstab(groups.to_numpy(), inside.to_numpy())
-    second = contrast.get("group2")
-    firsts = [contrast["group1"]] if "group1" in contrast else [name for name in sizes.index if name != second]
+    second = meant_group(contrast["group2"], sizes.index) if "group2" in contrast else None
+    firsts = [name for name in sizes.index if name != second]
+    if "group1" in contrast:
+        firsts = [meant_group(contrast["group1"], sizes.index)]
     if not {*firsts, *([second] if second is not None else [])} <= set(sizes.index):
         return 0, []
     skipped = []
@@ -253,7 +260,7 @@ def _too_many_groups(column: pd.Series) -> str:
 
 def _check_contrast(contrast: Contrast, obs: pd.DataFrame) -> list[str]:
     """Problems with the columns and groups of a contrast; clusters (leiden) are not known yet."""
-    from ldvae.io import group_names
+    from ldvae.io import group_names, meant_group
 
     column, within = contrast["column"], contrast.get("within")
     known = [*map(str, obs.columns), *QC_COLUMNS]
@@ -267,7 +274,9 @@ def _check_contrast(contrast: Contrast, obs: pd.DataFrame) -> list[str]:
         return problems
     sizes = group_names(obs[column]).value_counts()
     sizes = sizes[sizes > 0]
-    groups = [group for key in ("group1", "group2") if (group := contrast.get(key)) is not None]
+    groups = [meant_group(str(contrast[key]), sizes.index) for key in ("group1", "group2") if key in contrast]
+    if len(groups) == 2 and groups[0] == groups[1]:
+        problems.append(f"{contrast} compares a group with itself.")
     for group in groups:
         if group not in sizes:
             problems.append(f"no group {group!r} in {column!r}.{suggestion(str(group), sorted(sizes.index))}")
@@ -320,6 +329,8 @@ def _check_genes(dataset: Dataset, var_names: pd.Index) -> list[str]:
 
 
 def _no_overlap(path: str, names: list[str], shown: str) -> str:
+    if not names:
+        return f"{path} names no gene."
     return (
         f"none of the {len(names)} genes of {path} (such as {', '.join(map(repr, names[:3]))}) is in the data, whose "
         f"genes are called {shown}. Give names of the same kind and species."

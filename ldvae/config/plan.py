@@ -270,8 +270,9 @@ def _readings(where: str, section: Any) -> list[str]:
     if not isinstance(contrasts, list):
         return []
     return [
-        f"{where}.contrasts[{i}].{key}: YAML reads it as {contrast[key]!r}, taken as the group {str(contrast[key])!r}; "
-        "if another group is meant, put its name in quotes."
+        f"{where}.contrasts[{i}].{key}: YAML reads it as {contrast[key]!r}, taken as the group {str(contrast[key])!r}"
+        + (f" (or {'yes' if contrast[key] else 'no'}, where there is none)" if isinstance(contrast[key], bool) else "")
+        + "; if another group is meant, put its name in quotes."
         for i, contrast in enumerate(contrasts)
         for key in ("group1", "group2")
         if isinstance(contrast, Mapping) and not isinstance(contrast.get(key), str | None)

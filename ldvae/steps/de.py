@@ -25,6 +25,7 @@ from ldvae.io import (
     atomic,
     collected_warnings,
     group_names,
+    meant_group,
     read_h5ad,
     thinned,
     write_json,
@@ -176,8 +177,12 @@ def find_contrasts(obs: pd.DataFrame, config: DeConfig) -> list[Contrast]:
     if not config.contrasts:
         raise InputError("There is nothing to compare; name contrasts, such as [{'column': 'cell_type'}].")
     found = []
-    for entry in config.contrasts:
-        groups = levels(obs, entry["column"])
+    for given in config.contrasts:
+        groups = levels(obs, given["column"])
+        entry = {
+            key: meant_group(str(name), groups.categories) if key.startswith("group") else str(name)
+            for key, name in given.items()
+        }
         if REST in groups.categories:
             raise InputError(
                 f"obs column {entry['column']!r} has a group called {REST!r}, which here means all others; rename it."
