@@ -1,0 +1,33 @@
+"""The comparison of datasets under a real Nextflow: staged where the verb finds it, and told on the front page."""
+
+import copy
+
+import pytest
+from pipelines import SMALL
+
+from ldvae import results as layout
+
+pytestmark = pytest.mark.nextflow
+
+
+def test_datasets_are_compared_once_their_programs_are_made(pipeline):
+    pipeline.configure(**copy.deepcopy(SMALL), across={"compare": ["two", "one"], "min_similarity": 0.4})
+    done = pipeline.run("--config", "config.yaml", "-stub-run")
+    assert done.code == 0, done.text
+    assert done.ran()["ACROSS"] == 1
+    results = pipeline.folder / "results"
+    assert [path for path in layout.layout(["across"], []) if not (results / path).exists()] == []
+    told = layout.ACROSS_SUMMARY.at(results).read_text()
+    assert "--datasets two one --min-similarity 0.4" in told
+
+
+def test_the_verb_finds_what_each_dataset_made(pipeline):
+    hook = 'if [ "$1" = across ]; then ls results/*/qc/filtered.h5ad results/*/programs/model.npz > staged.txt; fi'
+    pipeline.quick(hook)
+    pipeline.configure(**copy.deepcopy(SMALL), across={"compare": ["all"]})
+    done = pipeline.run("--config", "config.yaml")
+    assert done.code == 0, done.text
+    (task,) = (row["workdir"] for row in done.trace if row["process"].endswith(":ACROSS"))
+    staged = (pipeline.folder / task / "staged.txt").read_text().split()
+    expected = ["qc/filtered.h5ad", "programs/model.npz"]
+    assert staged == [f"results/{name}/{path}" for path in expected for name in ("one", "two")]
