@@ -576,6 +576,34 @@ def runs_of(results: Path) -> list[str]:
     return sorted(path.parent.name for path in Path(results).glob(name))
 
 
+#: Where a verb writes down the options that it was called with, under "settings".
+SETTINGS_OF = {
+    "qc": QC_SUMMARY.path,
+    "setup": SETUP_SUMMARY.path,
+    "select": BEST.path,
+    "programs": PROGRAMS_SUMMARY.path,
+    "de": f"{DE.path}/summary.json",
+}
+
+
+def made_otherwise(results: Path, dataset: Dataset) -> list[str]:
+    """Verbs whose results are there and were made with other options than those of the dataset."""
+    from ldvae.config import named
+
+    found = []
+    for verb, name in SETTINGS_OF.items():
+        try:
+            made = json.loads((Path(results) / name).read_text(encoding="utf-8"))["settings"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        options = getattr(dataset, verb)
+        files = {option for option, _ in named(options, "file")}  # engines may put them elsewhere
+        configured = json.loads(json.dumps(options.model_dump()))
+        if any(configured.get(option, value) != value for option, value in made.items() if option not in files):
+            found.append(verb)
+    return found
+
+
 def values_to_train(results: Path, train: TrainConfig) -> int:
     """How much work a training is at most: cells times genes times epochs; 0 where that is not known yet."""
     path = SETUP_SUMMARY.at(results)

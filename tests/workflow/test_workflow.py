@@ -123,6 +123,12 @@ def test_changed_counts_rerun_their_dataset_and_touched_ones_do_not(again):
     assert {name for name in pending if name.endswith(":b")} == set()
 
 
+def test_datasets_in_another_order_make_the_index_anew_alone(again):
+    again.config["datasets"] = dict(reversed(again.config["datasets"].items()))
+    again.write()
+    assert only(again.pending()) == {"index"}
+
+
 def test_compute_options_rerun_nothing(again):
     again.config["compute"] = {"max_mem_mb": 100_000, "max_runtime": 100}
     again.write()
@@ -268,9 +274,26 @@ def test_counts_come_from_a_url(tmp_path, counts, stubs):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}/{counts.name.replace(' ', '%20')}"
         place = Workplace(tmp_path, {"datasets": {"web": url}, "sweep": {"seeds": [0]}}, stubs)
-        place.snakemake("results/web/qc/filtered.h5ad")
+        place.snakemake("results/web/setup/counts.h5ad")
         server.shutdown()
     assert (tmp_path / "results/web/qc/filtered.h5ad").exists()
+    # Offline, what is made of it is used; what is not made yet is not.
+    assert "cannot be reached" in place.snakemake("-n", "results/web/setup/counts.h5ad")
+    assert only(place.pending("results/web/select/best.json")) == {"train", "select"}
+    (tmp_path / "results/web/qc/filtered.h5ad").unlink()
+    place.snakemake("-n", "results/web/setup/counts.h5ad", check=False)
+
+
+def test_results_that_were_made_with_other_options_are_made_again_without_snakemakes_records(again):
+    summary = again.folder / "results/a/qc/summary.json"
+    summary.write_text(json.dumps({"settings": {"min_genes": 200, "n_mads": 8.0}}))
+    shutil.rmtree(again.folder / ".snakemake")
+    pending = again.pending()
+    assert pending["qc:a"] == pending["setup:a"] == pending["report:a"] == 1
+    assert not pending["qc:b"]
+    again.config["datasets"]["a"]["qc"] = {"min_genes": 200}
+    again.write()
+    assert not again.pending()["qc:a"]
 
 
 # ---------------------------------------------------------------- form

@@ -52,7 +52,7 @@ class Workplace:
         said = self.snakemake("-n", *arguments)
         rules: Counter[str] = Counter()
         for block in re.split(r"\n(?=(?:local)?rule )", said)[1:]:
-            rule = re.match(r"(?:local)?rule (\w+):", block)[1]
+            rule = re.match(r"(?:local)?rule ([\w.-]+):", block)[1]
             dataset = re.search(r"wildcards: .*?dataset=([\w.-]+)", block)
             rules[rule] += 1
             if dataset:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from pathlib import Path
 
 import yaml
@@ -102,14 +103,51 @@ def options(section):
     return lambda wildcards: flags(getattr(plan.datasets[wildcards.dataset], section))
 
 
-def fetched(inputs):
+def fetched(inputs, finished=False):
     """Files of an input; URLs are fetched by Snakemake. The embedded demo has no file."""
-    paths = inputs.values()
-    return [path if "://" not in path else storage.http(path) for path in paths if not path.startswith("demo:")]
+    paths = [path for path in inputs.values() if not path.startswith("demo:")]
+    return [path if "://" not in path else of_url(path, finished) for path in paths]
+
+
+def of_url(url, finished):
+    """A file to fetch; where it cannot be fetched now, and what is made of it is there, a file that is not there.
+
+    Snakemake then takes what is there as given, and would otherwise stop.
+    """
+    if finished and workflow.is_main_process and not reachable(url):
+        return f".snakemake/ldvae/not-reachable/{Path(url).name}"
+    return storage.http(url)
+
+
+@functools.cache
+def reachable(url):
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=10):
+            return True
+    except urllib.error.HTTPError as error:
+        return error.code not in (404, 410)
+    except OSError:
+        logger.warning(f"{url} cannot be reached. What was made of it is used as it is.")
+        return False
+
+
+@functools.cache
+def made_otherwise(dataset):
+    """Verbs whose results are there and were made with other options."""
+    return layout.made_otherwise(plan.path("results", dataset), plan.datasets[dataset])
+
+
+def make_again_if_made_otherwise(verb, dataset):
+    """Where results were copied without Snakemake's records, or a default has changed, Snakemake knows nothing of it."""
+    if workflow.is_main_process and verb in made_otherwise(dataset):
+        make_again(plan.path("results", dataset, layout.outputs(verb)[0].path))
 
 
 def counts_files(wildcards):
-    return fetched(plan.datasets[wildcards.dataset].inputs)
+    name = wildcards.dataset
+    make_again_if_made_otherwise("qc", name)
+    filtered = Path(plan.path("results", name, layout.FILTERED.path))
+    return fetched(plan.datasets[name].inputs, filtered.exists() and "qc" not in made_otherwise(name))
 
 
 def beside_counts(inputs, genome):
@@ -145,6 +183,7 @@ def inputs(verb):
     """Files of the results folder that a verb reads, as ldvae.results lists them."""
 
     def found(wildcards):
+        make_again_if_made_otherwise(verb, wildcards.dataset)
         dataset = plan.datasets[wildcards.dataset]
         paths = layout.paths(layout.inputs(verb, dataset), list(dataset.runs))
         return [f"<results>/{wildcards.dataset}/{path}" for path in paths]

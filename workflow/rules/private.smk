@@ -37,6 +37,13 @@ def quiet_about_rules():
     return "rules" in names and "all" not in names
 
 
+def make_again(path):
+    """Let the job run that makes a file, as --forcerun does; for use while Snakemake asks for the inputs of that job."""
+    forced = getattr(getattr(workflow, "dag", None), "forcefiles", None)
+    if forced is not None:
+        forced.add(path)
+
+
 def like_train(pack):
     """Let what --set-resources and --set-threads (or a profile) say of the rule train hold for a pack of trainings."""
     of_pack, of_train = (workflow.modifier.modify_rulename(name) for name in (pack, "train"))
