@@ -1,4 +1,4 @@
-"""Make docs/report.png anew from a report: `python docs/picture.py results/kang/report.html`; needs chromium and Pillow."""
+"""Make docs/report.png anew from a report: `python docs/picture.py results/kang/report.html`; needs chromium."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-WIDTH, HEIGHT = 1280, 1500  # of the part of the page that is shown, in CSS pixels
+WIDTH, HEIGHT = 1400, 2050  # of the part of the page that is shown, in CSS pixels
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--virtual-time-budget=3000"]
 
 

@@ -22,7 +22,7 @@ from ldvae.config import ReportConfig
 from ldvae.errors import InputError
 from ldvae.report import figures, prose
 from ldvae.report.drawing import Drawing, inline
-from ldvae.report.page import duration, number
+from ldvae.report.page import duration, number, render_index
 from ldvae.steps.index import index
 from ldvae.steps.report import report
 
@@ -579,6 +579,8 @@ def test_a_file_that_is_missing_is_named_with_the_verb_that_writes_it(tmp_path: 
     [
         (None, "–"),
         (float("nan"), "–"),
+        (float("inf"), "∞"),
+        (-1e308, "-∞"),
         (True, "yes"),
         ("a", "a"),
         (0.0, "0"),
@@ -765,3 +767,34 @@ def test_a_type_that_lost_more_than_a_third_is_marked(tmp_path: Path) -> None:
     report(results=arguments["results"], config=ReportConfig())
     block = Page(arguments["output"]).data["blocks"]["qc-types"]
     assert dict(zip(block["type"], block["note"], strict=True)) == {"Mk": "lost more than a third", "T": ""}
+
+
+def test_an_infinite_odds_ratio_is_shown(small: tuple[Page, dict[str, Any]]) -> None:
+    table = read(small[1]["enrichment"]).query("program == 'P1'")
+    assert np.isinf(table["odds_ratio"]).sum() == 1
+    assert "∞" in small[0].source[small[0].source.index('id="table-enrichment-P1"') :].split("</table>")[0]
+
+
+def test_the_index_of_twenty_datasets_is_a_table_with_what_failed_first() -> None:
+    program = {"program": "P1", "label": "T cells: CD3D, IL7R, TRAC", "share": 0.4, "top_positive": "CD3D, IL7R"}
+    summary = {"n_obs_before": 900, "n_obs_after": 800, "n_vars": 500, "setting": "k10", "n_programs": 3}
+    summary |= {
+        "programs": [program],
+        "warnings": ["Few cells."],
+        "found": ["3 programs."],
+        "not_found": [],
+        "runs": [],
+    }
+    summaries = [summary | {"dataset": f"sample {i}", "report": f"sample {i}/report.html"} for i in range(18)]
+    unfinished = [
+        {"dataset": "broken", "failures": [{"verb": "qc", "message": "min_genes removes all cells"}]},
+        {"dataset": "waiting", "failures": []},
+    ]
+    html = render_index(summaries, unfinished)
+    block = json.loads(re.search(r'id="blocks">(.*?)</script>', html)[1])["datasets"]  # type: ignore[index]
+    assert block["dataset"][:3] == ["broken", "waiting", "sample 0"]
+    assert block["state"][:3] == ["failed in qc", "not finished", "finished"]
+    assert len(block["dataset"]) == 20
+    assert block["dataset_href"][2] == "sample%200/report.html"
+    assert "data-search" in html
+    assert "<details open>" not in html, "twenty datasets are folded"
