@@ -798,3 +798,16 @@ def test_the_index_of_twenty_datasets_is_a_table_with_what_failed_first() -> Non
     assert block["dataset_href"][2] == "sample%200/report.html"
     assert "data-search" in html
     assert "<details open>" not in html, "twenty datasets are folded"
+
+
+def test_a_batch_that_is_the_condition_is_told(small: tuple[Page, dict[str, Any]], tmp_path: Path) -> None:
+    words = "The batch (batch) divides the cells as condition does"
+    assert words not in small[0].text
+    arguments = write_results(tmp_path, SMALL)
+    import anndata
+
+    adata = anndata.read_h5ad(arguments["annotated"])
+    adata.obs["condition"] = adata.obs["batch"].map({"donor1": "ctrl", "donor2": "stim"}).astype("category")
+    adata.write_h5ad(arguments["annotated"])
+    report(results=arguments["results"], config=ReportConfig())
+    assert words in Page(arguments["output"]).text

@@ -18,6 +18,8 @@ from .find import SIDES, SMALLEST_SHARE, Programs, gene_sets, top_genes
 WEAK_SHARE = 0.02
 # AUC of scores and genes from which a group of cells gives a program its name.
 HEADLINE = 0.8
+# Of the ten strongest genes of a program, those that a gene set must have to name it.
+NAMING = 2
 
 
 def associations(
@@ -455,7 +457,8 @@ def describe(
     -----
     The label is a headline and the first three genes, or the genes alone. The headline is a level of a category of at
     least 20 cells and 1 % of the cells, in which score and genes are both high (the smaller AUC above 0.8), never the
-    number of a cluster; where there is none, the best enriched term (padj below 0.05). A headline belongs to the one
+    number of a cluster; where there is none, the best enriched term (padj below 0.05) that has two of the program's ten
+    strongest genes. A headline belongs to the one
     program that it fits best; another program takes its next, or none.
 
     Examples
@@ -486,8 +489,13 @@ def describe(
         if row["program"] not in headlines and row["level"] not in headlines.values():
             headlines[row["program"]] = row["level"]
     if enriched is not None and len(enriched):
+        positive = listed[listed["side"] == "positive"]
+        listed_genes = {program: set(own["gene"]) for program, own in positive.groupby("program")}
         terms = enriched[(enriched["side"] == "positive") & (enriched["padj"] < 0.05)]
         for _, row in terms.sort_values("p", kind="stable").iterrows():
+            strongest = listed_genes[row["program"]]
+            if len(strongest.intersection(str(row["genes"]).split(", "))) < NAMING:
+                continue
             if row["program"] not in headlines and row["term"] not in headlines.values():
                 headlines[row["program"]] = row["term"]
     labels, best, opposite = {}, {}, {}

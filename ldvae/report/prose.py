@@ -30,6 +30,7 @@ def warnings(results: Results) -> list[Warning]:
         *(Warning(text, "qc") for text in _about_cells(results)),
         *(Warning(text, "training") for text in _about_training(results)),
         *(Warning(text, "choice") for text in _about_choice(results)),
+        *(Warning(text, "programs") for text in _about_design(results)),
         *(Warning(text, "programs") for text in _about_programs(results)),
         *(Warning(text, "fit") for text in _about_fit(results)),
         *(Warning(text, "de") for text in _about_contrasts(results)),
@@ -104,6 +105,27 @@ def _about_programs(results: Results) -> Iterator[str]:
     for name, reason in programs["technical"].items():
         if reason:
             yield f"{name} may be technical: {reason}."
+
+
+def _about_design(results: Results) -> Iterator[str]:
+    """A batch that is the same as the condition: the model cannot tell one from the other."""
+    batch = str(results.fields.get("batch_key") or "")
+    compared = set(results.contrasts["column"]) if "column" in results.contrasts else set()
+    condition = results.programs_summary.get("settings", {}).get("condition_key")
+    for name in sorted({*compared, *([condition] if condition else [])} - {batch}):
+        if batch not in results.obs or name not in results.obs:
+            continue
+        table = pd.crosstab(results.obs[batch], results.obs[name]).to_numpy()
+        if (
+            min(table.shape) > 1
+            and (table.max(axis=1).sum() >= 0.99 * table.sum())
+            and (table.max(axis=0).sum() >= 0.99 * table.sum())
+        ):
+            yield (
+                f"The batch ({batch}) divides the cells as {name} does: the model takes what differs between the "
+                f"levels of {name} for a batch effect, and programs show little of it. For programs that follow "
+                f"{name}, fit without this batch_key."
+            )
 
 
 def _about_fit(results: Results) -> Iterator[str]:

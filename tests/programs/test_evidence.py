@@ -187,6 +187,15 @@ def test_a_better_group_is_not_replaced_by_a_gene_set(mixed, found):
     assert gp.describe(found, related.iloc[:0], enriched).loc[program, "label"].startswith("NAMED: ")
 
 
+def test_a_gene_set_without_the_strongest_genes_names_nothing(mixed, found):
+    """Kang's heat shock program was called after interferon, of which it has five genes far down."""
+    related = gp.associations(found.scores, pd.DataFrame(index=found.scores.index))
+    members = gp.gene_sets(found)["P1_positive"]
+    for start, named in ((0, True), (10, False)):
+        enriched = gp.enrichment(found, {"NAMED": members[start : start + 20]}, "mine")
+        assert gp.describe(found, related, enriched).loc["P1", "label"].startswith("NAMED: ") == named
+
+
 def test_sets_by_ranks_are_the_linear_model_of_the_statistic_on_membership():
     rng = np.random.default_rng(0)
     genes = [f"G{i}" for i in range(200)]
