@@ -20,6 +20,7 @@ from scipy import sparse
 from ldvae import io
 from ldvae.counts import verify_counts
 from ldvae.errors import InputError
+from ldvae.io import hdf5
 
 BARCODES = ["AAACATACAACCAC-1", "AAACATTGAGCTAC-1", "AAACATTGATCAGC-1", "AAACCGTGCTTCCG-1"]
 GENES = ["MT-CO1", "CD3E", "MS4A1", "LYZ", "ACTB"]
@@ -325,9 +326,9 @@ def test_only_the_chosen_matrix_is_loaded(tmp_path: Path, counts: AnnData, monke
     many.layers["counts"], many.layers["other"] = counts.X.copy(), np.log1p(X)
     many.write_h5ad(tmp_path / "x.h5ad")
     loaded = []
-    read_elem, load_matrix = anndata.io.read_elem, io.load_matrix
+    read_elem, load_matrix = anndata.io.read_elem, hdf5.load_matrix
     monkeypatch.setattr(anndata.io, "read_elem", lambda elem: loaded.append(elem.name) or read_elem(elem))
-    monkeypatch.setattr(io, "load_matrix", lambda path, key: loaded.append(key) or load_matrix(path, key))
+    monkeypatch.setattr(hdf5, "load_matrix", lambda path, key: loaded.append(key) or load_matrix(path, key))
     io.read_file(tmp_path / "x.h5ad", layer="counts")
     assert loaded == ["/obs", "/var", "layers/counts"]
 

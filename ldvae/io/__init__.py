@@ -1,0 +1,41 @@
+"""Readers of every input format, and writers of what the steps write.
+
+`read` puts the parts together: `formats` finds the reader of a file (`hdf5`, `mtx` or `text`), which gives what is
+`stored` in it; `matrices` and `annotation` make it verified counts with tidy tables, `several` one of many files.
+"""
+
+from ldvae.io.annotation import MAX_CELLS, group_names, meant_group, objects_to_categories, obs_column, thinned
+from ldvae.io.formats import files_of, sha256_of_input
+from ldvae.io.hdf5 import read_h5ad
+from ldvae.io.messages import collected_warnings, listed
+from ldvae.io.read import counts_of, read_file, read_input, reading_options
+from ldvae.io.stored import in_memory
+from ldvae.io.text import read_annotation, read_gene_list, read_gmt
+from ldvae.io.write import atomic, plain, read_table, write_json, write_table
+
+__all__ = [
+    "MAX_CELLS",
+    "atomic",
+    "collected_warnings",
+    "counts_of",
+    "files_of",
+    "group_names",
+    "in_memory",
+    "listed",
+    "meant_group",
+    "objects_to_categories",
+    "obs_column",
+    "plain",
+    "read_annotation",
+    "read_file",
+    "read_gene_list",
+    "read_gmt",
+    "read_h5ad",
+    "read_input",
+    "read_table",
+    "reading_options",
+    "sha256_of_input",
+    "thinned",
+    "write_json",
+    "write_table",
+]

@@ -1,0 +1,217 @@
+"""Files of HDF5 and zarr: h5ad, h5mu, zarr, loom and 10x h5."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy import sparse
+
+from ldvae.errors import InputError, suggestion
+from ldvae.io.matrices import as_csr, as_numbers
+from ldvae.io.stored import Stored, layer_name, others_of
+
+logger = logging.getLogger(__name__)
+
+
+def read_anndata(path: Path) -> Stored:
+    """An h5ad file or zarr store, or the genes of an h5mu file; only the matrix that is chosen will be loaded."""
+    from anndata.io import read_elem
+
+    with opened(path) as file:
+        store, prefix = file, ""
+        if "mod" in file and "obs" in file:  # of muon
+            modality = next((name for name in ("rna", "gex", "RNA", "GEX") if name in file["mod"]), None)
+            if modality is None:
+                raise InputError(f"{path}: has no modality called rna or gex; found {', '.join(file['mod'])}.")
+            store, prefix = file["mod"][modality], f"mod/{modality}/"
+        if not hasattr(store["obs"], "keys"):
+            return read_old_anndata(path)
+        keys = matrices_of(store)
+
+        def others(kinds: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:
+            with opened(path) as file:
+                return {kind: elements(file[prefix + kind], read_elem) for kind in kinds if prefix + kind in file}
+
+        return Stored(
+            read_elem(store["obs"]),
+            read_elem(store["var"]),
+            {name: partial(load_matrix, path, prefix + key) for name, key in keys.items()},
+            read_elem(store["raw/var"]) if "raw/var" in store else None,
+            others,
+        )
+
+
+def read_old_anndata(path: Path) -> Stored:
+    """An h5ad file written before anndata 0.7, whose obs and var are arrays."""
+    import anndata
+
+    adata = anndata.io.read_h5ad(path, backed="r")  # leaves the matrices in the file
+    adata.file.close()
+    with opened(path) as file:
+        keys = matrices_of(file)
+    return Stored(
+        adata.obs,
+        adata.var,
+        {name: partial(load_matrix, path, key) for name, key in keys.items()},
+        None if adata.raw is None else adata.raw.var,
+        partial(others_of, adata),
+    )
+
+
+def matrices_of(store: Any) -> dict[str, str]:
+    """Where in an h5ad file or zarr store the matrices are, by name: X, raw and the layers."""
+    x = {"X": "X"} if "X" in store else {}
+    raw = next(({"raw": key} for key in ("raw/X", "raw.X") if key in store), {})
+    return x | {layer_name(name, x | raw): f"layers/{name}" for name in store.get("layers", ())} | raw
+
+
+def load_matrix(path: Path, key: str) -> Any:
+    """A matrix of an h5ad file or zarr store, sparse or dense.
+
+    anndata's own reader makes a sparse matrix of the numbers as they are stored, and scipy has none of 16 bit floats.
+    """
+    from anndata.io import read_elem
+
+    with opened(path) as file:
+        group = file[key]
+        if not hasattr(group, "keys") or "indptr" not in group:
+            return read_elem(group)
+        attributes = dict(group.attrs)
+        kind = str(attributes.get("encoding-type", attributes.get("h5sparse_format", "csr")))[:3]
+        shape = tuple(int(n) for n in attributes.get("shape", attributes.get("h5sparse_shape", group.get("shape"))))
+        parts = tuple(as_numbers(group[name][:]) for name in ("data", "indices", "indptr"))
+    return (sparse.csc_matrix if kind == "csc" else sparse.csr_matrix)(parts, shape=shape)
+
+
+def elements(group: Any, read_elem: Callable[[Any], Any]) -> dict[str, Any]:
+    """The elements of a group of an h5ad file, each that can be read."""
+    found = {}
+    for name in group:
+        try:
+            found[name] = read_elem(group[name])
+        except Exception as error:  # of an encoding that this anndata does not know; nothing here needs it
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            logger.warning("%s: cannot be read and is left out: %s", group[name].name, reason)
+    return found
+
+
+def read_h5ad(path: Path, **options: Any) -> AnnData:
+    """The AnnData that an earlier step wrote; a file that is cut off or no AnnData is the user's to know of."""
+    import anndata
+
+    try:
+        return anndata.io.read_h5ad(path, **options)
+    except (OSError, KeyError, ValueError) as error:
+        raise InputError(
+            f"{path}: cannot be read as h5ad ({error}); if a full disk or a broken copy cut it off, make it anew."
+        ) from error
+
+
+def opened(path: Path) -> Any:
+    """A context manager of an h5ad file, or of a zarr store, opened to be read."""
+    import h5py
+    import zarr
+
+    return nullcontext(zarr.open_group(path, mode="r")) if path.is_dir() else h5py.File(path)
+
+
+def read_h5(path: Path, genome: str | None) -> Stored:
+    """A 10x h5 of version 2 or 3, or an h5ad or h5mu file that is called h5.
+
+    scanpy.read_10x_h5 reads the same fields, but always with the matrix.
+    """
+    import h5py
+
+    with h5py.File(path) as file:
+        if "obs" in file and ("X" in file or "mod" in file or "var" in file):
+            return read_anndata(path)
+        if "matrix" in file:
+            key, group = "matrix", file["matrix"]
+            features = {name: values for name, values in group["features"].items() if isinstance(values, h5py.Dataset)}
+            var = pd.DataFrame(
+                {
+                    new: features[old].asstr()[:]
+                    for old, new in (("id", "gene_ids"), ("feature_type", "feature_types"), ("genome", "genome"))
+                    if old in features
+                },
+                index=features["name"].asstr()[:],
+            )
+            # Antibodies belong to no genome, and peaks to that of the genes.
+            genomes = sorted(set(var.get("genome", pd.Series(dtype=str))) - {""})
+        else:
+            genomes = sorted(name for name, part in file.items() if isinstance(part, h5py.Group) and "barcodes" in part)
+            if not genomes:
+                raise InputError(
+                    f"{path}: is HDF5, but neither of 10x nor of anndata; it holds {', '.join(file) or 'nothing'}."
+                )
+        if genome is None and len(genomes) > 1:
+            raise InputError(f"{path}: holds {len(genomes)} genomes ({', '.join(genomes)}); choose one (genome=...).")
+        if genome is not None and genome not in genomes:
+            raise InputError(f"{path}: holds no genome {genome!r}.{suggestion(genome, genomes)}")
+        if "matrix" not in file:
+            key = genome or genomes[0]
+            group = file[key]
+            var = pd.DataFrame({"gene_ids": group["genes"].asstr()[:]}, index=group["gene_names"].asstr()[:])
+        obs = pd.DataFrame(index=group["barcodes"].asstr()[:])
+    own = np.ones(len(var), bool)
+    if genome is not None and "genome" in var:
+        own = (var["genome"] == genome).to_numpy()
+
+    def load() -> sparse.csr_matrix:
+        with h5py.File(path) as file:
+            parts = tuple(as_numbers(file[f"{key}/{name}"][:]) for name in ("data", "indices", "indptr"))
+        x = as_csr(sparse.csr_matrix(parts, shape=(len(obs), len(var))))  # by cell, though 10x calls it genes x cells
+        return x if x is None or own.all() else x[:, own]
+
+    return Stored(obs, var[own], {"X": load}, can_turn=False)
+
+
+def read_loom(path: Path) -> Stored:
+    """A loom file, cell and gene names from whichever attributes hold them; it has genes in rows."""
+    import h5py
+
+    with h5py.File(path) as file:
+        obs, obsm = loom_attributes(file["col_attrs"])
+        var, varm = loom_attributes(file["row_attrs"])
+        keys = {"X": "matrix"} | {layer_name(name, ["X"]): f"layers/{name}" for name in file.get("layers", ())}
+    cells = [name for name in ("CellID", "obs_names", "cell_id", "barcode", "barcodes") if name in obs]
+    genes = [name for name in ("Gene", "var_names", "gene", "gene_name", "Accession") if name in var]
+    if not (cells and genes):
+        raise InputError(
+            f"{path}: has no names of its {'genes' if cells else 'cells'}: expected the column attribute CellID "
+            f"and the row attribute Gene, found {', '.join(obs)}; {', '.join(var)}."
+        )
+
+    def load(key: str) -> sparse.csr_matrix:
+        with h5py.File(path) as file:
+            matrix, step = file[key], 1000
+            blocks = [sparse.csr_matrix(as_numbers(matrix[i : i + step])) for i in range(0, matrix.shape[0], step)]
+        return sparse.vstack(blocks, format="csr").T.tocsr()
+
+    return Stored(
+        obs.set_index(cells[0]),
+        var.set_index(genes[0]),
+        {name: partial(load, key) for name, key in keys.items()},
+        others=lambda _: {"obsm": obsm, "varm": varm},
+    )
+
+
+def loom_attributes(group: Any) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
+    """Attributes of the cells or genes of a loom file: a table of those with one value each, and arrays of the rest."""
+    import h5py
+
+    columns: dict[str, np.ndarray] = {}
+    arrays: dict[str, np.ndarray] = {}
+    for name, values in group.items():
+        if isinstance(values, h5py.Dataset) and values.ndim:
+            read = values[:] if values.dtype.kind in "biuf" else values.asstr()[:]
+            (columns if values.ndim == 1 else arrays)[name] = read
+    return pd.DataFrame(columns), arrays

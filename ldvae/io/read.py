@@ -1,0 +1,299 @@
+"""Inputs of any format as verified counts."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy import sparse
+
+from ldvae.counts import is_counts, not_counts
+from ldvae.errors import InputError, suggestion
+from ldvae.features import genes_in_rows, named_by_symbol, wanted_features
+from ldvae.io.annotation import group_names, join_obs, objects_to_categories, tidy
+from ldvae.io.formats import FORMATS, opened_input, samples_of
+from ldvae.io.matrices import as_csr, round_off
+from ldvae.io.messages import listed, reading
+from ldvae.io.several import concatenate
+from ldvae.io.stored import Stored, has_neighbors
+from ldvae.names import file_names
+
+logger = logging.getLogger(__name__)
+
+
+def read_input(
+    paths: Sequence[str | Path],
+    names: Sequence[str] | None = None,
+    *,
+    layer: str | None = None,
+    genome: str | None = None,
+    obs_table: str | Path | None = None,
+    transpose: bool | None = None,
+    feature_types: Sequence[str] | None = None,
+    gene_names: str | None = None,
+    subset_key: str | None = None,
+    subset: Sequence[str] = (),
+    counts: bool = True,
+    layers: bool = False,
+) -> AnnData:
+    """Read raw counts from one or several files, as one AnnData.
+
+    Parameters
+    ----------
+    paths
+        Files or folders of any format, or ``demo:pbmc68k``. A folder with the matrices of several samples (GEO: each
+        with a prefix) counts as so many files.
+    names
+        A name for each file, kept in the obs column ``file``; without them, several files are named after themselves.
+    layer
+        Where the files keep their raw counts: a layer, or ``raw`` for `adata.raw`; none: `X`.
+    genome
+        The genome to read where a file holds several.
+    obs_table
+        csv or tsv of cell annotations, cell names in the first column; its columns join obs.
+    transpose
+        Whether the files have genes in rows; none: judged by names, annotation and sums, and refused in doubt.
+    feature_types
+        Types of the features to read, where there are others than genes; none: genes.
+    gene_names
+        Column of var that names the genes, ``index``: the names as they are; none: the names as they are, symbols where
+        these are identifiers with symbols beside them.
+    subset_key, subset
+        Obs column and its levels whose cells are kept; none: all cells.
+    counts
+        Read the counts, too; without them, `X` is none, and whatever the files tell of cells and genes follows the same
+        rules; `uns["ldvae_input"]` then names the matrices of each file.
+    layers
+        Keep the other matrices of the files, too: those of cells and genes in layers (`X` is called ``input_X`` there),
+        obsp and varp. Not kept are `adata.raw`, which has genes of its own, and obsp and varp of several files.
+
+    Returns
+    -------
+    AnnData
+        Verified counts as float32 CSR in `X`, unique cell and gene names; obs, var, obsm, varm and uns of the files; in
+        `uns["ldvae_input"]` path, n_obs and n_vars of each file.
+
+    Raises
+    ------
+    InputError
+        If a file cannot be read, or does not hold counts.
+    """
+    if isinstance(paths, (str, Path)):
+        raise TypeError("paths must be a sequence of paths, not one path")
+    if not paths:
+        raise InputError("No input file is given. Name at least one: " + FORMATS + ".")
+    if names is not None and len(names) != len(paths):
+        raise InputError(f"{len(names)} names are given for {len(paths)} input files; give one each.")
+    if names is None and len(paths) > 1:
+        names = file_names(paths)
+    if names is not None and len(set(names)) < len(names):
+        raise InputError(f"The names of the input files must differ, found {', '.join(names)}.")
+    files: dict[str, AnnData] = {}
+    read = []
+    for path, name in zip(paths, names or [""] * len(paths), strict=True):
+        for sample, part in samples_of(path).items():
+            kind, stored = opened_input(part, genome, transpose)
+            adata = counts_of(
+                stored,
+                str(part),
+                kind,
+                layer,
+                transpose=transpose,
+                feature_types=feature_types,
+                gene_names=gene_names,
+                counts=counts,
+                layers=layers,
+            )
+            files["_".join(filter(None, (name, sample)))] = adata
+            read.append({"path": str(part), "n_obs": adata.n_obs, "n_vars": adata.n_vars})
+            if not counts:
+                read[-1]["matrices"] = list(stored.matrices)
+    adata = files[""] if "" in files else concatenate(files)
+    adata.uns["ldvae_input"] = read
+    if obs_table is not None:
+        join_obs(adata, Path(obs_table))
+    return adata if subset_key is None else cells_of(adata, subset_key, subset)
+
+
+def cells_of(adata: AnnData, key: str, levels: Sequence[str]) -> AnnData:
+    """The cells with one of some levels of an obs column, whose categories are then those that are left."""
+    if key not in adata.obs:
+        raise InputError(f"subset_key: no obs column {key!r}.{suggestion(key, [str(name) for name in adata.obs])}")
+    groups = group_names(adata.obs[key])
+    known = sorted(groups.dropna().unique())
+    for level in levels:
+        if level not in known:
+            raise InputError(f"subset: obs column {key!r} has no level {level!r}.{suggestion(level, known)}")
+    if not levels:
+        raise InputError(
+            f"subset: no level of {key!r} is named; it has {listed(known)}. Name those whose cells to read."
+        )
+    return adata[groups.isin(list(levels)).to_numpy()].copy()
+
+
+def reading_options(section: object) -> dict[str, Any]:
+    """The options of a section of the config that say how to read, as arguments of `read_input`."""
+    names = ("layer", "genome", "obs_table", "transpose", "feature_types", "gene_names", "subset_key", "subset")
+    return {name: getattr(section, name) for name in names if hasattr(section, name)}
+
+
+def read_file(
+    path: str | Path,
+    *,
+    layer: str | None = None,
+    genome: str | None = None,
+    transpose: bool | None = None,
+    feature_types: Sequence[str] | None = None,
+    gene_names: str | None = None,
+    counts: bool = True,
+) -> AnnData:
+    """Read raw counts from one file or folder; parameters and result as for `read_input`."""
+    kind, stored = opened_input(path, genome, transpose)
+    return counts_of(
+        stored,
+        str(path),
+        kind,
+        layer,
+        transpose=transpose,
+        feature_types=feature_types,
+        gene_names=gene_names,
+        counts=counts,
+    )
+
+
+def counts_of(
+    stored: Stored,
+    where: str,
+    kind: str,
+    layer: str | None,
+    *,
+    transpose: bool | None = None,
+    feature_types: Sequence[str] | None = None,
+    gene_names: str | None = None,
+    counts: bool = True,
+    layers: bool = False,
+) -> AnnData:
+    """The matrix of raw counts of a file, verified, cells in rows, genes in columns, with tidy names.
+
+    Parameters
+    ----------
+    stored
+        The file.
+    where, kind
+        Path and format, for the messages.
+    layer
+        The matrix: a layer, or raw; none: X.
+    transpose, feature_types, gene_names, counts, layers
+        As for `read_input`.
+    """
+    chosen = "X" if layer is None else layer
+    if counts and chosen not in stored.matrices:
+        raise InputError(
+            f"{where}: has no matrix {chosen!r}.{suggestion(chosen, stored.matrices)} Choose one (layer=...)."
+        )
+    obs, var = stored.obs, stored.var
+    own_genes = chosen == "raw" and stored.raw_var is not None and not stored.raw_var.index.equals(var.index)
+    if chosen == "raw" and stored.raw_var is not None:  # which often lacks what X has
+        new = [name for name in var.columns if name not in stored.raw_var.columns]
+        shared = stored.raw_var.index.isin(var.index)
+        var = stored.raw_var.join(var[new]) if shared.all() and var.index.is_unique else stored.raw_var
+    if 0 in (len(obs), len(var)):
+        raise InputError(f"{where}: has {len(obs)} cells and {len(var)} genes; there is nothing to read.")
+    x: sparse.csr_matrix | None = None
+    others: dict[str, Mapping[str, Any]] = {}
+    if counts:
+        with reading(where, kind):
+            x = as_csr(stored.matrices[chosen]())
+            others = dict(stored.others(["obsm", "varm", "uns", *(["obsp", "varp"] if layers else [])]))
+            others["layers"] = other_matrices(stored, chosen) if layers and not own_genes else {}
+        if x is not None and x.shape != (len(obs), len(var)):
+            raise InputError(
+                f"{where}: {chosen} is {x.shape[0]} by {x.shape[1]}, but there are names of {len(obs)} rows and "
+                f"{len(var)} columns. The file is damaged, or lines are missing."
+            )
+        if x is None:
+            refuse_matrix(stored, where, kind, chosen, "values that are no numbers (or true and false)")
+    if own_genes:
+        others |= {"varm": {}, "varp": {}}
+        if layers and (left := [name for name in stored.matrices if name != "raw"]):
+            logger.info("%s: %s are left out: raw has other genes.", where, listed(left))
+    if genes_in_rows(
+        obs, var, x, where, transpose=transpose, prior=stored.prior, fixed=stored.fixed, can_turn=stored.can_turn
+    ):
+        obs, var = var, obs
+        x = None if x is None else x.T.tocsr()
+        others = {TURNED.get(name, name): values for name, values in others.items()}
+        others["layers"] = {name: matrix.T for name, matrix in others.get("layers", {}).items()}
+    wanted = wanted_features(var, where, feature_types)
+    if not wanted.all():
+        var = var[wanted]
+        x = None if x is None else x[:, wanted]
+        others["varm"] = {name: values[wanted] for name, values in others.get("varm", {}).items()}
+        others["varp"] = {name: values[wanted][:, wanted] for name, values in others.get("varp", {}).items()}
+        others["layers"] = {name: matrix[:, wanted] for name, matrix in others.get("layers", {}).items()}
+    var = named_by_symbol(var, where, gene_names)
+    adata = AnnData(obs=tidy(obs, where, "cell"), var=tidy(var, where, "gene"))
+    if x is not None:
+        if problem := not_counts(round_off(x, where), adata.var_names):
+            refuse_matrix(stored, where, kind, chosen, problem)
+        x.sum_duplicates()
+        x.eliminate_zeros()
+        adata.X = x.astype(np.float32, copy=False)
+        keep_others(adata, others, where)
+    return adata
+
+
+TURNED = {"obsm": "varm", "varm": "obsm", "obsp": "varp", "varp": "obsp"}
+
+
+def other_matrices(stored: Stored, chosen: str) -> dict[str, Any]:
+    """The matrices of a file but for the chosen one and raw, that can be sliced, by the name of their layer."""
+    found = {}
+    for name, load in stored.matrices.items():
+        if name not in (chosen, "raw" if stored.raw_var is not None else chosen):
+            matrix = load()
+            sliced = matrix.tocsr() if sparse.issparse(matrix) else matrix
+            found["input_X" if name == "X" else name.removeprefix("layers/")] = sliced
+    return found
+
+
+def refuse_matrix(stored: Stored, where: str, kind: str, chosen: str, problem: str) -> None:
+    """Raise the InputError that says what a matrix holds instead of counts, and which other one holds them."""
+
+    def holds_counts(load: Callable[[], Any]) -> bool:
+        x = as_csr(load())
+        return x is not None and is_counts(x)
+
+    with reading(where, kind):
+        others = [name for name, load in stored.matrices.items() if name != chosen and holds_counts(load)]
+    remedy = (
+        f"Counts are in {' and in '.join(map(repr, others))}: choose it (layer={others[0]})."
+        if others
+        else f"No other matrix of the file holds counts{' (it has only this one)' * (len(stored.matrices) == 1)}: "
+        "start from the raw counts."
+    )
+    if "corrected" in problem:
+        remedy += (
+            " Fractions come from counting that splits reads among genes (STARsolo EM) or from corrections (SoupX, "
+            "CellBender means): take the unique counts, or let the tool round (SoupX: roundToInt = TRUE)."
+        )
+    raise InputError(f"{where}: {chosen} holds {problem}. ldvae models raw UMI counts. {remedy}")
+
+
+def keep_others(adata: AnnData, others: Mapping[str, Mapping[str, Any]], where: str) -> None:
+    """Add layers, obsm, varm, uns, obsp and varp of a file, in place, as far as anndata takes them."""
+    for kind, values in others.items():
+        for name, value in values.items():
+            if name.startswith("ldvae_") or (has_neighbors(value) and "obsp" not in others):
+                continue  # an earlier run's, or neighbours of cells, whose matrix is not read
+            try:
+                if isinstance(value, pd.DataFrame) and kind != "uns":
+                    value = objects_to_categories(value.set_axis(getattr(adata, f"{kind[:3]}_names")))
+                getattr(adata, kind)[name.replace("/", "_")] = value
+            except (ValueError, TypeError, AttributeError) as error:
+                logger.warning("%s: %s[%r] is left out: %s", where, kind, name, str(error).splitlines()[0])

@@ -1,0 +1,98 @@
+"""Several files as one."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy import sparse
+
+from ldvae.errors import InputError
+from ldvae.io.annotation import as_text, objects_to_categories
+from ldvae.io.messages import listed
+from ldvae.io.stored import has_neighbors
+from ldvae.names import own_name
+
+logger = logging.getLogger(__name__)
+
+SHARED_GENES = 1 / 3  # least share of a file's genes that all files must have
+
+
+def concatenate(files: Mapping[str, AnnData]) -> AnnData:
+    """Cells of all files over the genes they share; obs column ``file`` (or ``file_ldvae``) tells the file.
+
+    Parameters
+    ----------
+    files
+        Counts of each file by its name; `X` may be none.
+    """
+    import anndata
+
+    first = next(iter(files.values()))
+    shared = first.var_names[np.all([first.var_names.isin(file.var_names) for file in files.values()], axis=0)]
+    fewest = min(files, key=lambda name: files[name].n_vars)
+    if len(shared) < SHARED_GENES * files[fewest].n_vars:
+        examples = "; ".join(f"{name} has {listed(file.var_names, 3)}" for name, file in files.items())
+        many = (
+            f"{len(shared)} of the {files[fewest].n_vars} genes of {fewest}, too few to model" if len(shared) else "no"
+        )
+        raise InputError(
+            f"The input files share {f'only {many}' if len(shared) else 'no gene name'}: {examples}. Are some named by "
+            "symbol, others by identifier, or from different species? A var column can name all alike (gene_names)."
+        )
+    for name, file in files.items():
+        if lost := file.n_vars - len(shared):
+            logger.warning("%s: %d of %d genes are not in every file and were left out.", name, lost, file.n_vars)
+    repeated = pd.concat([file.obs_names.to_series() for file in files.values()]).duplicated().any()
+    obs = objects_to_categories(pd.concat(consistent(files)))
+    key = own_name("file", obs.columns)
+    obs[key] = pd.Categorical(np.repeat(list(files), [file.n_obs for file in files.values()]), categories=list(files))
+    widths = {
+        name: {file.obsm[name].shape[1:] if name in file.obsm else None for file in files.values()}
+        for name in first.obsm
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        adata = anndata.concat(
+            {
+                name: AnnData(
+                    None if file.X is None else file.X[:, file.var_names.get_indexer(shared)],
+                    obs=pd.DataFrame(index=file.obs_names),
+                    var=file.var.loc[shared],
+                    layers={
+                        name: matrix[:, file.var_names.get_indexer(shared)] for name, matrix in file.layers.items()
+                    },
+                    obsm={name: values for name, values in file.obsm.items() if len(widths.get(name, ())) == 1},
+                    uns=file.uns,
+                )
+                for name, file in files.items()
+            },
+            join="inner",
+            merge="same",
+            uns_merge="unique",
+            index_unique="-" if repeated else None,
+        )
+    obs.index = adata.obs_names
+    adata.obs = obs
+    if adata.X is not None:
+        adata.X = sparse.csr_matrix(adata.X)
+    for name in [name for name in adata.uns if has_neighbors(adata.uns[name])]:
+        del adata.uns[name]  # of one file alone
+    adata.uns["ldvae_file_key"] = key
+    return adata
+
+
+def consistent(files: Mapping[str, AnnData]) -> list[pd.DataFrame]:
+    """Obs of each file; a column that is text in one of them is text in all."""
+    tables = [file.obs for file in files.values()]
+    names = {name for table in tables for name in table.columns}
+    text = {name for name in names if any(name in t and not pd.api.types.is_numeric_dtype(t[name]) for t in tables)}
+    result = []
+    for table in tables:
+        values = {name: table[name].astype(object) for name in table.columns if name in text}
+        result.append(table.assign(**{name: v.where(v.isna(), v.map(as_text)) for name, v in values.items()}))
+    return result
