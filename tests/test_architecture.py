@@ -17,7 +17,7 @@ ALLOWED = {
     "steps": BASICS
     | {"model", "programs", "markers", "report", "pl", "io", "results", "demo", "simulate", "provenance", "likelihoods"}
     # The parts of the model, for the step train.
-    | {"names", "methods", "train", "posterior", "module", "data", "devices", "progress"},
+    | {"names", "neighbors", "methods", "train", "posterior", "module", "data", "devices", "progress"},
     "report": BASICS | {"names", "methods", "pl", "results", "programs"},
     "pl": {"errors"},
     "sweep": BASICS | {"model", "posterior", "programs", "data", "devices"},
@@ -48,6 +48,7 @@ ALLOWED = {
     "io": {"errors", "counts", "demo", "features", "names"},
     "features": {"errors"},
     "names": {"errors"},
+    "neighbors": set(),
     "counts": {"errors"},
     "config": {"errors", "likelihoods", "names", "io"},  # names of the likelihoods; headers of the data
     "simulate": {"errors"},

@@ -10,12 +10,14 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
+import scanpy
 from anndata import AnnData
 from scipy import sparse
 
 from ldvae.config import AnnotateConfig
 from ldvae.errors import InputError
 from ldvae.io import write_table
+from ldvae.neighbors import add_neighbors
 from ldvae.steps.annotate import add_embedding, annotate
 
 pytestmark = pytest.mark.thorough
@@ -142,7 +144,7 @@ def test_files_of_another_run_are_refused(inputs: Path, tmp_path: Path) -> None:
         assert not (folder / "annotated.h5ad").exists()
 
 
-def test_many_cells_whose_neighbours_are_approximate() -> None:
+def test_many_cells_whose_neighbours_are_approximate(tmp_path: Path) -> None:
     """From 8,192 cells on, scanpy leaves the neighbours to pynndescent."""
     rng = np.random.default_rng(0)
     cloud = rng.integers(0, 4, 8_400)
@@ -151,6 +153,28 @@ def test_many_cells_whose_neighbours_are_approximate() -> None:
     add_embedding(adata, AnnotateConfig(resolution=0.1))
     assert pd.crosstab(adata.obs["leiden"], cloud).max().sum() > 0.99 * len(cloud)
     assert adata.obsm["X_umap"].shape == (len(cloud), 2)
+    adata.write_h5ad(tmp_path / "written.h5ad")
+
+
+def test_the_search_is_scanpys_own_whatever_kind_of_array_pynndescent_returns(monkeypatch) -> None:
+    from pynndescent import PyNNDescentTransformer
+
+    monkeypatch.setattr("ldvae.neighbors.APPROXIMATE_FROM", 0)
+    rng = np.random.default_rng(0)
+    adata = AnnData(np.zeros((600, 1), np.float32), obsm={"X_ldvae": rng.normal(size=(600, 4)).astype(np.float32)})
+    usual = adata.copy()
+    own = PyNNDescentTransformer.fit_transform
+    monkeypatch.setattr(
+        PyNNDescentTransformer, "fit_transform", lambda self, X, y=None: sparse.csr_array(own(self, X, y))
+    )
+    add_neighbors(adata, 15, seed=0, use_rep="X_ldvae")
+    monkeypatch.undo()
+    transformer = PyNNDescentTransformer(
+        n_neighbors=15, metric="euclidean", metric_kwds={}, random_state=0, n_trees=6, n_iters=9
+    )
+    scanpy.pp.neighbors(usual, n_neighbors=15, use_rep="X_ldvae", random_state=0, transformer=transformer)
+    assert (adata.obsp["distances"] != usual.obsp["distances"]).nnz == 0
+    assert (adata.obsp["connectivities"] != usual.obsp["connectivities"]).nnz == 0
 
 
 def test_what_the_user_brought_stays_beside_what_is_added(inputs: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from ldvae.errors import InputError
 from ldvae.io import atomic, read_h5ad
 from ldvae.methods import Sentence
 from ldvae.names import find_own, own_name
+from ldvae.neighbors import add_neighbors
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -135,11 +136,11 @@ def add_embedding(adata: AnnData, config: AnnotateConfig) -> None:
     taken = "X_umap" in adata.obsm or "umap" in adata.uns
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        scanpy.pp.neighbors(
+        add_neighbors(
             adata,
-            n_neighbors=n_neighbors,
+            n_neighbors,
+            seed=config.seed,
             use_rep=find_own("X_ldvae", adata.obsm),
-            random_state=config.seed,
             key_added=None if neighbors == "neighbors" else neighbors,
         )
         # The spectral start of UMAP needs more cells than it has dimensions.

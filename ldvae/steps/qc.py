@@ -32,6 +32,7 @@ from ldvae.io import (
 from ldvae.methods import Sentence
 from ldvae.methods import listed as phrase
 from ldvae.names import column_name, own_name
+from ldvae.neighbors import add_neighbors
 
 logger = logging.getLogger(__name__)
 
@@ -251,7 +252,7 @@ def quick_clusters(counts: sparse.csr_matrix, seed: int) -> np.ndarray:
             cells = cells[:, cells.var["highly_variable"]].copy()
         scanpy.pp.scale(cells, max_value=10, zero_center=True)
         scanpy.pp.pca(cells, n_comps=min(20, *(n - 1 for n in cells.shape)), random_state=seed)
-        scanpy.pp.neighbors(cells, n_neighbors=10, random_state=seed)
+        add_neighbors(cells, 10, seed=seed)
         scanpy.tl.leiden(cells, flavor="igraph", n_iterations=2, directed=False, random_state=seed)
     return cells.obs["leiden"].to_numpy(str)
 
