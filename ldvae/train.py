@@ -8,10 +8,11 @@ import logging
 import math
 import os
 import tempfile
+import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import NamedTuple
@@ -32,6 +33,7 @@ from ldvae.module import LDVAE
 logger = logging.getLogger(__name__)
 
 CHECKPOINT_FORMAT = 1
+COMPILING_IS_TOLD_AFTER_S = 3.0
 VALIDATION_STREAM = 2**32 - 1  # random stream of the validation; those of training are numbered by epoch
 Source = Counts | BackedCounts
 
@@ -209,7 +211,7 @@ def fit(
         state = resume(checkpoint.path, module, optimizer, mark) or state
     if config.start_at_mean and module.is_untrained:
         module.decoder.start_at(mean_profile(source, split.train))
-    saved_at = started = time.monotonic()
+    saved_at = started = first_step_ended = time.monotonic()
     seconds_before, done_before = state.seconds, state.global_step
     interrupted = False
 
@@ -232,15 +234,23 @@ def fit(
                     save_checkpoint(noise_generator)
                     raise Interrupted
                 noise = module.draw_noise(len(rows), noise_generator)
-                state.sums.append(backend.train(counts, rows, noise, kl_weight(config, state.epoch, state.global_step)))
+                weight = kl_weight(config, state.epoch, state.global_step)
+                with told_of_compiling() if state.global_step == done_before else nullcontext():
+                    state.sums.append(backend.train(counts, rows, noise, weight))
                 state.global_step += 1
+                if state.global_step == done_before + 1:
+                    first_step_ended = time.monotonic()
                 if checkpoint and time.monotonic() - saved_at > checkpoint.every_s:
                     save_checkpoint(noise_generator)
                     saved_at = time.monotonic()
             module.eval()
             finish_epoch(state, module, backend, source, split, config, seed)
             if on_epoch is not None:
-                on_epoch(report(state, config, split, state.global_step - done_before, time.monotonic() - started))
+                # Without the first step, which may have been compiled, unless there was no other.
+                steps, since = state.global_step - done_before, started
+                if steps > 1:
+                    steps, since = steps - 1, first_step_ended
+                on_epoch(report(state, config, split, steps, time.monotonic() - since))
         if state.global_step > done_before:  # a job that is killed after the training does not train again
             save_checkpoint(noise_generator)
     except KeyboardInterrupt:
@@ -258,6 +268,19 @@ def fit(
         seconds=state.seconds,
         cells_per_s=state.epoch * len(split.train) / max(state.seconds, 1e-9),
     )
+
+
+@contextmanager
+def told_of_compiling() -> Iterator[None]:
+    """Say that code is compiled where the block takes longer than some seconds."""
+    text = "The first step compiles its code, which may take some minutes; the next training here finds it compiled."
+    timer = threading.Timer(COMPILING_IS_TOLD_AFTER_S, logger.info, [text])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def mean_profile(source: Source, rows: np.ndarray, block: int = 4096) -> Tensor:

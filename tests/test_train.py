@@ -241,6 +241,22 @@ def test_progress_reports_epochs_rate_and_time_left(counts):
     assert reports[0].cells_per_s > 105 / (time.monotonic() - start)
 
 
+def test_a_first_step_that_takes_long_is_told_and_left_out_of_the_rate(counts, monkeypatch, caplog):
+    train, told, steps = PlainBackend.train, [], []
+    monkeypatch.setattr("ldvae.train.COMPILING_IS_TOLD_AFTER_S", 0.1)
+
+    def slow_at_first(self, *arguments):
+        time.sleep(0.001 if steps else 1)
+        steps.append(1)
+        return train(self, *arguments)
+
+    monkeypatch.setattr(PlainBackend, "train", slow_at_first)
+    with caplog.at_level("INFO", "ldvae.train"):
+        run(counts, on_epoch=told.append, make_backend=PlainBackend)
+    assert caplog.text.count("compiles its code") == 1
+    assert told[0].cells_per_s > 105  # with the first step: at most 105 cells in a second
+
+
 @pytest.mark.parametrize(
     ("n_obs", "epochs"), [(100, 400), (20_000, 400), (30_000, 267), (100_000, 80), (1_000_000, 8), (16_000_000, 1)]
 )
