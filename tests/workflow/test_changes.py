@@ -31,6 +31,7 @@ RERUN = {
 }
 EXCEPT = {
     "setup.batch_key": RERUN["qc"],  # doublets are looked for in each batch
+    "setup.labels_key": RERUN["qc"],  # kept and removed cells are counted by label
     "sweep.seeds": RERUN["sweep"],
     # Documented in docs/cluster.md: other commands train again, from the checkpoints that packs keep.
     "compute.runs_per_job": RERUN["train"],
