@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ldvae import pl, programs
 from ldvae.config import SECTIONS
 from ldvae.results import FILES
 from ldvae.steps import VERBS
@@ -66,6 +67,14 @@ def test_verbs_and_make_targets_that_a_page_names_exist(path):
     verbs = set(re.findall(r"(?:^|[`$&;] ?)ldvae ([a-z][\w-]*)", text, re.M))
     assert verbs <= set(VERBS)
     assert set(re.findall(r"(?:^|[`$&;] ?)make ([a-z][\w-]*)", text, re.M)) <= targets
+
+
+def test_the_api_page_lists_every_public_function():
+    text = (ROOT / "docs" / "api" / "index.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"^   ([\w.]+)$", text, re.M))
+    public = {name for module in (pl, programs) for name in module.__all__ if not name[0].isupper()}
+    assert public - listed == set()
+    assert {"LinearSCVI", "fit_sweep", "read_results", "simulate", "settings", "InputError"} <= listed
 
 
 def test_messages_of_the_faq_are_those_of_the_code():
