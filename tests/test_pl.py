@@ -1,6 +1,8 @@
 """Figures: what is drawn is what the table says, and the same table gives the same bytes."""
 
 import io
+import re
+from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
@@ -11,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.testing.compare import compare_images
 
 from ldvae import InputError, pl
-from ldvae.pl.style import STYLE
+from ldvae.pl.style import STYLE, figure_of
 
 RNG = np.random.default_rng(0)
 SCORES = pd.DataFrame(RNG.normal(size=(60, 3)), columns=["P1", "P2", "P3"])
@@ -99,6 +101,25 @@ def test_a_figure_is_drawn_on_the_axes_given_and_saved_with_the_same_bytes(name,
     assert pyplot.get_fignums() == []
 
 
+# Made by `python tests/test_pl.py` with the matplotlib of requirements.txt; another version sets text otherwise.
+PICTURES = Path(__file__).parent / "pictures"
+PINNED = re.search(r"^matplotlib==(.+)$", (Path(__file__).parents[1] / "requirements.txt").read_text(), re.M)[1]
+
+
+def picture(name: str, path: Path) -> None:
+    """Write a figure as a small PNG."""
+    with mpl.rc_context({"savefig.dpi": 60}):
+        axes = FIGURES[name](show=False)
+        figure_of(axes).savefig(path, dpi=60, metadata={"Software": None})
+
+
+@pytest.mark.skipif(mpl.__version__ != PINNED, reason=f"the pictures were made with matplotlib {PINNED}")
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_looks_as_its_picture(name, tmp_path):
+    picture(name, tmp_path / "now.png")
+    assert compare_images(str(PICTURES / f"{name}.png"), str(tmp_path / "now.png"), tol=4) is None
+
+
 @pytest.mark.parametrize("name", ["loadings", "volcano", "dotplot", "scores"])
 def test_a_figure_looks_the_same_alone_and_on_axes_given(name, tmp_path):
     """One drawing code: whoever gives the axes changes nothing of what is on them."""
@@ -180,3 +201,9 @@ def test_colours_of_many_levels_all_differ_visibly():
 def test_a_mistake_is_said_with_what_was_found(draw, words):
     with pytest.raises(InputError, match=words):
         draw()
+
+
+if __name__ == "__main__":
+    PICTURES.mkdir(exist_ok=True)
+    for name in FIGURES:
+        picture(name, PICTURES / f"{name}.png")
