@@ -74,7 +74,7 @@ def test_steps_in_containers_see_what_they_need_and_the_results_are_those_of_the
     (outside / "genes.txt").write_text("".join(f"GENE{i}\n" for i in range(20)))
     (outside / "sets.gmt").write_text("set\t\tGENE1\tGENE2\n")
     subprocess.run(
-        ["ldvae", "simulate", "--output", outside / "real.h5ad", "--n-obs", "60", "--n-vars", "40"], check=True
+        ["ldvae", "simulate", "--output", outside / "real.h5ad", "--n-obs", "60", "--n-vars", "100"], check=True
     )
     (pipeline.folder / "linked.h5ad").symlink_to(outside / "real.h5ad")
     (pipeline.folder / "conf").mkdir()
