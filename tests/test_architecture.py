@@ -57,7 +57,7 @@ ALLOWED = {
     "errors": set(),
 }
 # Whose public functions take no Any but as the values of a JSON object.
-TYPED = {"model", "sweep", "simulate", "programs", "train", "posterior", "module", "likelihoods"}
+TYPED = {"model", "sweep", "simulate", "programs", "train", "posterior", "module", "likelihoods", "backends"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 

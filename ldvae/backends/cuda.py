@@ -1,7 +1,7 @@
-"""The training step on a GPU: counts resident there, one Triton kernel from gene scores to likelihood and gradients.
+"""The training step on a GPU: counts in GPU memory, one Triton kernel from gene scores to likelihood and gradients.
 
-The step reads and writes memory that stays where it is, so that it can be captured once as a CUDA graph and replayed.
-Everything but the capture also runs on a CPU, under Triton's interpreter (`TRITON_INTERPRET=1`), and is so tested.
+The step uses fixed memory, so that it is captured once as a CUDA graph and replayed. All but the capture also runs on a
+CPU under Triton's interpreter (`TRITON_INTERPRET=1`), by which it is tested.
 """
 
 # mypy: allow-untyped-defs
@@ -22,7 +22,7 @@ from ldvae.module import LDVAE, ElboTerms, Noise, Posterior
 
 KINDS = {"poisson": 0, "nb": 1, "zinb": 2}
 BLOCK = 1024  # genes that a program handles at once
-WARM_UP = 3  # steps before the capture, as CUDA graphs ask for
+WARM_UP = 3  # steps before the capture, which CUDA graphs require
 
 
 # -- the kernel --------------------------------------------------------------------------------------------------------
@@ -42,9 +42,9 @@ def _softplus(x):
 
 @triton.jit
 def _log_gamma_ratio(theta, x):
-    """log Gamma(theta + x) - log Gamma(theta) and its derivative by theta: recurrence up by 8, then Stirling.
+    """log Gamma(theta + x) - log Gamma(theta) and its derivative w.r.t. theta: recurrence up by 8, then Stirling.
 
-    The ratio is taken as a whole: a difference of two log Gammas has no digits left for large theta.
+    The ratio is computed directly: a difference of two log Gammas loses all digits for large theta.
     """
     value, grad = x * 0.0, x * 0.0
     for k in tl.static_range(8):
@@ -64,7 +64,7 @@ def _likelihood(
     x, score, library, log_theta, zi, log_prob, by_score, by_library, by_log_theta, by_zi,
     n_vars, theta_stride, KIND: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One cell a program: softmax over genes, log-likelihood, and its gradients, in three passes over the genes."""
+    """One program per cell: softmax over genes, log-likelihood, and its gradients, in three passes over the genes."""
     cell = tl.program_id(0)
     row = cell.to(tl.int64) * n_vars
     top, mass = -float("inf"), 0.0
@@ -154,7 +154,7 @@ class FusedLikelihood(torch.autograd.Function):
 def log_prob(
     kind: str, x: Tensor, score: Tensor, library: Tensor, log_theta: Tensor | None = None, zi: Tensor | None = None
 ) -> Tensor:
-    """Log-likelihood of each cell, in nats, shape (n_obs,), with gradients by all but the counts.
+    """Log-likelihood of each cell, in nats, shape (n_obs,), with gradients w.r.t. all but the counts.
 
     Parameters
     ----------
@@ -182,7 +182,7 @@ def log_prob(
 
 @triton.jit
 def _gather(starts, stops, indices, values, out, n_vars, BLOCK: tl.constexpr):
-    """Counts of one cell a program, into a row of zeros."""
+    """Copy the counts of one cell per program into a row of zeros."""
     cell = tl.program_id(0)
     begin, end = tl.load(starts + cell), tl.load(stops + cell)
     for start in range(begin, end, BLOCK):
@@ -221,7 +221,7 @@ class DeviceCounts(NamedTuple):
 class CudaBackend:
     """Training step on a GPU, captured as a CUDA graph; minibatches of another size run step by step.
 
-    Plain torch serves counts that are not in memory, and inference.
+    Inference, and counts that are not in memory, use plain torch.
 
     Parameters
     ----------

@@ -1,11 +1,11 @@
-"""The step on a CPU, compiled by numba.
+"""Training and evaluation steps on a CPU, compiled by numba.
 
-Genes are handled in blocks of `BLOCK` (a tile: all cells of the minibatch by one block), and each sum runs in an order
-that does not depend on the number of threads: neither do the results.
+Genes are processed in blocks of `BLOCK` (a tile: all cells of the minibatch by one block). The order of every sum is
+independent of the number of threads, and so are the results.
 
 Notes
 -----
-For nb with mean mu, the terms at x = 0 are needed for every gene, the others only at the nonzero counts::
+For nb with mean mu, the terms at x = 0 are needed for every gene, the others only for nonzero counts::
 
     log p(x) = -theta log1p(mu / theta)                              every gene
                + x (log mu - log(theta + mu))                        nonzero counts

@@ -1,4 +1,4 @@
-"""Adam as torch defines it: its factors, its state as arrays, its step."""
+"""Adam as in torch: factors of a step, state as arrays, and the update."""
 
 # mypy: allow-untyped-defs
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ldvae.backends.cpu.math import EXACT_MATH, compiled, f32
 
 
 class AdamState:
-    """The state of a torch.optim.Adam as arrays, in the memory of its tensors; what is missing is created."""
+    """The state of a torch.optim.Adam as arrays, in the memory of its tensors; missing entries are created."""
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.group = optimizer.param_groups[0]
@@ -25,7 +25,7 @@ class AdamState:
         self.state = optimizer.state
         steps = torch.stack([self.state[parameter]["step"] for parameter in parameters])
         for parameter, n_steps in zip(parameters, steps, strict=True):
-            self.state[parameter]["step"] = n_steps  # a view: they advance together
+            self.state[parameter]["step"] = n_steps  # a view: all advance together
         self.steps = array(steps)
 
     def of(self, parameter: Tensor | None, name: str) -> Tensor | None:
@@ -33,7 +33,7 @@ class AdamState:
         return None if parameter is None else self.state[parameter][name]
 
     def advance(self) -> AdamFactors:
-        """Begin another step; its factors."""
+        """Advance to the next step; returns its factors."""
         self.steps += 1
         n_steps = float(self.steps[0])
         beta1, beta2 = self.group["betas"]
@@ -49,7 +49,7 @@ class AdamState:
 
 @compiled(EXACT_MATH)
 def adam_step(parameter, first, second, gradient, adam):
-    """One step of Adam of flat arrays."""
+    """One step of Adam on flat arrays."""
     for k in range(parameter.size):
         grad = gradient[k] + adam.weight_decay * parameter[k]
         m = first[k] + (grad - first[k]) * (f32(1) - adam.beta1)

@@ -1,4 +1,4 @@
-"""What the kernels work on: the layout of the module, its optimizer, the counts and the results as arrays."""
+"""Arguments of the kernels: module, optimizer, counts and results as arrays."""
 
 # mypy: allow-untyped-defs
 from __future__ import annotations
@@ -12,16 +12,16 @@ from ldvae import likelihoods, module
 from ldvae.backends.cpu.math import compiled, f32
 
 BLOCK = 128  # genes in a tile: 128 cells x 128 genes stay in the L2 cache
-CELLS_PER_PART = 32  # cells in a part of a phase that goes through cells
-LARGEST_CACHED = 1 << 19  # entries of a matrix that is still in a cache when it is needed again
+CELLS_PER_PART = 32  # cells in a part of a phase over cells
+LARGEST_CACHED = 1 << 19  # entries of a matrix that stays in a cache until it is needed again
 POISSON, NB, ZINB = range(3)  # kinds of likelihood
-ENCODE, EVALUATE, TRAIN = range(3)  # stages: how far a step goes
+ENCODE, EVALUATE, TRAIN = range(3)  # stages: what a step computes
 EPS = f32(likelihoods.EPS)
 VAR_EPS, BN_EPS, BN_MOMENTUM = f32(module.VAR_EPS), f32(module.BN_EPS), f32(module.BN_MOMENTUM)
 
 
 class EncoderArrays(NamedTuple):
-    """Arrays of an encoder with one hidden layer; those of an encoder that does not exist have size 0."""
+    """Arrays of an encoder with one hidden layer; without an encoder they have size 0."""
 
     weight: np.ndarray  # (n_vars, n_hidden)
     bias: np.ndarray
@@ -34,7 +34,7 @@ class EncoderArrays(NamedTuple):
 
 
 class DecoderArrays(NamedTuple):
-    """Arrays of a linear decoder; what it does not have (bias, batch norm) has size 0."""
+    """Arrays of a linear decoder; absent parts (bias, batch norm) have size 0."""
 
     weight: np.ndarray  # (n_vars, n_inputs)
     bias: np.ndarray
@@ -45,8 +45,8 @@ class DecoderArrays(NamedTuple):
 class Inputs(NamedTuple):
     """The decoder's input u = [z, one-hot batch, other covariates] and its moments over the minibatch.
 
-    Of the one-hot columns, `n_latent` to `n_latent + n_hot`, each cell has one, which `hot` names: together they cost
-    what one column costs. Their covariance with each other is not stored: it is centre[k] ([k = l] - centre[l]).
+    `hot` is the one-hot column of each cell, among `n_latent` to `n_latent + n_hot`: together they cost as much as one
+    column. Their covariance with each other is not stored, as it is centre[k] ([k = l] - centre[l]).
     """
 
     u: np.ndarray  # (n_obs, n_inputs)
@@ -68,17 +68,17 @@ class RunningMoments(NamedTuple):
 
 
 class Minibatch(NamedTuple):
-    """MinibatchCells as the places of their counts in CSR arrays: cell b has entries starts[b] to stops[b]."""
+    """Positions of the counts of a minibatch in CSR arrays: cell b has entries starts[b] to stops[b]."""
 
     starts: np.ndarray  # int64, (n_obs,)
     stops: np.ndarray
     indices: np.ndarray  # gene of each entry, of the whole data set
     x: np.ndarray  # count of each entry
-    inputs: np.ndarray  # what the encoders see of it
+    inputs: np.ndarray  # input of the encoders
 
 
 class CountsArrays(NamedTuple):
-    """All cells: CSR arrays, and what is known of each cell."""
+    """Counts of all cells as CSR arrays, with their covariates."""
 
     offsets: np.ndarray  # int64, (n_cells + 1,): cell i has entries offsets[i] to offsets[i + 1]
     indices: np.ndarray  # as in `Minibatch`, like the next two
@@ -92,7 +92,7 @@ class CountsArrays(NamedTuple):
 
 
 class MinibatchCells(NamedTuple):
-    """What `look_up` finds of each cell of a minibatch, (n_obs,) each."""
+    """Entries and covariates of the cells of a minibatch, as `look_up` finds them; (n_obs,) each."""
 
     starts: np.ndarray  # int64, of its entries
     stops: np.ndarray
@@ -113,7 +113,7 @@ class AdamFactors(NamedTuple):
 
 
 class EncoderPass(NamedTuple):
-    """An encoder as arrays, and what one minibatch leaves in it; of one that does not exist, arrays of size 0."""
+    """An encoder as arrays, with its activations and gradients; of size 0 without an encoder."""
 
     weights: EncoderArrays
     moments: RunningMoments
@@ -133,7 +133,7 @@ class EncoderPass(NamedTuple):
 
 
 class DecoderPass(NamedTuple):
-    """A decoder as arrays, and what one minibatch leaves behind in it; one that does not exist has no tiles."""
+    """A decoder as arrays, with its activations and gradients; without a decoder there are no tiles."""
 
     weights: DecoderArrays
     moments: RunningMoments
@@ -168,7 +168,7 @@ class Pass(NamedTuple):
     priors: tuple[RunningMoments, RunningMoments]  # of z, of the log library size, in each batch
     decoders: tuple[DecoderPass, DecoderPass]  # of the mean, of the zero inflation
     trained: Trained
-    tracked: tuple[np.ndarray, ...]  # int64: how many steps each batch norm has seen
+    tracked: tuple[np.ndarray, ...]  # int64: number of steps of each batch norm
     u: Inputs
     log_theta: np.ndarray  # (n_vars, n_rows), as the next
     theta_gradient: np.ndarray
@@ -187,7 +187,7 @@ class EncoderNoise(NamedTuple):
 
 
 class Task(NamedTuple):
-    """What to do with a minibatch."""
+    """What a step computes."""
 
     stage: int  # ENCODE, EVALUATE or TRAIN
     kind: int  # of the likelihood, as in `likelihood`
@@ -198,7 +198,7 @@ class Task(NamedTuple):
 
 @compiled()
 def entries_of(batch, b, values):
-    """The genes of a cell's entries, and what `values` has of them."""
+    """Genes of the entries of a cell, and their `values`."""
     start, stop = batch.starts[b], batch.stops[b]
     return batch.indices[start:stop], values[start:stop]
 
@@ -207,7 +207,7 @@ _NONE = np.empty(0, f32)
 
 
 def array(tensor: Tensor | None) -> np.ndarray:
-    """The memory of a tensor as an array, which is of size 0 for None."""
+    """View of a tensor as an array; of size 0 for None."""
     if tensor is None:
         return _NONE
     if not tensor.is_contiguous():
@@ -216,7 +216,7 @@ def array(tensor: Tensor | None) -> np.ndarray:
 
 
 def transposed(tensor: Tensor) -> np.ndarray:
-    """The transpose of a matrix as a contiguous array in the memory of the tensor, laid out anew if need be."""
+    """The transpose of a matrix as a contiguous view; changes the memory layout of the tensor if necessary."""
     if not tensor.T.is_contiguous():
         tensor.data = tensor.data.T.contiguous().T
     return tensor.detach().numpy().T

@@ -1,4 +1,4 @@
-"""Train, evaluate and encode by the compiled step."""
+"""Backend that trains, evaluates and encodes with the compiled step."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ _NO_ADAM = AdamFactors(*[f32(0)] * 6)
 
 
 class CpuBackend:
-    """Train and evaluate a module by compiled loops, in the memory of its own tensors.
+    """Train and evaluate a module by compiled loops that share the memory of its tensors.
 
     Parameters
     ----------
     module
-        One that `unsupported` has nothing against.
+        Supported by this backend (`unsupported`).
     optimizer
-        `torch.optim.Adam` over its parameters, whose state is kept up to date; not needed to evaluate.
+        `torch.optim.Adam` over its parameters, whose state is updated; not needed to evaluate.
     """
 
     def __init__(self, module: LDVAE, optimizer: torch.optim.Optimizer | None = None) -> None:
         self.module, self.optimizer = module, optimizer
-        self.plain = PlainBackend(module, optimizer)  # for a minibatch of a single cell, which has no moments
+        self.plain = PlainBackend(module, optimizer)  # for minibatches of one cell, which has no variance
         self.passes: dict[int, tuple[Pass, Kept]] = {}
         self.adam: AdamState | None = None
         self.team = new_team()  # of the last step
@@ -117,7 +117,7 @@ class CpuBackend:
         kl_weight: float = 1.0,
         adam: AdamFactors = _NO_ADAM,
     ) -> Pass:
-        """A step as far as `stage`; results are in the memory for minibatches of this size."""
+        """Run a step up to `stage`; returns the memory that holds the results."""
         work, memory = self.work(len(rows))
         dataset = self.dataset(counts, len(rows))
         draws = (_NO_DRAW, _NO_DRAW)
@@ -135,7 +135,7 @@ class CpuBackend:
         return work
 
     def work(self, n_obs: int) -> tuple[Pass, Kept]:
-        """Memory for minibatches of this size, for Python and for compiled code; that of the last few sizes is kept."""
+        """Memory for minibatches of this size, for Python and for compiled code; kept for the last few sizes."""
         if n_obs not in self.passes:
             if len(self.passes) > 3:
                 self.passes.clear()
@@ -144,7 +144,7 @@ class CpuBackend:
         return self.passes[n_obs]
 
     def dataset(self, counts: Counts, n_obs: int) -> Kept:
-        """The counts for compiled code; those of the last step are kept."""
+        """The counts for compiled code; kept from the last step."""
         if self.kept is None or self.counts is not counts or self.room < n_obs:
             self.kept, self.counts, self.room = keep(make_dataset(counts, self.module, n_obs)), counts, n_obs
         return self.kept

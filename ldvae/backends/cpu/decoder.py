@@ -13,7 +13,7 @@ from ldvae.backends.cpu.math import EXACT_MATH, add_rows, compiled, exp, f32
 
 @compiled()
 def set_inputs(u, z):
-    """Put the latent part and the one-hot part into u; the other covariates are there."""
+    """Set the latent and the one-hot columns of u; the other covariates are set already."""
     for b in range(len(z)):
         for p in range(u.n_latent):
             u.u[b, p] = z[b, p]
@@ -82,7 +82,7 @@ def _fold(decoder, moments, u, unbiased, start, folded, offset, inv_std, spread)
     """Weight (n_inputs, n of BLOCK) and offset (n,) of the genes from `start` on, with the batch norm folded in.
 
     With `unbiased` > 0 the moments are those of u in the minibatch, `spread` is its covariance times the weight, and
-    the running moments move (their variance times `unbiased`); else the running ones.
+    the running moments are updated (their variance times `unbiased`); otherwise the running moments are used.
     """
     n_inputs, n = len(folded), len(offset)
     for p in range(n_inputs):
@@ -126,7 +126,7 @@ def _scores(u, b, folded, offset, out):
 
 @compiled()
 def _row_max(row, lanes):
-    """Largest of BLOCK numbers; the compiler makes no vector loop of a plain maximum."""
+    """Maximum of BLOCK numbers; the compiler does not vectorize a plain maximum."""
     n = len(lanes)
     for i in range(n):
         lanes[i] = row[i]
@@ -160,7 +160,7 @@ def decode(block, u, decoder, moments, unbiased, folded, inv_std, spread, tiles,
     n_vars = len(decoder.weight)
     start = block * BLOCK
     n = min(BLOCK, n_vars - start)
-    offset = np.full(BLOCK, f32(-1e30) if highest.size > 0 else f32(0))  # beyond the last gene: no share of the softmax
+    offset = np.full(BLOCK, f32(-1e30) if highest.size > 0 else f32(0))  # beyond the last gene: zero in the softmax
     lanes = np.empty(16, f32)
     weight = folded[block]
     _fold(decoder, moments, u, unbiased, start, weight, offset[:n], inv_std, spread[block])
@@ -198,7 +198,7 @@ def softmax_scales(begin, end, highest, total, library, scale):
 
 @compiled()
 def softmax_pull(begin, end, mean_grad, scale, log_total, pull, weight, library_grad):
-    """What the softmax takes off each gene's grad, per unit of tile; and the loss's gradient by log library size."""
+    """Term that the softmax subtracts from the gradients, per unit of tile; gradient w.r.t. log library size."""
     for b in range(begin, end):
         total = f32(0)
         for block in range(len(mean_grad)):
@@ -274,7 +274,7 @@ def _add_weight_grads(grads, u, begin, end, out):
 
 @compiled()
 def _weighted_product(weight, a, b, n):
-    """Sum of weight[j] * a[j] * b[j]; it stores nothing, so that its order does not depend on where the arrays lie."""
+    """Sum of weight[j] * a[j] * b[j]; it stores nothing, so its order is independent of the arrays' addresses."""
     total = f32(0)
     for j in range(n):
         total += weight[j] * a[j] * b[j]
@@ -297,14 +297,14 @@ def decoder_gradient(
     u_grads,
     cov_grads,
 ):
-    """Gradient of a decoder's parameters, and by its input, from that by the log means, for a block of genes.
+    """Gradients w.r.t. parameters and input of a decoder, from those w.r.t. the log means, for a block of genes.
 
     Parameters
     ----------
     tiles, pull
         Through the softmax: grads - tiles * pull, pull of shape (n_blocks, n_obs); without one, `pull` has size 0.
     grads
-        Gradient of the log-likelihood by the log means (by the scores), (n_blocks, n_obs, BLOCK); overwritten.
+        Gradient of the log-likelihood w.r.t. the log means (the scores), (n_blocks, n_obs, BLOCK); overwritten.
     weight
         Factor from log-likelihood to loss.
     u
@@ -314,9 +314,9 @@ def decoder_gradient(
     gradient
         Out: a `DecoderArrays`.
     u_grads
-        Out: gradient by the latent part of u with the batch moments fixed, (n_blocks, n_obs, n_latent).
+        Out: gradient w.r.t. the latent part of u with the batch moments fixed, (n_blocks, n_obs, n_latent).
     cov_grads
-        Out: gradient by the covariance of the latent part of u with u, (n_blocks, n_latent, n_inputs).
+        Out: gradient w.r.t. the covariance of the latent part of u with u, (n_blocks, n_latent, n_inputs).
     """
     n_vars, n_inputs = decoder.weight.shape
     n_obs = len(u.u)
@@ -352,14 +352,14 @@ def decoder_gradient(
         for j in range(n):
             own[p, j] = decoder.weight[start + j, p]
             along[j] += own[p, j] * by_weight[p, j]
-    by_var = np.empty(BLOCK, f32)  # gradient by the variance of the gene's score
+    by_var = np.empty(BLOCK, f32)  # gradient w.r.t. the variance of the gene's score
     for j in range(n):
         g = start + j
         gradient.shift[g] = sums[j]
         gradient.scale[g] = along[j] * inv_std[g]
         by_var[j] = f32(-0.5) * decoder.scale[g] * along[j] * inv_std[g] * inv_std[g] * inv_std[g]
         if decoder.bias.size > 0:
-            gradient.bias[g] = f32(0)  # the batch norm takes it out again
+            gradient.bias[g] = f32(0)  # cancelled by the batch norm
     for p in range(n_inputs):
         for j in range(n):
             g = start + j
@@ -374,7 +374,7 @@ def decoder_gradient(
 
 @compiled(EXACT_MATH)
 def input_gradient(u_grads, cov_grads, centred, has_norm, out):
-    """Add to `out` (n_obs, n_latent) the gradient by z: direct, through the mean of u and through its covariance."""
+    """Add to `out` (n_obs, n_latent) the gradient w.r.t. z: direct, through the mean and the covariance of u."""
     n_blocks, n_obs, n_latent = u_grads.shape
     direct = np.zeros((n_obs, n_latent), f32)
     for block in range(n_blocks):

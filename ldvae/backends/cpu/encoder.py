@@ -1,4 +1,4 @@
-"""The encoders: first layer on the nonzero counts, hidden layer, heads, a draw; and their gradients."""
+"""The encoders: first layer on the nonzero counts, hidden layer, heads, sampling; and their gradients."""
 
 # mypy: allow-untyped-defs
 from __future__ import annotations
@@ -25,7 +25,7 @@ class ByGene(NamedTuple):
 
 @compiled()
 def group_by_gene(batch, genes):
-    """Put the entries of a minibatch into `genes` (a `ByGene`)."""
+    """Sort the entries of a minibatch by gene, into `genes` (a `ByGene`)."""
     first = genes.first
     first[:] = 0
     for b in range(len(batch.starts)):
@@ -46,7 +46,7 @@ def group_by_gene(batch, genes):
 
 @compiled()
 def prefetch_entries(begin, end, batch):
-    """Ask for the counts of the cells from `begin` to `end`, which lie anywhere in memory."""
+    """Prefetch the counts of the cells from `begin` to `end`, which are scattered in memory."""
     for b in range(begin, end):
         prefetch(batch.indices, batch.starts[b], batch.stops[b])
         prefetch(batch.inputs, batch.starts[b], batch.stops[b])
@@ -57,7 +57,7 @@ def prefetch_entries(begin, end, batch):
 def first_layer(begin, end, batch, weight, bias, out):
     """First linear layer of an encoder for the cells from `begin` to `end`, into an array (n_obs, n_hidden).
 
-    The cells go through the genes together, block by block, so that a block's weights are read from memory once:
+    All cells are processed together, block by block of genes, so that the weights of a block are read from memory once;
     indices ascend within a cell.
     """
     place = batch.starts[begin:end].copy()
@@ -80,7 +80,7 @@ def first_layer(begin, end, batch, weight, bias, out):
 
 @compiled(EXACT_MATH)
 def hidden_forward(hidden, scale, shift, moments, mask, normalised, inv_std):
-    """Batch norm, ReLU and dropout of `hidden` in place; keeps what the gradient needs, moves the running moments."""
+    """Batch norm, ReLU and dropout of `hidden` in place; stores inputs of the gradient, updates running moments."""
     n_obs, n_hidden = hidden.shape
     mean, var = np.zeros(n_hidden, f32), np.zeros(n_hidden, f32)
     for b in range(n_obs):
@@ -129,7 +129,7 @@ def heads_forward(hidden, encoder, mean, var):
 
 @compiled(EXACT_MATH)
 def draw(mean, var, noise, prior, batch, out, kl):
-    """A draw of N(mean, var) into `out`, and the KL divergence from the prior of each cell's batch into `kl`."""
+    """Draw from N(mean, var) into `out`; KL divergence from the prior of each cell's batch into `kl`."""
     for b in range(mean.shape[0]):
         prior_mean, prior_var, total = prior.mean[batch[b]], prior.var[batch[b]], f32(0)
         for i in range(mean.shape[1]):
@@ -156,7 +156,7 @@ def encode(encoder, given, prior, batch, stage):
 
 @compiled(EXACT_MATH)
 def draw_gradient(mean, var, noise, prior, batch, kl_weight, grad, mean_grad, log_var_grad):
-    """Gradient of the loss by mean and log-variance, from `grad`, that by the draw; `kl_weight` is per cell."""
+    """Gradient of the loss w.r.t. mean and log-variance, from `grad`, that w.r.t. the draw; `kl_weight` is per cell."""
     for b in range(mean.shape[0]):
         prior_mean, prior_var = prior.mean[batch[b]], prior.var[batch[b]]
         for i in range(mean.shape[1]):
@@ -169,7 +169,7 @@ def draw_gradient(mean, var, noise, prior, batch, kl_weight, grad, mean_grad, lo
 
 @compiled(EXACT_MATH)
 def encoder_gradient(hidden, normalised, inv_std, mask, mean_grad, log_var_grad, encoder, gradient, hidden_grad):
-    """Gradient of all but the first weight of an encoder into `gradient`; by the first layer into `hidden_grad`."""
+    """Gradient w.r.t. all but the first weight into `gradient`; w.r.t. the first layer's output into `hidden_grad`."""
     n_obs, n_hidden = hidden.shape
     gradient.mean_weight[:] = 0
     gradient.mean_bias[:] = 0
@@ -198,7 +198,7 @@ def encoder_gradient(hidden, normalised, inv_std, mask, mean_grad, log_var_grad,
             gradient.scale[h] += hidden_grad[b, h] * normalised[b, h]
             gradient.shift[h] += hidden_grad[b, h]
     for h in range(n_hidden):
-        gradient.bias[h] = f32(0)  # the batch norm takes it out again
+        gradient.bias[h] = f32(0)  # cancelled by the batch norm
     for b in range(n_obs):
         for h in range(n_hidden):
             centred = f32(n_obs) * hidden_grad[b, h] - gradient.shift[h] - normalised[b, h] * gradient.scale[h]
@@ -207,7 +207,7 @@ def encoder_gradient(hidden, normalised, inv_std, mask, mean_grad, log_var_grad,
 
 @compiled()
 def encoder_backward(encoder, given, prior, batch, kl_weight, n_obs):
-    """Gradients of an encoder from that by its draw, in `grad`."""
+    """Gradients of an encoder from that w.r.t. its draw, in `grad`."""
     mean_grad, log_var_grad = encoder.mean_grad, encoder.log_var_grad
     draw_gradient(
         encoder.mean, encoder.var, given.noise, prior, batch, kl_weight / f32(n_obs), encoder.grad, mean_grad,
@@ -223,7 +223,8 @@ def encoder_backward(encoder, given, prior, batch, kl_weight, n_obs):
 def first_layer_step(block, genes, grad, weight, first, second, adam):
     """Gradient of the first weight of an encoder and its step of Adam, for a block of genes, in one pass over memory.
 
-    `grad` is the gradient by the first layer, (n_obs, n_hidden); weight and state of Adam are (n_vars, n_hidden).
+    `grad` is the gradient w.r.t. the first layer's output, (n_obs, n_hidden); weight and state of Adam are
+    (n_vars, n_hidden).
     """
     gradient = np.empty(max(weight.shape[1], BLOCK), f32)
     for g in range(block * BLOCK, min((block + 1) * BLOCK, len(weight))):

@@ -17,7 +17,7 @@ LOG_FACTORIAL = np.array([math.lgamma(k + 1) for k in range(LARGEST_TABLED + 1)]
 
 
 class ByBlock(NamedTuple):
-    """The nonzero counts of a minibatch block by block of genes, each cell by cell, so that they are read in order."""
+    """Nonzero counts of a minibatch sorted by block of genes, then by cell, so that they are read in order."""
 
     first: np.ndarray  # int64, (n_blocks, n_obs + 1): those of cell b are first[block, b] to first[block, b + 1]
     column: np.ndarray  # uint8, gene within the block
@@ -25,7 +25,7 @@ class ByBlock(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """All cells by a block of genes: what the likelihood is given of them, and what it leaves."""
+    """Inputs and outputs of the likelihood for all cells by a block of genes."""
 
     mean: np.ndarray  # (n_obs, BLOCK), to be multiplied by `scale`, (n_obs,)
     scale: np.ndarray
@@ -33,7 +33,7 @@ class Tile(NamedTuple):
     theta: np.ndarray  # (n_rows * BLOCK,), and 1 / theta
     inverse: np.ndarray
     zi: np.ndarray  # zero-inflation logits, (n_obs, BLOCK)
-    grad: np.ndarray  # gradient by log mean, (n_obs, BLOCK), and by log theta and zi as they are
+    grad: np.ndarray  # gradient w.r.t. log mean, (n_obs, BLOCK), log theta and zi, each of its own shape
     theta_grad: np.ndarray
     zi_grad: np.ndarray
     log_prob: np.ndarray  # of each cell, (n_obs,), as the sum of its grads
@@ -41,9 +41,9 @@ class Tile(NamedTuple):
 
 
 class Entries(NamedTuple):
-    """The nonzero counts of a few cells in a block of genes, one after the other, and what they add to a `Tile`.
+    """Nonzero counts of a few cells in a block of genes, contiguous, and their contributions to a `Tile`.
 
-    Loops go through all of them at once: a loop for the few of one cell would end where no processor expects it.
+    Loops run over all of them: a loop over the few of one cell would be too short for the branch predictor.
     """
 
     end: np.ndarray  # of each cell, after its last entry
@@ -78,7 +78,7 @@ def group_by_block(batch, blocks):
             place[block] = first[block, b]
         indices, counts = entries_of(batch, b, batch.x)
         for k in range(len(indices)):
-            if counts[k] > f32(0):  # a zero that is stored is one like others
+            if counts[k] > f32(0):  # stored zeros count as zeros
                 g = np.uint32(indices[k])
                 to = place[g // np.uint32(BLOCK)]
                 place[g // np.uint32(BLOCK)] = to + 1
@@ -102,7 +102,7 @@ def likelihood(
     log_prob,
     mean_grad,
 ):
-    """Log-likelihood of cells in a block of genes, and its gradient by log means, log thetas and zero-inflation logits.
+    """Log-likelihood in a block of genes, with gradients w.r.t. log means, log thetas and zero-inflation logits.
 
     Parameters
     ----------
@@ -119,9 +119,9 @@ def likelihood(
     zi
         Zero-inflation logits, as `tiles`.
     grads, zi_grads
-        Out: gradient by log mean and by `zi`, as `tiles`.
+        Out: gradient w.r.t. log mean and `zi`, as `tiles`.
     theta_grads
-        Out: gradient by `log_theta`.
+        Out: gradient w.r.t. `log_theta`.
     log_prob, mean_grad
         Out: parts of each cell's log-likelihood and of the sum of its `grads`, (n_blocks, n_obs).
     """
@@ -170,7 +170,7 @@ def likelihood(
 
 @compiled()
 def _gather(begin, end, block, blocks, tile, entries):
-    """Put the nonzero counts of the cells from `begin` to `end` into `entries`; how many there are."""
+    """Copy the nonzero counts of the cells from `begin` to `end` into `entries`; returns their number."""
     first = blocks.first[block]
     start = first[begin]
     n = first[end] - start
@@ -202,7 +202,7 @@ def _scatter(n, place, values, out):
 
 @compiled()
 def _sum_cells(begin, end, entries, tile):
-    """Each cell's sum of grads, and of what its entries add to its log-likelihood."""
+    """Sums over each cell of the gradients and of its entries' log-likelihood."""
     total, i = 0.0, 0
     for b in range(begin, end):
         mean_grad, before = f32(0), total
@@ -229,7 +229,7 @@ def _sigmoid(x, e):
 
 @compiled()
 def _log_gamma_tables(theta):
-    """log Gamma(k + theta) - log Gamma(theta) - log k! for k up to LARGEST_TABLED, and its derivative by log theta."""
+    """log Gamma(k + theta) - log Gamma(theta) - log k! for k to LARGEST_TABLED, and its derivative w.r.t. log theta."""
     n = len(theta)
     value, grad = np.empty((LARGEST_TABLED + 1, n), f32), np.empty((LARGEST_TABLED + 1, n), f32)
     value[0], grad[0] = 0, 0
@@ -250,7 +250,7 @@ def _log_factorial(x):
 
 @compiled()
 def _log_gammas(n, tables, entries):
-    """Add to `entries` log Gamma(x + theta) - log Gamma(theta) - log x! and its derivative by log theta."""
+    """Add to `entries` log Gamma(x + theta) - log Gamma(theta) - log x! and its derivative w.r.t. log theta."""
     value, derivative = tables
     for i in range(n):
         x, at = entries.x[i], entries.theta_place[i]
@@ -266,14 +266,14 @@ def _log_gammas(n, tables, entries):
 
 @compiled()
 def _theta_of(tile, b):
-    """The theta that a cell has for each gene, 1 / theta, and the gradient by log theta."""
+    """Theta of each gene for a cell, 1 / theta, and the gradient w.r.t. log theta."""
     row = tile.theta_row[b] * BLOCK
     return tile.theta[row : row + BLOCK], tile.inverse[row : row + BLOCK], tile.theta_grad[row : row + BLOCK]
 
 
 @compiled()
 def _poisson_zeros(begin, end, tile):
-    """What every entry adds, as if its count were zero: -mu."""
+    """Log-probability of a count of zero, for every entry: -mu."""
     for b in range(begin, end):
         total = f32(0)
         for j in range(BLOCK):
@@ -284,7 +284,7 @@ def _poisson_zeros(begin, end, tile):
 
 @compiled()
 def _poisson_counts(n, entries):
-    """What the nonzero counts add: x log mu - log x!."""
+    """Terms of the nonzero counts: x log mu - log x!."""
     for i in range(n):
         entries.grad[i] = entries.x[i]
         entries.log_prob[i] = entries.x[i] * log(max(entries.mu[i], SMALLEST_NORMAL))
@@ -294,7 +294,7 @@ def _poisson_counts(n, entries):
 
 @compiled()
 def _nb_zeros(begin, end, tile):
-    """What every entry adds, as if its count were zero: -theta * log(1 + mu / theta)."""
+    """Log-probability of a count of zero, for every entry: -theta * log(1 + mu / theta)."""
     for b in range(begin, end):
         factor, value = tile.scale[b], f32(0)
         thetas, inverses, theta_grad = _theta_of(tile, b)
@@ -311,7 +311,7 @@ def _nb_zeros(begin, end, tile):
 
 @compiled()
 def _nb_counts(n, entries):
-    """What the nonzero counts add to `_nb_zeros`, but for the log Gammas: x log(mu / (theta + mu))."""
+    """Terms of the nonzero counts beyond `_nb_zeros`, without the log Gammas: x log(mu / (theta + mu))."""
     for i in range(n):
         mean, theta = entries.mu[i] + EPS, entries.theta[i]
         by_theta = entries.x[i] * theta / (mean + theta)
@@ -322,7 +322,7 @@ def _nb_counts(n, entries):
 
 @compiled()
 def _zinb_zeros(begin, end, tile):
-    """What every entry adds, as if its count were zero: log(pi + (1 - pi) NB(0))."""
+    """Log-probability of a count of zero, for every entry: log(pi + (1 - pi) NB(0))."""
     for b in range(begin, end):
         factor, value = tile.scale[b], f32(0)
         thetas, inverses, theta_grad = _theta_of(tile, b)
@@ -343,7 +343,7 @@ def _zinb_zeros(begin, end, tile):
 
 @compiled()
 def _zinb_counts(n, zis, entries):
-    """What turns that of `_zinb_zeros` into log(1 - pi) and `_nb_zeros` at the counts, added to `_nb_counts`."""
+    """Correction of `_zinb_zeros` to log(1 - pi) + `_nb_zeros` at nonzero counts, added to `_nb_counts`."""
     for i in range(n):
         theta, zi = entries.theta[i], zis[entries.place[i]]
         ratio = entries.mu[i] / (theta + EPS)

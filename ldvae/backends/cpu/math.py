@@ -27,7 +27,7 @@ EXACT_MATH = {"contract"}
 
 
 def compiled(fastmath: set[str] | frozenset[str] = frozenset(FAST_MATH)) -> Callable[..., Any]:
-    """`numba.njit` as every kernel here uses it; only what Python calls is cached on disk (see step.py)."""
+    """`numba.njit` with the options of all kernels; only functions called from Python are cached on disk (step.py)."""
     # forceinline: a function that is called, not inlined, exists once by itself and once in each caller, optimised in
     # different ways; the process that compiles takes another copy than those that load, with other last digits.
     return numba.njit(fastmath=set(fastmath), nogil=True, error_model="numpy", forceinline=True)
@@ -121,7 +121,7 @@ def log1p(x):
 
 @compiled()
 def log_gamma_ratio(z, n):
-    """log Gamma(z + n) - log Gamma(z) and its derivative by z, for z >= 16, in double precision (Stirling)."""
+    """log Gamma(z + n) - log Gamma(z) and its derivative w.r.t. z, for z >= 16, in double precision (Stirling)."""
     end = z + n
     log_ratio = math.log1p(n / z)
     value = (z - 0.5) * log_ratio + n * (math.log(end) - 1) + _stirling(end) - _stirling(z)
@@ -130,7 +130,7 @@ def log_gamma_ratio(z, n):
 
 @compiled()
 def _stirling(z):
-    """What Stirling's series adds to (z - 1/2) log z - z + log(2 pi) / 2."""
+    """Terms of Stirling's series beyond (z - 1/2) log z - z + log(2 pi) / 2."""
     return (1 / 12 - 1 / (360 * z * z)) / z
 
 
@@ -199,7 +199,7 @@ def add_rows(out, row, matrix, indices, values, start, stop):
 
 @intrinsic
 def prefetch(typing_context, array, begin, end):
-    """Ask for some entries, of four bytes each, of the flat array to be brought into the L2 cache."""
+    """Prefetch entries, of four bytes each, of a flat array into the L2 cache."""
 
     def codegen(context, builder, signature, args):
         array = context.make_array(signature.args[0])(context, builder, args[0])

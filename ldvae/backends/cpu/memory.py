@@ -1,11 +1,11 @@
-"""A module, its optimizer and the counts as arrays, in the memory of their tensors; and the memory of a step."""
+"""Views of a module, its optimizer and the counts as arrays, and the memory of a step."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
 from ldvae.backends.cpu.adam import AdamState
 from ldvae.backends.cpu.arrays import (
@@ -25,7 +25,7 @@ from ldvae.backends.cpu.arrays import (
 )
 from ldvae.backends.cpu.math import f32
 from ldvae.data import Counts
-from ldvae.module import LDVAE, Encoder, LinearDecoder
+from ldvae.module import LDVAE, BatchNorm, Encoder, LinearDecoder
 
 _NONE1, _NONE2 = (np.empty((0,) * n, f32) for n in (1, 2))
 _NO_MOMENTS = RunningMoments(_NONE1, _NONE1)
@@ -37,7 +37,7 @@ def encoder_tensors(encoder: Encoder | None) -> list[Tensor | None]:
     """Parameters of an encoder of one hidden layer, in the order of `EncoderArrays`; None for a missing one."""
     if encoder is None:
         return [None] * len(EncoderArrays._fields)
-    modules = (encoder.layers[0], encoder.norms[0], encoder.mean, encoder.log_var)
+    modules = (encoder.first, encoder.batch_norms[0], encoder.mean, encoder.log_var)
     return [tensor for module in modules for tensor in (module.weight, module.bias)]
 
 
@@ -49,8 +49,8 @@ def decoder_tensors(decoder: LinearDecoder | None) -> list[Tensor | None]:
     return [decoder.weight, decoder.bias, *norm]
 
 
-def running_moments(norm: nn.BatchNorm1d | None) -> RunningMoments:
-    """Running moments of a batch norm in the memory of its tensors, or of none."""
+def running_moments(norm: BatchNorm | None) -> RunningMoments:
+    """Running moments of a batch norm as views of its tensors; of size 0 for None."""
     return _NO_MOMENTS if norm is None else RunningMoments(array(norm.running_mean), array(norm.running_var))
 
 
@@ -60,8 +60,9 @@ def encoder_pass(encoder: Encoder | None, kl: np.ndarray, first_layer: tuple[np.
     if encoder is None:
         weights, moments, n_obs = _NO_ENCODER, _NO_MOMENTS, 0
     else:
-        first, *others = encoder_tensors(encoder)
-        weights, moments = EncoderArrays(transposed(first), *map(array, others)), running_moments(encoder.norms[0])
+        _, *others = encoder_tensors(encoder)
+        weights = EncoderArrays(transposed(encoder.first.weight), *map(array, others))
+        moments = running_moments(encoder.batch_norms[0])
     n_latent, n_hidden = weights.mean_weight.shape
     memory: tuple[Any, ...] = (
         EncoderArrays(_NONE2, *map(np.empty_like, weights[1:])),
@@ -101,8 +102,8 @@ def first_layer_moments(encoder: Encoder | None, adam: AdamState | None) -> tupl
     """Adam's moments of an encoder's first weight, (n_vars, n_hidden) each."""
     if encoder is None or adam is None:
         return _NONE2, _NONE2
-    weight = encoder_tensors(encoder)[0]
-    return transposed(adam.of(weight, MOMENTS[0])), transposed(adam.of(weight, MOMENTS[1]))
+    first, second = (adam.state[encoder.first.weight][name] for name in MOMENTS)
+    return transposed(first), transposed(second)
 
 
 def make_pass(module: LDVAE, n_obs: int, adam: AdamState | None) -> Pass:
@@ -118,9 +119,10 @@ def make_pass(module: LDVAE, n_obs: int, adam: AdamState | None) -> Pass:
     of_library = _NO_MOMENTS
     if module.l_encoder is not None:
         of_library = RunningMoments(array(module.library_log_means), array(module.library_log_vars))
-    norms = [e and e.norms[0] for e in encoders] + [d and d.norm for d in decoders]
+    norms = [None if e is None else e.batch_norms[0] for e in encoders]
+    norms += [None if d is None else d.norm for d in decoders]
 
-    # All parameters but the first weights, in one order whatever the model has, so that it is compiled once.
+    # All parameters but the first weights, in a fixed order for every model, so that the step is compiled once.
     tensors = [t for e in encoders for t in encoder_tensors(e)[1:]] + [t for d in decoders for t in decoder_tensors(d)]
     tensors.append(module.log_theta)
     gradients = [*z.gradient[1:], *library.gradient[1:], *px.gradient, *zi.gradient, theta_gradient]
@@ -167,7 +169,8 @@ def make_dataset(counts: Counts, module: LDVAE, n_obs: int) -> CountsArrays:
         theta_row = {"gene-batch": covariates.batch_index, "gene-label": covariates.label_index}.get(config.dispersion)
     sizes = np.diff(offsets)
     n_obs = min(n_obs, len(sizes))
-    most = int(np.partition(sizes, len(sizes) - n_obs)[len(sizes) - n_obs :].sum())  # memory that nobody uses is free
+    # Room for the cells with the most entries; memory that is not used costs nothing.
+    most = int(np.partition(sizes, len(sizes) - n_obs)[len(sizes) - n_obs :].sum())
     return CountsArrays(
         offsets=offsets,
         indices=counts.genes,

@@ -46,9 +46,9 @@ def source_digest(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def cached(function: Callable[..., Any]) -> Any:
-    """`compiled`, and kept on disk where numba finds a folder that can be written."""
-    options = {"fastmath": set(FAST_MATH), "nogil": True, "error_model": "numpy", "forceinline": True}
+def cached(function: Callable[..., object]) -> Callable[..., object]:
+    """`compiled`, and cached on disk if numba finds a writable folder."""
+    options: dict[str, Any] = {"fastmath": set(FAST_MATH), "nogil": True, "error_model": "numpy", "forceinline": True}
     try:
         return numba.njit(cache=True, **options)(function)
     except RuntimeError:  # no such folder
@@ -70,7 +70,7 @@ structref.define_constructor(Kept, KeptType, ["value"])
 
 @compiled()
 def look_up(rows, data, cells, u):
-    """Put what the `CountsArrays` has of the cells `rows` into `cells`, and their one-hot column into `u`."""
+    """Set `cells` to the entries and covariates of the cells `rows`, and the one-hot columns of `u`."""
     for b in range(len(rows)):
         row = rows[b]
         cells.starts[b], cells.stops[b] = data.offsets[row], data.offsets[row + 1]
@@ -122,7 +122,7 @@ def entry_points(sources: str) -> tuple[Any, Any]:
                 for i in range(len(work.tracked)):
                     work.tracked[i][:] += 1
 
-        # The encoders' first layers, each in one piece for two threads; and the minibatch gene by gene.
+        # First layers of the encoders, one part each for up to two threads; and the sorting of the minibatch by gene.
         n_pieces = max(1, task.n_threads // n_encoders)
         prefetch_entries(0, n_obs, counts)
         for part in parts(team, 1, 2 + n_encoders * n_pieces):
@@ -185,7 +185,7 @@ def entry_points(sources: str) -> tuple[Any, Any]:
         if not training:
             return
 
-        # Gradients, and Adam's step of what has its gradient.
+        # Gradients, and Adam's update of each parameter as soon as its gradient is complete.
         for part in parts(team, 7, n_encoders - 1 + n_decoders * n_blocks):
             if part == n_encoders - 2:
                 encoder_backward(library, draws[1], work.priors[1], cells.batch, task.kl_weights[1], n_obs)

@@ -1,7 +1,7 @@
-"""How several threads share a step.
+"""Work sharing of several threads in a step.
 
-They run it side by side on the same arrays. A step consists of phases and a phase of parts. Each thread claims one part
-after the other, and enters the next phase when all parts of this one are done. The results do not depend on which
+All threads run the step on the same arrays. A step consists of phases, and a phase of parts. Each thread claims parts
+one at a time, and enters the next phase when all parts of the current one are done. The results do not depend on which
 thread computes which part. A thread that starts late finds fewer parts left, and the others do not wait for it.
 """
 
@@ -31,7 +31,7 @@ _yield = types.ExternalFunction("sched_yield", types.int32())
 
 @intrinsic
 def _fetch_add(typing_context, counters, place, n):
-    """Add n to counters[place] in one indivisible operation; what it was before."""
+    """Add n to counters[place] atomically; returns the previous value."""
 
     def codegen(context, builder, signature, args):
         array = context.make_array(signature.args[0])(context, builder, args[0])
@@ -58,9 +58,9 @@ os.register_at_fork(after_in_child=_pools.clear)  # a child process inherits the
 def run_team(step: Callable[..., None], n_threads: int, *arguments: object) -> np.ndarray:
     """Run a step on several threads; the team's counters.
 
-    Plain threads, as a step does not hold the interpreter's lock. Numba's own would spin while they wait (OpenMP), or
-    stop the process when two trainings share them (workqueue), and take twice as long to compile. When the calling
-    thread returns from the step, all parts are done.
+    Plain Python threads suffice, as a step releases the interpreter's lock. Numba's threads would spin while they wait
+    (OpenMP), or stop the process when two trainings share them (workqueue), and take twice as long to compile. When the
+    calling thread returns from the step, all parts are done.
     """
     team = new_team()
     if n_threads > 1 and n_threads not in _pools:
@@ -72,7 +72,7 @@ def run_team(step: Callable[..., None], n_threads: int, *arguments: object) -> n
 
 
 def new_team() -> np.ndarray:
-    """What the threads of a step share: of each phase, parts claimed, parts done, and the clock when all were done."""
+    """Counters shared by the threads: parts claimed and done in each phase, and the clock at its end."""
     return np.zeros(3 * len(PHASES) * LINE, np.int64)
 
 
