@@ -154,8 +154,9 @@ def technical_flags(
 
     Notes
     -----
-    One scale serves all variables: the share of the variance of the scores, or of their ranks where that is more, that
-    lies between the groups of a variable (tenths of the cells for a number), minus what chance gives (adjusted R²).
+    One scale serves all variables: the share of the variance of the ranks of the scores (for a yes-or-no column also of
+    the scores themselves, if that is more) that lies between the groups of a variable (tenths of the cells for a
+    number), minus what chance gives (adjusted R²).
     Groups of fewer than 20 cells, or 1 % of the cells, are joined. A technical variable must explain its share *beyond*
     the biological variable that explains the program best: a T cell program that follows the ribosomal share because T
     cells do is innocent.
@@ -190,7 +191,12 @@ def technical_flags(
         reasons = []
         for name, codes in experiment.items():
             rivals = {other: groups for other, groups in biology.items() if other not in copies[name]}
-            beyond = max(_beyond(values, codes, rivals, own) for values, own in zip(scales, explained, strict=True))
+            # Beyond yes and no, single cells with extreme scores would look like a relation.
+            kinds = 2 if _yes_or_no(obs[name]) else 1
+            beyond = max(
+                _beyond(values, codes, rivals, own)
+                for values, own in zip(scales[:kinds], explained[:kinds], strict=True)
+            )
             if beyond >= least and _artefact_side(scores[program], obs[name]):
                 doubt = f", which cannot be told from {' or '.join(copies[name])}" if copies[name] else ""
                 reasons.append((beyond, f"follows {_relation(scores[program], obs[name])}{doubt}"))
@@ -279,10 +285,15 @@ def _beyond(
     return min(own, _between(values, _combined(biology[best], codes)) - explained[best])
 
 
+def _yes_or_no(values: pd.Series) -> bool:
+    """Whether a column says yes or no of each cell, such as a doublet call."""
+    return pd.api.types.is_bool_dtype(values[values.notna()].infer_objects())
+
+
 def _artefact_side(scores: pd.Series, values: pd.Series) -> bool:
     """Whether the cells that a yes-or-no column marks score high; any other column counts in both directions."""
     known = values.notna().to_numpy()
-    if not pd.api.types.is_bool_dtype(values[known].infer_objects()):
+    if not _yes_or_no(values):
         return True
     marked = values[known].astype(bool).to_numpy()
     own = scores.to_numpy()[known]

@@ -359,7 +359,8 @@ def _found_gene_sets(results: Results) -> Findings:
         return Findings([], [])
     enriched = table[table["padj"] < 0.05].sort_values("p", kind="stable")
     best = enriched.drop_duplicates("program")
-    found = [f"{row.term} in {short_name(results, row.program)}" for row in best.head(4).itertuples()]
+    where = {"positive": "in", "negative": "on the negative side of"}
+    found = [f"{row.term} {where[row.side]} {short_name(results, row.program)}" for row in best.head(4).itertuples()]
     ranked = results.ranked_sets
     by_ranks = set(ranked.loc[ranked["padj"] < 0.05, "program"]) if len(ranked) else set()
     none = [name for name in results.programs.index if name not in set(enriched["program"]) | by_ranks]
