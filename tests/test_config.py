@@ -357,7 +357,13 @@ def test_an_empty_section_means_the_defaults():
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("a: [", "not valid YAML"), ("- a", "holds list"), ("", "is empty; expected the keys")]
+    ("text", "message"),
+    [
+        ("a: [", "not valid YAML"),
+        ("- a", "holds list"),
+        ("", "is empty; expected the keys"),
+        ("datasets:\n  a: {}\n  b: {}\n  a: {}\n", "a stands twice in one mapping, in lines 2 and 4"),
+    ],
 )
 def test_a_config_file_that_is_none_is_refused(tmp_path, text, message):
     (tmp_path / "config.yaml").write_text(text)

@@ -138,11 +138,24 @@ class Plan(NamedTuple):
 
 
 def load_config(path: Path) -> dict[str, Any]:
-    """Read a config.yaml (or JSON) as it stands, unchecked."""
+    """Read a config.yaml (or JSON) as it stands, unchecked but for keys that stand twice: YAML keeps the last."""
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            first: dict[str, int] = {}
+            for key, _ in node.value:
+                line = key.start_mark.line + 1
+                if key.value in first and key.tag != "tag:yaml.org,2002:merge":
+                    raise InputError(
+                        f"{path}: {key.value} stands twice in one mapping, in lines {first[key.value]} and {line}, and "
+                        "only the second would count; rename one of them, or remove it."
+                    )
+                first[key.value] = line
+            return super().construct_mapping(node, deep)
+
     try:
-        config = yaml.safe_load(path.read_text())
+        config = yaml.load(path.read_text(), Loader)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); give the path of a config.yaml.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

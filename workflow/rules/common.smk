@@ -28,6 +28,7 @@ from ldvae.config import (
     expand_checked,
     expand_config,
     flags,
+    load_config,
     named,
     resolved,
     runs_table,
@@ -40,6 +41,8 @@ from ldvae.errors import InputError
 
 try:
     if workflow.is_main_process:
+        for path in workflow.configfiles:
+            load_config(Path(path))  # it sees what Snakemake's reader drops: keys that stand twice
         # As a module, files may come from rules of the workflow around it; Snakemake then says what is missing.
         given, split_notes, _ = split_datasets(config)  # what cannot be split is told below, with all mistakes
         plan = expand_checked(freeze(given), made_elsewhere=len(workflow.modifier_stack) > 1)
