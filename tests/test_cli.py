@@ -65,7 +65,12 @@ def test_parameters_and_options_become_flags_of_their_types(given):
     flags += ["--n-mads", "none", "--max-pct-mt", "1e1", "--mt-genes", "A", "B"]
     own, options = given("qc", "--results", "some folder", *flags)
     own.pop("batch_key")
-    assert own == {"results": Path("some folder"), "input": ["a.h5ad", "b c.h5ad"], "names": ["x", "y"]}
+    assert own == {
+        "results": Path("some folder"),
+        "input": ["a.h5ad", "b c.h5ad"],
+        "names": ["x", "y"],
+        "labels_key": None,
+    }
     expected = {"min_genes": 7, "doublets": "off", "n_mads": None, "max_pct_mt": 10.0, "mt_genes": ["A", "B"]}
     assert options == {"config": expected}
     own, options = given("train", "--results", "r", "--no-use-batch-norm", "--n-latent", "4", "--lr", "1e-3")
@@ -146,7 +151,7 @@ def test_version(capsys):
     [
         (["trian"], "there is no verb 'trian'. Did you mean 'train'"),
         (["qc", "--input", "x.h5ad"], "--results requires an argument"),
-        (["annotate", "--results", "gone"], "gone/setup/counts.h5ad is not there"),
+        (["annotate", "--results", "gone"], "gone/qc/layers.h5ad is not there"),
         (["check", "gone.yaml"], "gone.yaml: cannot be read"),
         (["profile", "install", "lsf"], "lsf"),
     ],

@@ -50,6 +50,9 @@ def test_a_resumed_training_starts_at_its_epoch(monkeypatch):
 
 def test_a_log_gets_the_last_epoch_as_a_line(monkeypatch, caplog):
     monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+    monkeypatch.setattr(
+        logging, "raiseExceptions", False
+    )  # of handlers that other tests left, whose streams are closed
     with caplog.at_level(logging.INFO, logger="ldvae.progress"):
         assert shown(io.StringIO(), monkeypatch) == ""
     assert [record.getMessage() for record in caplog.records] == ["epoch 3/3, ELBO 497.00, 12000 cells/s, 0 s left"]

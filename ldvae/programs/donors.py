@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping
 from itertools import combinations
 from typing import Any
@@ -37,6 +38,8 @@ def doubtful_replicates(replicates: pd.Series, key: str) -> list[str]:
 
     Examples
     --------
+    >>> import pandas as pd
+    >>> from ldvae.programs.donors import doubtful_replicates
     >>> doubtful_replicates(pd.Series(["101", "doublet_or_unknown", "101"]), "donor")[0][:60]
     "donor 'doublet_or_unknown' (1 cell) reads like cells of no o"
     """
@@ -165,7 +168,9 @@ def _test(first: np.ndarray, second: np.ndarray, paired: bool) -> tuple[float, f
     spread = (second - first).std() if paired else first.std() + second.std()
     if spread < 1e-12:  # no donor differs from another: nothing can be tested
         return difference, np.nan, np.nan, 1.0
-    test = scipy.stats.ttest_rel(second, first) if paired else scipy.stats.ttest_ind(second, first, equal_var=False)
+    with warnings.catch_warnings():  # of scipy, where the donors of one condition are alike; Welch's test takes that
+        warnings.filterwarnings("ignore", "Precision loss", RuntimeWarning)
+        test = scipy.stats.ttest_rel(second, first) if paired else scipy.stats.ttest_ind(second, first, equal_var=False)
     interval = test.confidence_interval()
     return difference, float(interval.low), float(interval.high), float(test.pvalue)
 

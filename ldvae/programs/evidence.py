@@ -407,6 +407,8 @@ def ranked_enrichment(
 
     Examples
     --------
+    >>> import pandas as pd
+    >>> from ldvae.programs.evidence import ranked_enrichment
     >>> z = pd.DataFrame({"P1": [5.0, 6.0, 4.0, 0.1, -0.3, 0.2]}, index=["ISG15", "IFI6", "MX1", "ACTB", "CD3D", "LYZ"])
     >>> row = ranked_enrichment(z, {"INTERFERON": ["ISG15", "IFI6", "MX1"]}, "own", smallest=3).iloc[0]
     >>> row["term"], bool(row["t"] > 0), bool(row["p"] < 0.01)

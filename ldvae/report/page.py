@@ -638,6 +638,10 @@ def _programs_table(results: Results) -> Table:
     note = f"The shares add up to {total:.0%}: "
     note += "programs overlap, so that some of it counts twice." if total > 1.005 else "the rest does not reproduce."
     note = note if abs(total - 1) > 0.005 else "The shares add up to 100%."
+    if results.programs_summary.get("intercept"):
+        rank = results.programs_summary["rank"]
+        note += f" The {rank} directions that the runs share hold {len(frame)} programs: effects count from the mean "
+        note += "cell, for no cells lack all programs, and that adds one."
     return Table(name="programs", title="Programs", frame=frame, columns=columns, page=60, note=note)
 
 

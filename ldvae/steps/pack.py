@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 def pack(*, results: Path, output: Path, title: str = "", licence: str = "", note: str = "") -> None:
-    """Write the programs of a dataset, or the meta-programs of several, into one file that is used without the data.
+    """Write the programs of a dataset, or meta-programs, into one file that is used without the data.
 
     Parameters
     ----------

@@ -1,10 +1,3 @@
-def of_all(verb):
-    """Files of the results of the compared datasets that a verb over datasets reads."""
-    names = plan.across.datasets if plan.across else []
-    files = [file for file in layout.inputs(verb) if not file.path.startswith("across/")]
-    return [f"<results>/{name}/{file.path}" for name in names for file in files]
-
-
 rule across:
     """Compare the programs of several datasets: which they share, and which are one's own."""
     input:

@@ -361,3 +361,10 @@ def pack_commands(dataset, runs):
 
 
 packed = {name: packs(dataset) for name, dataset in plan.datasets.items() if dataset.compute.runs_per_job > 1}
+
+
+def of_all(verb):
+    """Files of the results of the compared datasets that a verb over datasets reads."""
+    names = plan.across.datasets if plan.across else []
+    files = [file for file in layout.inputs(verb) if not file.path.startswith("across/")]
+    return [f"<results>/{name}/{file.path}" for name in names for file in files]
