@@ -9,7 +9,7 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from ldvae.config import Dataset, TrainConfig
+    from ldvae.config.options import Options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -586,10 +587,26 @@ SETTINGS_OF = {
 }
 
 
-def made_otherwise(results: Path, dataset: Dataset) -> list[str]:
-    """Verbs whose results are there and were made with other options than those of the dataset."""
+def other_options(
+    made: Mapping[str, Any], configured: Mapping[str, Any], options: Options
+) -> list[tuple[str, Any, Any]]:
+    """Options that results were made with and that are configured otherwise: name, value made with, value configured.
+
+    Files are left out, for engines may put them elsewhere, and so is what the config does not know. `options` are the
+    configured ones as a section.
+    """
     from ldvae.config import named
 
+    files = {option for option, _ in named(options, "file")}
+    return [
+        (option, value, configured[option])
+        for option, value in made.items()
+        if option in configured and option not in files and configured[option] != value
+    ]
+
+
+def made_otherwise(results: Path, dataset: Dataset) -> list[str]:
+    """Verbs whose results are there and were made with other options than those of the dataset."""
     found = []
     for verb, name in SETTINGS_OF.items():
         try:
@@ -597,9 +614,7 @@ def made_otherwise(results: Path, dataset: Dataset) -> list[str]:
         except (OSError, ValueError, KeyError, TypeError):
             continue
         options = getattr(dataset, verb)
-        files = {option for option, _ in named(options, "file")}  # engines may put them elsewhere
-        configured = json.loads(json.dumps(options.model_dump()))
-        if any(configured.get(option, value) != value for option, value in made.items() if option not in files):
+        if other_options(made, json.loads(json.dumps(options.model_dump())), options):
             found.append(verb)
     return found
 

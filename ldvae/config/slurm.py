@@ -80,7 +80,7 @@ def read_partitions(text: str) -> dict[str, Partition]:
 
 
 def _number(text: str) -> int:
-    return int(re.match(r"\d*", text)[0] or 0)  # type: ignore[index]
+    return int(re.sub(r"\D.*", "", text) or 0)
 
 
 def minutes(limit: str) -> float:

@@ -12,7 +12,7 @@ from scipy import stats
 from ldvae.errors import InputError
 
 from .consensus import TINY, gauge
-from .donors import LEAST_DONORS, compare_conditions
+from .donors import LEAST_DONORS, compare_conditions, with_adjusted_p
 from .projection import Frame
 
 MIN_COMMON_GENES = 50  # below, a cosine between two programs says little
@@ -100,11 +100,11 @@ def meta_programs(frames: Mapping[str, Frame], *, min_similarity: float = SIMILA
         raise InputError(f"Comparing programs needs at least two datasets, found {len(frames)}. Name more of them.")
     genes = _common_genes(frames)
     labels = [(name, str(program)) for name, frame in frames.items() for program in frame.programs]
-    cosines = _cosines(frames)
+    plain = {name: loadings_of(frame) for name, frame in frames.items()}
+    cosines = _cosines(frames, {name: table.to_numpy() for name, table in plain.items()})
     own, weights = {}, {}
     for name, frame in frames.items():
-        plain = loadings_of(frame)
-        table = pd.DataFrame(gauge(plain.to_numpy(), np.exp(frame.offset)), plain.index)
+        table = pd.DataFrame(gauge(plain[name].to_numpy(), np.exp(frame.offset)), plain[name].index)
         own[name] = table.reindex(genes).to_numpy(), np.linalg.norm(table.mul(frame.weight, axis=0), axis=0)
         weights[name] = pd.Series(frame.weight, frame.genes).reindex(genes)
     loadings = np.hstack([table for table, _ in own.values()])
@@ -147,9 +147,8 @@ def _common_genes(frames: Mapping[str, Frame]) -> pd.Index:
     return counts.index[counts >= max(2, len(frames) / 2)]
 
 
-def _cosines(frames: Mapping[str, Frame]) -> np.ndarray:
+def _cosines(frames: Mapping[str, Frame], loadings: Mapping[str, np.ndarray]) -> np.ndarray:
     """Cosines between all programs, those of two datasets on the genes that both model."""
-    loadings = {name: loadings_of(frame).to_numpy() for name, frame in frames.items()}
     names = list(frames)
     blocks = {}
     for i, first in enumerate(names):
@@ -350,6 +349,4 @@ def compare_across(means: pd.DataFrame, dataset: Mapping[str, str]) -> pd.DataFr
         result.loc[row, ["effect", "lower", "upper", "p"]] = found["mean"]
         result.loc[row, ["high_effect", "high_p"]] = [found["high"][0], found["high"][3]]
         result.loc[row, "n_donors"], result.loc[row, "design"] = n_donors, "within datasets"
-    for p, adjusted in (("p", "padj"), ("high_p", "high_padj")):
-        result[adjusted] = stats.false_discovery_control(result[p]) if len(result) else pd.Series(dtype=float)
-    return result.sort_values("p", ignore_index=True)
+    return with_adjusted_p(result).sort_values("p", ignore_index=True)

@@ -275,6 +275,11 @@ def blocks(n_obs: int) -> Iterator[slice]:
     return (slice(start, start + BLOCK) for start in range(0, n_obs, BLOCK))
 
 
+def spread(n_obs: int, most: int) -> np.ndarray:
+    """Rows of at most so many cells, evenly spaced; all rows where there are no more."""
+    return np.unique(np.linspace(0, n_obs - 1, min(n_obs, most)).astype(int))
+
+
 def _inner_products(fits: Sequence[FitTables]) -> np.ndarray:
     """Mean over cells of the products of all centred factors of all fits, shape (n_factors, n_factors) of them."""
     width, n_obs = sum(len(fit.mean) for fit in fits), len(fits[0].scores)

@@ -157,9 +157,15 @@ def compare_conditions(means: pd.DataFrame) -> pd.DataFrame:
             high = {"high_effect": found["high"][0], "high_p": found["high"][3]}
             rows.append(dict(zip(columns, head, strict=True)) | high)
     result = pd.DataFrame(rows, columns=[*columns, "high_effect", "high_p"])
+    result = with_adjusted_p(result)
+    return result[[*columns, "padj", "high_effect", "high_p", "high_padj"]].sort_values("p", ignore_index=True)
+
+
+def with_adjusted_p(result: pd.DataFrame) -> pd.DataFrame:
+    """Comparisons with padj and high_padj: Benjamini and Hochberg's over all rows."""
     for p, adjusted in (("p", "padj"), ("high_p", "high_padj")):
         result[adjusted] = scipy.stats.false_discovery_control(result[p]) if len(result) else pd.Series(dtype=float)
-    return result[[*columns, "padj", "high_effect", "high_p", "high_padj"]].sort_values("p", ignore_index=True)
+    return result
 
 
 def _test(first: np.ndarray, second: np.ndarray, paired: bool) -> tuple[float, float, float, float]:

@@ -16,7 +16,17 @@ from ldvae.config import RotationConfig
 from ldvae.errors import InputError
 from ldvae.methods import Sentence
 
-from .consensus import SELECT, Contribution, ReproducibleRank, Table, consensus, gauge, information, reproducible_rank
+from .consensus import (
+    SELECT,
+    Contribution,
+    ReproducibleRank,
+    Table,
+    consensus,
+    gauge,
+    information,
+    reproducible_rank,
+    spread,
+)
 from .rotation import ALIGNED, N_JUDGED, Rotation, align_scores, clean_loadings, drop_baseline, orient, parts, rotate
 from .rotation import methods as methods_of_rotation
 from .stability import members_of, stability
@@ -227,8 +237,7 @@ def _settled(
         choices = choices[rng.permutation(len(choices))[:N_CHOICES]]
     else:
         choices = np.array([rng.permutation(n_fits)[:half] for _ in range(N_CHOICES)])
-    n_obs = len(scores[0])
-    rows = np.unique(np.linspace(0, n_obs - 1, min(n_obs, SETTLED_CELLS)).astype(int))
+    rows = spread(len(scores[0]), SETTLED_CELLS)
     parts = [np.asarray(table)[rows] for table in scores]
     found = np.zeros(n_programs)
     for choice in choices:

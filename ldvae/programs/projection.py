@@ -13,7 +13,7 @@ from scipy import sparse, special
 
 from ldvae.errors import InputError
 
-from .consensus import TINY, information
+from .consensus import TINY, information, spread
 from .find import Programs, names_of
 from .regression import regress_counts
 
@@ -75,7 +75,7 @@ def frame(programs: Programs, mean: ArrayLike, theta: ArrayLike | None = None) -
     dispersion = np.zeros_like(share) if theta is None else np.atleast_2d(1 / np.asarray(theta, float)).mean(axis=0)
     # The offset that gives the mean expression back, on a sample of cells: the shares of a mean cell are not the mean
     # share. Batches are averaged over in this way too.
-    rows = np.unique(np.linspace(0, len(programs.scores) - 1, 2000).astype(int))
+    rows = spread(len(programs.scores), 2000)
     components = (programs.scores.to_numpy()[rows] - programs.transform[0]) @ np.linalg.pinv(programs.transform[1:])
     fold = np.exp(components @ programs.basis.to_numpy().T)
     offset = share.copy()
@@ -160,7 +160,7 @@ def project(
         rows = groups == group
         own, level = counts[rows], offset
         if adjust:
-            some = own[np.unique(np.linspace(0, own.shape[0] - 1, LEVEL_CELLS).astype(int))]
+            some = own[spread(own.shape[0], LEVEL_CELLS)]
             for _ in range(3):
                 expected = _most_likely(some, basis, level, theta).expected
                 shift = np.log((np.asarray(some.sum(axis=0)).ravel() + 1) / (expected + 1))

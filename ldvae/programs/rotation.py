@@ -11,7 +11,7 @@ from threadpoolctl import threadpool_limits
 
 from ldvae.methods import Sentence
 
-from .consensus import TINY, Contribution, blocks
+from .consensus import TINY, Contribution, blocks, spread
 
 # A score agrees with its genes at least this much after `align_scores`.
 ALIGNED = 0.9
@@ -288,8 +288,7 @@ def parts(contribution: Contribution, rotation: Rotation, *, keep: float = 0.1) 
     """
     rank, q = len(rotation.transform) - 1, rotation.transform.shape[1]
     free = slice(0, None) if q > rank else slice(1, None)  # the rows of the transform that the loadings depend on
-    n_obs = len(contribution.scores)
-    rows = np.unique(np.linspace(0, n_obs - 1, min(n_obs, PARTS_CELLS)).astype(int))
+    rows = spread(len(contribution.scores), PARTS_CELLS)
     cells = np.hstack([np.ones((len(rows), 1)), contribution.scores[rows, :rank]])
     genes = np.hstack([np.zeros((len(contribution.loadings), 1)), contribution.loadings[:, :rank]])[:, free]
     middle = cells @ rotation.transform  # signs by the mean, or where it is next to nothing by the skew
@@ -304,9 +303,9 @@ def parts(contribution: Contribution, rotation: Rotation, *, keep: float = 0.1) 
         loadings = genes @ inverse.T
         length = np.hypot(loadings, rounded)
         h, n = (2 * size - scores).mean(axis=0), length.mean(axis=0)
-        slope = cells.T @ (2 * scores / size - 1) / len(cells) * n
-        slope[free] -= inverse.T @ ((loadings / length * h / len(loadings)).T @ loadings)
-        return float(h @ n), slope
+        gradient = cells.T @ (2 * scores / size - 1) / len(cells) * n
+        gradient[free] -= inverse.T @ ((loadings / length * h / len(loadings)).T @ loadings)
+        return float(h @ n), gradient
 
     scale = products(start)[0]
 
@@ -314,11 +313,11 @@ def parts(contribution: Contribution, rotation: Rotation, *, keep: float = 0.1) 
         given = flat.reshape(start.shape)
         lengths = np.linalg.norm(given, axis=0)
         transform = given / lengths
-        value, slope = products(transform)
+        value, gradient = products(transform)
         like = (transform * start).sum(axis=0)
-        slope = slope / scale - keep / q * start
-        slope = (slope - transform * (slope * transform).sum(axis=0)) / lengths
-        return value / scale + keep * float(np.mean(1 - like)), slope.ravel()
+        gradient = gradient / scale - keep / q * start
+        gradient = (gradient - transform * (gradient * transform).sum(axis=0)) / lengths
+        return value / scale + keep * float(np.mean(1 - like)), gradient.ravel()
 
     with threadpool_limits(1, user_api="blas"):
         best = scipy.optimize.minimize(objective, start.ravel(), jac=True, method="L-BFGS-B", options={"maxiter": 500})

@@ -412,8 +412,8 @@ def end_of_run(summaries: list[dict[str, Any]], page: str, unfinished: Sequence[
         seconds = sum(float(run.get("wall_s") or 0) for run in one["runs"])
         lines.append(f"{one['dataset']} ({counted(len(one['runs']), 'run')}, {seconds / 60:.1f} min of training):")
         for title, texts in (
-            ("Found", one.get("found", [])),  # reports of a version before have none
-            ("Not found", one.get("not_found", [])),
+            ("Found", one["found"]),
+            ("Not found", one["not_found"]),
             ("Read with care", one["warnings"]),
         ):
             if texts:

@@ -26,7 +26,7 @@ from ldvae.programs import (
 )
 from ldvae.provenance import versions
 from ldvae.report.across import Compared, contrasts_in_words, doubts, findings, render_across
-from ldvae.steps.programs import write_gmt, write_model
+from ldvae.steps.programs import read_model, write_gmt, write_model
 
 logger = logging.getLogger(__name__)
 
@@ -51,8 +51,7 @@ def across(*, results: Path, datasets: list[str], config: AcrossConfig = AcrossC
         if not folder.is_dir():
             known = sorted(path.parent.parent.name for path in results.glob(f"*/{layout.PROGRAMS_MODEL.path}"))
             raise InputError(f"{results} has no results of {name!r}.{suggestion(name, known)}")
-        with np.load(layout.PROGRAMS_MODEL.existing(folder), allow_pickle=False) as file:
-            frames[name] = Frame(**file)
+        frames[name] = read_model(layout.PROGRAMS_MODEL.existing(folder))
         labels[name] = layout.PROGRAMS.read_table(folder)["label"].fillna("")
     found = meta_programs(frames, min_similarity=config.min_similarity)
     sides = top_genes(found, config.n_top)

@@ -14,6 +14,8 @@ from ldvae.report.prose import end_of_run
 
 logger = logging.getLogger(__name__)
 
+WITHOUT_FINDINGS: dict[str, Any] = {"found": [], "not_found": []}  # reports of earlier versions hold none
+
 
 def index(*, results: Path, datasets: list[str] | None = None, across: bool | None = None) -> None:
     """Write the page that leads to the reports of all datasets and compares all runs.
@@ -32,7 +34,8 @@ def index(*, results: Path, datasets: list[str] | None = None, across: bool | No
     failures = {name: layout.failures(results / name) for name in names}
     finished = [name for name in names if layout.REPORT_SUMMARY.at(results / name).exists() and not failures[name]]
     found = [
-        {**layout.REPORT_SUMMARY.read(results / name), "report": f"{name}/{layout.PAGE.path}"} for name in finished
+        {**WITHOUT_FINDINGS, **layout.REPORT_SUMMARY.read(results / name), "report": f"{name}/{layout.PAGE.path}"}
+        for name in finished
     ]
     unfinished = [{"dataset": name, "failures": failures[name]} for name in names if name not in finished]
     compared = comparison(results) if across is not False else None

@@ -6,14 +6,14 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from ldvae import results as layout
 from ldvae.errors import InputError
 from ldvae.io import atomic
-from ldvae.programs import Frame, write_reference
+from ldvae.programs import write_reference
 from ldvae.provenance import versions
+from ldvae.steps.programs import read_model
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +48,7 @@ def pack(*, results: Path, output: Path, title: str = "", licence: str = "", not
             f"{results} holds neither {layout.PROGRAMS_MODEL.path} (which `ldvae programs` writes) nor "
             f"{layout.META_MODEL.path} (which `ldvae across` writes). Give another --results."
         )
-    with np.load(source.at(results), allow_pickle=False) as file:
-        frame = Frame(**file)
+    frame = read_model(source.at(results))
     about["labels"] = {name: text_of(table, name, "label") for name in frame.programs.tolist()}
     about["top_genes"] = {name: text_of(table, name, "top_positive") for name in frame.programs.tolist()}
     about["versions"] = versions(("ldvae",))

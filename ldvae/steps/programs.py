@@ -187,7 +187,7 @@ def long_table(found: Programs) -> pd.DataFrame:
 def judged(model: Frame, counts: Path, batch_key: str) -> Frame:
     """The model with the identifiers of its genes, where there are any, and how well it explains its own cells."""
     data = read_h5ad(counts, backed="r")
-    rows = np.unique(np.linspace(0, data.n_obs - 1, CELLS_JUDGED).astype(int))
+    rows = thinned(np.arange(data.n_obs), CELLS_JUDGED)
     x, var, obs = sparse.csr_matrix(data.X[rows]), data.var, data.obs.iloc[rows]
     data.file.close()
     for column in var:
@@ -203,6 +203,12 @@ def write_model(model: Frame, path: Path) -> None:
     """Write what scoring other cells needs, as plain arrays."""
     with atomic(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **model._asdict())
+
+
+def read_model(path: Path) -> Frame:
+    """Read what `write_model` wrote."""
+    with np.load(path, allow_pickle=False) as file:
+        return Frame(**file)
 
 
 # What the methods section says

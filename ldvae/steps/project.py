@@ -6,13 +6,13 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from ldvae import programs as gene_programs
 from ldvae import results as layout
 from ldvae.config import ProjectConfig
 from ldvae.io import listed, obs_column, read_input, reading_options, write_json, write_table
+from ldvae.steps.programs import read_model
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +47,7 @@ def project(
     if programs is not None:
         frame, about = gene_programs.read_reference(programs)
     else:
-        with np.load(layout.PROGRAMS_MODEL.existing(results), allow_pickle=False) as file:
-            frame = gene_programs.Frame(**file)
+        frame = read_model(layout.PROGRAMS_MODEL.existing(results))
     adata = read_input(input, names, **(reading_options(config) | {"gene_names": config.gene_column}))
     batch_key = config.batch_key or adata.uns.get("ldvae_file_key")
     result = gene_programs.project(

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from ldvae import results as layout
-from ldvae.config import SECTIONS, ReportConfig, expand_sweep, named
+from ldvae.config import SECTIONS, ReportConfig, expand_sweep
 from ldvae.errors import InputError
 from ldvae.io import atomic, plain, read_table, write_json
 from ldvae.methods import Sentence, numbered
@@ -172,11 +172,10 @@ def refuse_other_options(
     wrong = []
     for section, options in made.items():
         configured = resolved.get(section, {})
-        files = {name for name, _ in named(SECTIONS[section](**configured), "file")}  # an engine renames these
-        for name, value in options.items():
-            expected = configured.get(name, value)
-            if value != expected and name not in files:
-                wrong.append(f"{section}.{name}: the results were made with {value!r}, the config says {expected!r}")
+        wrong += [
+            f"{section}.{name}: the results were made with {value!r}, the config says {expected!r}"
+            for name, value, expected in layout.other_options(options, configured, SECTIONS[section](**configured))
+        ]
     planned = {}
     if "sweep" in resolved:
         options_of = {section: SECTIONS[section](**resolved[section]) for section in ("model", "train", "sweep")}
