@@ -169,3 +169,9 @@ print(len(expand_checked({{"datasets": {{"a": {str(tmp_path / "counts.h5ad")!r}}
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "5", done.stderr
+
+
+def test_no_two_test_files_share_a_name():
+    """Pytest imports test files by their name alone: a second one of the same name stops the whole run."""
+    names = sorted(path.name for path in Path(__file__).parent.rglob("test_*.py"))
+    assert names == sorted(set(names))
