@@ -44,6 +44,14 @@ def test_levels_and_cells_that_are_left_out_are_told_before_the_run(counts):
     assert "t-small" in expand_checked({"datasets": {"t": few}}).datasets
 
 
+def test_levels_can_be_left_out_by_name(counts):
+    split = {"column": "patient", "leave_out": ["small", 2]}  # a number, as YAML reads it
+    plan = expand_checked({"datasets": {"t": {"input": counts, "split_by": split}}})
+    assert list(plan.datasets) == ["t-P_1_a", "t-p_1_a-2"]
+    assert plan.notes[0].endswith("150 cells of 2, small are left out (split_by.leave_out).")
+    assert not any("fewer than" in note for note in plan.notes)
+
+
 def test_the_cells_of_a_level_alone_are_read(counts):
     adata = read_input([counts], subset_key="patient", subset=["2"])
     assert adata.n_obs == 130
@@ -74,6 +82,11 @@ def test_what_a_level_lacks_is_told_for_that_level(counts):
             {"column": "patient", "min_cells": 500},
             "split_by: obs column 'patient' has 4 levels for 385 cells, of which 0 have 500 cells or more",
         ),
+        (
+            {"column": "patient", "leave_out": ["smal"]},
+            "split_by.leave_out: obs column 'patient' has no level 'smal'; it has 2, P 1/a, p_1_a, small. Did you mean",
+        ),
+        ({"column": "patient", "leave_out": [["a"]]}, "split_by.leave_out: expected levels of the column as a list"),
         ({"min_cells": 5}, "split_by: expected the name of an obs column, found None"),
     ],
 )

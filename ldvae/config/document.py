@@ -100,13 +100,18 @@ def schema() -> dict[str, Any]:
         "default": MIN_CELLS,
         "description": "Levels of fewer cells are left out.",
     }
+    leave_out = {
+        "type": "array",
+        "items": {"type": ["string", "number", "boolean"]},
+        "description": "Levels that become no dataset, such as doublets or cells that no patient is known of.",
+    }
     split_by = {
         "description": "Obs column, such as the patient: each level becomes a dataset of the name <dataset>-<level>.",
         "anyOf": [
             {"type": ["string", "number", "null"]},
             {
                 "type": "object",
-                "properties": {"column": column, "min_cells": min_cells},
+                "properties": {"column": column, "min_cells": min_cells, "leave_out": leave_out},
                 "required": ["column"],
                 "additionalProperties": False,
             },

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 # Fewest cells of a level that becomes a dataset: with fewer, a tenth to validate on is a handful.
 MIN_CELLS = 100
-SPLIT_OPTIONS = {"column", "min_cells"}
+SPLIT_OPTIONS = {"column", "min_cells", "leave_out"}
 
 
 def split_datasets(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str], list[str]]:
@@ -80,7 +80,7 @@ def _is_split(entry: Any) -> bool:
 
 
 def _options(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Column and least number of cells of `split_by: patient` or `split_by: {column: patient, min_cells: 50}`."""
+    """What `split_by: patient` or `split_by: {column: patient, min_cells: 50, leave_out: [doublets]}` asks for."""
     given = entry["split_by"]
     options = given if isinstance(given, Mapping) else {"column": given}
     if odd := sorted(map(str, set(options) - SPLIT_OPTIONS)):
@@ -90,7 +90,12 @@ def _options(entry: Mapping[str, Any]) -> dict[str, Any]:
         raise InputError(f"split_by: expected the name of an obs column, found {options.get('column')!r}.")
     if isinstance(least, bool) or not isinstance(least, int) or least < 1:
         raise InputError(f"split_by.min_cells: expected a whole number of at least 1, found {least!r}.")
-    return {"column": str(options["column"]), "min_cells": least}
+    unwanted = options.get("leave_out") or []
+    if not isinstance(unwanted, list):
+        unwanted = [unwanted]
+    if odd := [level for level in unwanted if not isinstance(level, str | int | float)]:
+        raise InputError(f"split_by.leave_out: expected levels of the column as a list, found {odd[0]!r}.")
+    return {"column": str(options["column"]), "min_cells": least, "leave_out": unwanted}
 
 
 def _levels(config: Mapping[str, Any], name: str, entry: Mapping[str, Any], notes: list[str]) -> dict[str, str]:
@@ -118,18 +123,32 @@ def _levels(config: Mapping[str, Any], name: str, entry: Mapping[str, Any], note
         )
     if column not in adata.obs:
         raise InputError(f"split_by: no obs column {column!r}.{suggestion(column, [str(key) for key in adata.obs])}")
-    return _kept(adata.obs[column], least, name, notes)
+    return _kept(adata.obs[column], least, options["leave_out"], name, notes)
 
 
-def _kept(column: pd.Series, least: int, name: str, notes: list[str]) -> dict[str, str]:
-    from ldvae.io import group_names
+def _kept(column: pd.Series, least: int, leave_out: Sequence[object], name: str, notes: list[str]) -> dict[str, str]:
+    from ldvae.io import group_names, meant_group
 
     groups = group_names(column)
+    if leave_out:
+        levels = [str(level) for level in groups.dropna().unique()]
+        unwanted = {meant_group(str(level), levels) for level in leave_out}
+        if unknown := sorted(unwanted - set(levels)):
+            raise InputError(
+                f"split_by.leave_out: obs column {column.name!r} has no level {unknown[0]!r}; it has "
+                f"{', '.join(sorted(levels)[:10])}{', …' if len(levels) > 10 else ''}.{suggestion(unknown[0], levels)}"
+            )
+        without = groups.isin(unwanted)
+        notes.append(
+            f"datasets.{name}.split_by: {int(without.sum())} cells of {', '.join(sorted(unwanted))} are left out "
+            "(split_by.leave_out)."
+        )
+        groups = groups[~without]
     sizes = {str(level): int(n) for level, n in groups.value_counts(sort=False).sort_index().items() if n}
     kept = [level for level, n in sizes.items() if n >= least]
-    if len(sizes) > max(50, len(column) // least) or not kept:
+    if len(sizes) > max(50, len(groups) // least) or not kept:
         raise InputError(
-            f"split_by: obs column {column.name!r} has {len(sizes)} levels for {len(column)} cells, of which "
+            f"split_by: obs column {column.name!r} has {len(sizes)} levels for {len(groups)} cells, of which "
             f"{len(kept)} have {least} cells or more. Name a column of patients, samples or tissues, or lower "
             "split_by.min_cells."
         )
