@@ -442,6 +442,24 @@ def test_check_reads_configs_and_files(tmp_path, capsys):
     assert cli.main(["check", "--quick", str(tmp_path / "config.yaml")]) == 0
 
 
+def test_check_reads_a_file_with_the_options_that_say_how(tmp_path, capsys):
+    genes, path = [f"ENSG{i:011d}" for i in range(4)], tmp_path / "x.h5ad"
+    adata = anndata.AnnData(np.ones((3, 4), dtype=np.float32))
+    adata.var_names, adata.obs_names = genes, ["AAACATTGAGCTAC-1", "AAACATTGATCAGC-1", "AAACCGTGCTTCCG-1"]
+    adata.var["label"], adata.var["feature_types"] = list("abcd"), ["Peaks", *["Gene Expression"] * 3]
+    adata.T.write_h5ad(path)
+    (tmp_path / "cells.csv").write_text("cell,donor\nAAACATTGAGCTAC-1,d1\n")
+    assert cli.main(["check", str(path)]) == 2
+    assert "on the command line --transpose" in capsys.readouterr().err
+    table = ["--obs-table", str(tmp_path / "cells.csv")]
+    assert (
+        cli.main(["check", str(path), "--transpose", "--feature-types", "Peaks", "--gene-names", "label", *table]) == 0
+    )
+    said = capsys.readouterr()
+    assert "raw counts of 3 cells and 1 genes" in said.out
+    assert "cells.csv: says nothing of 2 of 3 cells" in said.err
+
+
 def test_check_tells_mistakes_of_the_config_of_headers_and_of_counts_in_one_message(tmp_path, capsys):
     anndata.AnnData(np.full((4, 3), 0.5, dtype=np.float32)).write_h5ad(tmp_path / "bad.h5ad")
     (tmp_path / "table.csv").write_text("cell,g1,g2\nc1,1,2\nc2,3,4\n")  # has no header: its cells must be read

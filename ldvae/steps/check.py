@@ -10,7 +10,17 @@ from ldvae.errors import InputError
 from ldvae.io import read_input, reading_options
 
 
-def check(paths: list[str], *, quick: bool = False, layer: str | None = None, genome: str | None = None) -> str:
+def check(
+    paths: list[str],
+    *,
+    quick: bool = False,
+    layer: str | None = None,
+    genome: str | None = None,
+    transpose: bool | None = None,
+    feature_types: list[str] | None = None,
+    gene_names: str | None = None,
+    obs_table: Path | None = None,
+) -> str:
     """Check configs and the data they name, or files of counts, and say what is in them.
 
     Parameters
@@ -23,6 +33,14 @@ def check(paths: list[str], *, quick: bool = False, layer: str | None = None, ge
         For inputs: where they keep their raw counts.
     genome
         For inputs: which genome to read where there are several.
+    transpose
+        For inputs: whether genes are in rows; not given: judged by names, annotation and sums, and refused in doubt.
+    feature_types
+        For inputs: types of the features to read, such as "Antibody Capture"; not given: genes.
+    gene_names
+        For inputs: the var column that names the genes, or index for the names of the input.
+    obs_table
+        For inputs: a csv or tsv of cells, whose columns are joined by the names in its first column.
     """
     found, problems = [], []
     for path in paths:
@@ -30,7 +48,15 @@ def check(paths: list[str], *, quick: bool = False, layer: str | None = None, ge
             if re.search(r"\.(ya?ml|json)$", path):
                 found += check_config(Path(path), quick)
             else:
-                adata = read_input([path], layer=layer, genome=genome)
+                adata = read_input(
+                    [path],
+                    layer=layer,
+                    genome=genome,
+                    transpose=transpose,
+                    feature_types=feature_types,
+                    gene_names=gene_names,
+                    obs_table=obs_table,
+                )
                 found.append(f"{path}: raw counts of {adata.n_obs} cells and {adata.n_vars} genes.")
         except InputError as error:
             problems.append(str(error))
