@@ -39,8 +39,8 @@ SMALLEST_SHARE = 0.005
 DISAGREES = 0.5
 # Share of the choices of half of the fits in which a settled program is found.
 SETTLED = 0.8
-# Choices of half of the fits that are tried, and the cells (evenly spaced) they are rotated on.
-N_CHOICES, SETTLED_CELLS = 10, 20_000
+# Choices of half of the fits that are tried, the cells (evenly spaced) they are rotated on, and the starts of that.
+N_CHOICES, SETTLED_CELLS, SETTLED_STARTS = 10, 20_000, 8
 SIDES = {"positive": 1, "negative": -1}
 
 
@@ -240,11 +240,12 @@ def _settled(
     rows = spread(len(scores[0]), SETTLED_CELLS)
     parts = [np.asarray(table)[rows] for table in scores]
     found = np.zeros(n_programs)
+    fewer = config.model_copy(update={"n_starts": min(config.n_starts, SETTLED_STARTS)})
     for choice in choices:
         shared = consensus([parts[i] for i in choice], [weighted[i] for i in choice], rank)
         if shared.loadings.shape[1] < rank:  # these fits have fewer directions in all
             continue
-        other = _rotated(shared, rank, config).loadings
+        other = _rotated(shared, rank, fewer).loadings
         lengths = np.outer(np.linalg.norm(rotation.loadings, axis=0), np.linalg.norm(other, axis=0))
         cosines = np.abs(rotation.loadings.T @ other) / np.where(lengths > 0, lengths, 1)
         found += cosines.max(axis=1) > threshold

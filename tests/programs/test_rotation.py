@@ -19,6 +19,20 @@ def test_on_the_scores_alone_the_rotation_is_quartimax_of_rows_divided_by_the_ro
     np.testing.assert_allclose(np.abs(cosines(ours.scores, whole.scores @ turn)[0]), 1, atol=1e-5)
 
 
+def test_starts_that_are_left_early_lose_nothing_and_save_most_of_the_steps(mixed, monkeypatch):
+    from ldvae.programs import rotation
+
+    whole = gp.consensus(mixed.scores, mixed.weighted)
+    climb, svd, steps = rotation._climb, np.linalg.svd, []
+    monkeypatch.setattr(np.linalg, "svd", lambda *table, **options: steps.append(1) or svd(*table, **options))
+    ours = gp.rotate(whole, 8)
+    few = len(steps)
+    monkeypatch.setattr(rotation, "_climb", lambda moments, start, tolerance: climb(moments, start, 1e-11))
+    slow = gp.rotate(whole, 8)
+    np.testing.assert_allclose(np.abs(cosines(ours.loadings, slow.loadings)[0]), 1, atol=1e-6)
+    assert few < (len(steps) - few) / 2
+
+
 @pytest.mark.parametrize("intercept", [True, False])
 @pytest.mark.parametrize("power", [1.0, 2.0])
 def test_a_rotation_keeps_the_contribution(mixed, intercept, power):
