@@ -113,8 +113,8 @@ def test_every_storage_on_disk_gives_the_same_counts(store, make, dtype, index, 
 
 
 def test_cells_in_order_are_read_a_buffer_at_a_time(tmp_path, monkeypatch):
-    monkeypatch.setattr("ldvae.data.BLOCK_ROWS", 16)
-    monkeypatch.setattr("ldvae.data.BUFFER_BLOCKS", 4)
+    monkeypatch.setattr("ldvae.data.counts.BLOCK_ROWS", 16)
+    monkeypatch.setattr("ldvae.data.counts.BUFFER_BLOCKS", 4)
     adata = make_adata(n_obs=1000)
     adata.write_h5ad(tmp_path / "counts.h5ad")
     backed = counts_of(read_h5ad(tmp_path / "counts.h5ad", backed="r"))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-import ldvae.data
+import ldvae.data.present
 from ldvae import cli, results
 from ldvae.results import FILES, File, inputs, outputs
 from ldvae.steps import VERBS
@@ -65,14 +65,14 @@ def test_each_verb_reads_what_it_declares_and_nothing_else(tmp_path, monkeypatch
         asked.add(file)
         return at(file, folder, **names)
 
-    checks, verify = [], ldvae.data.verify_counts
+    checks, verify = [], ldvae.data.present.verify_counts
 
     def counted(*arguments: object) -> None:
         checks.append(1)
         verify(*arguments)
 
     monkeypatch.setattr(File, "at", noted)
-    monkeypatch.setattr(ldvae.data, "verify_counts", counted)
+    monkeypatch.setattr(ldvae.data.present, "verify_counts", counted)
     for verb, flags in FLAGS.items():
         # A run reads no other run.
         for number in range(2 if verb == "train" else 1):
