@@ -17,7 +17,7 @@ ALLOWED = {
     "steps": BASICS
     | {"model", "programs", "markers", "report", "pl", "io", "results", "demo", "simulate", "provenance", "likelihoods"}
     # The parts of the model, for the step train.
-    | {"names", "neighbors", "methods", "train", "posterior", "module", "data", "devices", "progress"},
+    | {"names", "neighbors", "features", "methods", "train", "posterior", "module", "data", "devices", "progress"},
     "report": BASICS | {"names", "methods", "pl", "results", "programs"},
     "pl": {"errors"},
     "sweep": BASICS | {"model", "posterior", "programs", "data", "devices"},

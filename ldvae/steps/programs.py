@@ -13,6 +13,7 @@ from scipy import sparse
 
 from ldvae import results as layout
 from ldvae.config import ProgramsConfig, RotationConfig
+from ldvae.features import share_of_identifiers
 from ldvae.io import atomic, read_gmt, read_h5ad, thinned, write_json, write_table
 from ldvae.methods import Sentence
 from ldvae.names import find_own
@@ -191,8 +192,8 @@ def judged(model: Frame, counts: Path, batch_key: str) -> Frame:
     x, var, obs = sparse.csr_matrix(data.X[rows]), data.var, data.obs.iloc[rows]
     data.file.close()
     for column in var:
-        ids = var[column].astype(str)
-        if ids.str.fullmatch(r"ENS[A-Z]*G\d{6,}(\.\d+)?").mean() > 0.5:
+        if share_of_identifiers(var[column].dropna()) > 0.5 and var[column].notna().any():
+            ids = var[column].astype(str)
             model = model._replace(ids=ids.reindex(model.genes).fillna("").to_numpy(dtype=np.str_))
             break
     batch = obs[batch_key].to_numpy() if batch_key in obs else None
