@@ -41,8 +41,8 @@ class Settings:
             seed = operator.index(value)
         except TypeError:
             seed = -1
-        if isinstance(value, bool) or seed < 0:
-            raise InputError(f"settings.seed is {value!r}; it must be a whole number of at least 0, or None.")
+        if isinstance(value, bool) or not 0 <= seed < 2**32:
+            raise InputError(f"settings.seed is {value!r}; it must be a whole number from 0 to {2**32 - 1}, or None.")
         self._seed = seed
 
 
@@ -63,7 +63,7 @@ def default_seed(untouched: int) -> int | None:
     if settings.seed is not None:
         return settings.seed
     seed = torch.initial_seed()
-    return seed if seed != untouched or seed < 2**32 else None
+    return seed % 2**32 if seed != untouched or seed < 2**32 else None  # NumPy takes none above
 
 
 def fresh_seed() -> int:

@@ -42,8 +42,8 @@ def flag(name: str, value: Any) -> bool:
     return value
 
 
-def whole(minimum: int) -> Rule:
-    """An integer of at least `minimum`."""
+def whole(minimum: int, maximum: int | None = None) -> Rule:
+    """An integer of at least `minimum`, and at most `maximum`."""
 
     def rule(name: str, value: Any) -> int:
         value = scalar(value)
@@ -51,6 +51,8 @@ def whole(minimum: int) -> Rule:
             raise InputError(f"{name} is {value!r}; it must be a whole number of at least {minimum}.")
         if value < minimum:
             raise InputError(f"{name} is {value}; it must be at least {minimum}.")
+        if maximum is not None and value > maximum:
+            raise InputError(f"{name} is {value}; it must be at most {maximum}.")
         return value
 
     return rule
@@ -120,6 +122,20 @@ def several(name: str, value: Any) -> list[Any]:
     return list(value)
 
 
+def columns(name: str, value: Any) -> list[str]:
+    """Names of columns of obs, each once."""
+    if isinstance(value, (str, Mapping, set, frozenset)) or not isinstance(value, Iterable):
+        found = f"the string {value!r}; write [{value!r}]" if isinstance(value, str) else repr(value)
+        raise InputError(f"{name} must be a list of columns of adata.obs, found {found}.")
+    given = list(value)
+    for key in given:
+        if not isinstance(key, str):
+            raise InputError(f"{name} holds {key!r}; each must be the name of a column of adata.obs (a string).")
+        if given.count(key) > 1:
+            raise InputError(f"{name} names {key!r} more than once.")
+    return [str(key) for key in given]
+
+
 def size_or(word: str) -> Rule:
     """A number above zero, or a word."""
 
@@ -170,13 +186,15 @@ RULES: dict[str, Rule] = {
     "use_batch_norm": flag,
     "bias": flag,
     "log_variational": flag,
-    "seed": optional(whole(0)),
+    "seed": optional(whole(0, 2**32 - 1)),  # what NumPy accepts
     # its data
     "adata": anndata,
     "batch_key": optional(text),
     "labels_key": optional(text),
     "layer": optional(text),
     "size_factor_key": optional(text),
+    "categorical_covariate_keys": optional(columns),
+    "continuous_covariate_keys": optional(columns),
     "required": flag,
     "legacy_mudata_format": flag,
     "hide_state_registries": flag,

@@ -156,7 +156,8 @@ def comparisons(
     group2
         Group to compare with; none: all other cells.
     idx1, idx2
-        Cells of the two groups instead: a mask, row numbers, or a query of `obs`. A cell in both belongs to group 2.
+        Cells of the two groups instead: a mask, row numbers, or a query of `obs`. A cell in both belongs to group 2,
+        with a warning.
     subset_idx
         Cells that groups may hold, given likewise; the others belong to no named group, but to the rest.
 
@@ -165,13 +166,32 @@ def comparisons(
     InputError
         If a group or column does not exist, or a group has no cells.
     """
+    if idx1 is None and idx2 is not None:
+        raise InputError("idx2 is given without idx1: give the cells of both groups, or idx1 alone.")
+    inside = np.ones(len(obs), dtype=bool) if subset_idx is None else rows_mask(subset_idx, obs, "subset_idx")
     if idx1 is not None:
-        mask1 = rows_mask(idx1, obs, "idx1")
-        mask2 = ~mask1 if idx2 is None else rows_mask(idx2, obs, "idx2")
+        if named := [str(value) for value in (groupby, group1, group2) if value is not None]:
+            warnings.warn(
+                f"idx1 names the cells to compare; groupby, group1 and group2 ({', '.join(named)}) are not used.",
+                UserWarning,
+                stacklevel=4,
+            )
+        mask1 = rows_mask(idx1, obs, "idx1") & inside
+        mask2 = ~mask1 if idx2 is None else rows_mask(idx2, obs, "idx2") & inside
+        both = int((mask1 & mask2).sum())
         mask1 = mask1 & ~mask2
         for name, mask in (("idx1", mask1), ("idx2", mask2)):
             if not mask.any():
-                raise InputError(f"{name} selects none of the {len(obs)} cells; both groups need at least one.")
+                raise InputError(
+                    f"{name} selects none of the {len(obs)} cells"
+                    f"{'' if inside.all() else ' within subset_idx'}; both groups need at least one of their own."
+                )
+        if both:
+            warnings.warn(
+                f"{both} cells are in idx1 and in idx2; they count in the second group alone.",
+                UserWarning,
+                stacklevel=4,
+            )
         return [Comparison(np.flatnonzero(mask1), np.flatnonzero(mask2))]
     if groupby is None:
         raise InputError("There is nothing to compare: give groupby, a column of adata.obs, or idx1.")
@@ -187,7 +207,6 @@ def comparisons(
             raise InputError(
                 f"Only a single group in obs[{groupby!r}]: {chosen[0]}. There is nothing to compare it with."
             )
-    inside = np.ones(len(obs), dtype=bool) if subset_idx is None else rows_mask(subset_idx, obs, "subset_idx")
     made = []
     for group in chosen:
         masks = [np.asarray(column == name) & inside for name in (group, group2)]

@@ -77,6 +77,10 @@ def listed(given: Any, obs: pd.DataFrame, name: str) -> np.ndarray:
         hasattr(given, "__len__") or hasattr(given, "__array__") or hasattr(given, "__index__")
     ):
         raise InputError(f"{name} is a {type(given).__name__}; expected {FORMS}.")
+    if isinstance(given, np.ma.MaskedArray) and np.ma.is_masked(given):
+        raise InputError(f"{name} has {int(np.ma.count_masked(given))} masked values; give those that are meant alone.")
+    if isinstance(given, (list, tuple)) and len({isinstance(v, (bool, np.bool_)) for v in given}) == 2:
+        given = np.array([*given, None], dtype=object)[:-1]  # NumPy would take True for row 1
     values = plain_values(given, name)
     if values.ndim > 1:  # as np.where and np.argwhere give them: (1, n) or (n, 1)
         if max(values.shape) != values.size:
@@ -138,8 +142,8 @@ def from_mask(given: Any, mask: np.ndarray, obs: pd.DataFrame, name: str) -> np.
     if len(mask) != len(obs):
         raise InputError(f"{name} is a mask of {len(mask)} cells, but there are {len(obs)}.")
     index = given.index if isinstance(given, pd.Series) else None
-    # A Series may be in another order of the same cells: its names decide, where it carries them.
-    if index is not None and not index.equals(obs.index) and set(index) & set(obs.index):
+    # A Series may be in another order of the same cells: its names decide, unless they are pandas' own numbers.
+    if index is not None and not index.equals(obs.index) and not index.equals(pd.RangeIndex(len(obs))):
         if not (index.is_unique and obs.index.is_unique and len(obs.index.difference(index)) == 0):
             raise InputError(
                 f"{name} is a mask whose index holds other cells than adata.obs_names; align it by its names "

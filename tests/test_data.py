@@ -239,8 +239,6 @@ def mistake(name: str) -> tuple[AnnData, dict]:
             return adata, {"batch_key": "lane"}
         case "text":
             return adata, {"continuous_covariate_keys": ["lane"]}
-        case "string for list":
-            return adata, {"categorical_covariate_keys": "lane"}
         case "no cells":
             return adata[:0].copy(), {}
         case "size factor":
@@ -257,7 +255,6 @@ def mistake(name: str) -> tuple[AnnData, dict]:
         ("missing key", "zz not found in adata.obs.*lane"),
         ("missing values", "5 missing values"),
         ("text", "must be numeric"),
-        ("string for list", "must be a list"),
         ("no cells", "0 cells"),
         ("size factor", "above zero"),
     ],

@@ -65,7 +65,8 @@ def test_cells_can_be_given_by_rows_mask_or_query(obs, idx1):
     (pair,) = comparisons(obs, idx1=idx1)
     np.testing.assert_array_equal(pair.rows1, [0, 1])
     np.testing.assert_array_equal(pair.rows2, [2, 3, 4])
-    (pair,) = comparisons(obs, idx1=idx1, idx2="n == 2 or n == 5")
+    with pytest.warns(UserWarning, match="1 cells are in idx1 and in idx2"):
+        (pair,) = comparisons(obs, idx1=idx1, idx2="n == 2 or n == 5")
     assert (list(pair.rows1), list(pair.rows2)) == ([0], [1, 4])  # a cell in both belongs to group 2
     assert pair.group1 is None
 
@@ -93,6 +94,18 @@ def test_a_subset_limits_the_groups_and_leaves_the_others_in_the_rest(obs):
 def test_groups_that_do_not_exist_are_named(obs, arguments, message):
     with pytest.raises(InputError, match=message):
         comparisons(obs, **arguments)
+
+
+def test_nothing_of_two_ways_to_name_the_cells_is_dropped_without_a_word(obs):
+    with pytest.raises(InputError, match="idx2 is given without idx1"):
+        comparisons(obs, "kind", "b", idx2=[0, 1])
+    with pytest.warns(UserWarning, match=r"groupby, group1 and group2 \(kind, b\) are not used"):
+        comparisons(obs, "kind", "b", idx1=[0, 1])
+    (inside,) = comparisons(obs, idx1=[0, 1], subset_idx=[1, 2])
+    assert inside.rows1.tolist() == [1]
+    assert len(inside.rows2) == len(obs) - 1
+    with pytest.raises(InputError, match=r"idx1 selects none of the .* cells within subset_idx"):
+        comparisons(obs, idx1=[0], subset_idx=[1, 2])
 
 
 def test_a_single_group_is_refused(obs):

@@ -101,14 +101,6 @@ def register(
         raise InputError(f"setup_anndata needs an AnnData, found {type(adata).__name__}.")
     if adata.is_view:
         raise InputError("adata is a view of another AnnData, and cannot be set up. Please run `adata = adata.copy()`.")
-    for name, keys in (
-        ("categorical_covariate_keys", categorical_covariate_keys),
-        ("continuous_covariate_keys", continuous_covariate_keys),
-    ):
-        if isinstance(keys, str):
-            raise InputError(
-                f"{name} must be a list of columns of adata.obs, found the string {keys!r}; write [{keys!r}]."
-            )
     if not adata.var_names.is_unique:
         repeated = adata.var_names[adata.var_names.duplicated()].unique()
         raise InputError(
