@@ -64,6 +64,8 @@ def not_counts(x: sparse.csr_matrix, var_names: Sequence[str]) -> str:
             wrong = np.flatnonzero(mask())
             example = f"e.g. {values[wrong[0]]:g} for gene {var_names[int(x.indices[wrong[0]])]}"
             share = f"{len(wrong) / len(values):.1%} of its non-zero entries"
+            if len(wrong) < 0.001 * len(values):
+                share = f"{len(wrong):,} of its {len(values):,} non-zero entries"
             return f"{kind} values in {share} ({example}): {cause()}"
     return ""
 
@@ -86,6 +88,19 @@ def transformation(x: sparse.csr_matrix) -> str:
     if sums.std() < 0.01 * sums.mean():
         return f"they look normalised to {sums.mean():.0f} counts per cell"
     return "they look normalised or corrected"
+
+
+def common_total(x: sparse.csr_matrix) -> float:
+    """The total that all cells share, as they do once they are normalised, even if the result is rounded; else 0.
+
+    Examples
+    --------
+    >>> common_total(sparse.csr_matrix(np.full((20, 3), 50))), common_total(sparse.csr_matrix(np.eye(20)))
+    (150.0, 0.0)
+    """
+    sums = np.asarray(x.sum(axis=1), dtype=float).ravel()
+    mean = float(sums.mean())
+    return mean if len(sums) >= 20 and mean >= 100 and sums.std() < 0.01 * mean else 0.0
 
 
 def is_counts(matrix: Any) -> bool:

@@ -45,8 +45,17 @@ BARCODE = re.compile(
     re.I,
 )
 PEAK = re.compile(r"(chr)?(\d{1,2}|[XYMZW]|MT|(GL|KI)\d+\.\d|[234][LR])[:_-]\d{3,}-\d{3,}$", re.I)
-ANTIBODY = re.compile(r"[_-]TotalSeq[_-]?[ABCD]?\d*$|^(ADT|HTO)[_-]|[_-](ADT|HTO)$|[.|_-]pAbO$|^Hashtag[_ -]?\d+", re.I)
+ANTIBODY = re.compile(
+    r"[_-]TotalSeq[_-]?[ABCD]?\d*$|^(ADT|HTO|AB|anti|prot|protein)[_-]|[_-](ADT|HTO|prot|protein)$|[.|_-]pAbO$"
+    r"|^Hashtag[_ -]?\d+|[_ -]isotype([_ -]|$)",
+    re.I,
+)
 SPIKE_IN = re.compile(r"ERCC-\d{5}$")
+# Of htseq-count and STAR: reads that were not counted.
+UNASSIGNED = re.compile(
+    r"__(no_feature|ambiguous|too_low_aQual|not_aligned|alignment_not_unique)$"
+    r"|N_(unmapped|multimapping|noFeature|ambiguous)$"
+)
 
 CELL_COLUMNS = {
     "barcode", "barcodes", "cell_type", "celltype", "cell_types", "cell_type_ontology_term_id", "donor", "donor_id",
@@ -251,8 +260,8 @@ def wanted_features(var: pd.DataFrame, where: str, feature_types: Sequence[str] 
     ----------
     var
         One row per feature. The type is in a column (`feature_types`, `feature_type`, `modality`, `feature_biotype`);
-        without one, peaks (chr1:100-200), antibodies (CD3_TotalSeqB, ADT_CD3) and spike-ins (ERCC-00002) are known by
-        name.
+        without one, peaks (chr1:100-200), antibodies (CD3_TotalSeqB, ADT_CD3), spike-ins (ERCC-00002) and unassigned
+        reads (__no_feature) are known by name.
     where
         The file, for messages.
     feature_types
@@ -306,6 +315,8 @@ def type_by_name(name: str) -> str:
         return "Peaks"
     if ANTIBODY.search(name):
         return "Antibody Capture"
+    if UNASSIGNED.match(name):
+        return "unassigned reads"
     return "Spike-in" if SPIKE_IN.match(name) else "Gene Expression"
 
 

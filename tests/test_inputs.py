@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+import zarr
 from anndata import AnnData
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -482,10 +483,10 @@ def test_the_header_of_a_file_is_read_without_its_matrix(kind: str, tmp_path: Pa
         read_input([path])
 
 
-def loom(path: Path) -> Path:
+def loom(path: Path, genes: str = "Gene", cells: str = "CellID") -> Path:
     with h5py.File(path, "w") as file:
         file["matrix"], file["layers/spliced"] = X.T, (X // 2).T
-        file["row_attrs/Gene"], file["col_attrs/CellID"] = np.array(SYMBOLS, "S"), np.array(BARCODES, "S")
+        file[f"row_attrs/{genes}"], file[f"col_attrs/{cells}"] = np.array(SYMBOLS, "S"), np.array(BARCODES, "S")
         file["col_attrs/donor"], file["col_attrs/umap"] = np.array(["a", "b"] * 30, "S"), X[:, :2]
     return path
 
@@ -534,7 +535,9 @@ def test_a_table_that_is_no_matrix_of_counts_is_refused(tmp_path: Path) -> None:
         re.sub(r",0(?=[,\n])", ",FALSE", re.sub(r",[1-9]\d*(?=[,\n])", ",TRUE", text)): "holds text .e.g. 'True'.",
         "\n".join([*lines[:5], f"{lines[5]},3", *lines[6:]]): "Expected 61 fields in line",
         "\n".join([lines[0], *(f"{line},1,2" for line in lines[1:])]): "first row has 61 fields, the line below 63",
-        "\n".join([*lines[:5], lines[5].rsplit(",", 2)[0], *lines[6:]]): "NaN values .*values are missing",
+        "\n".join(
+            [*lines[:5], lines[5].rsplit(",", 2)[0], *lines[6:]]
+        ): "the count of 'NDUFA4' in column .* is missing",
     }
     for changed, message in wrong.items():
         path.write_text(changed)
@@ -659,6 +662,203 @@ def test_files_of_an_input_are_those_that_are_read(tmp_path: Path) -> None:
 def test_all_files_of_a_zarr_store_are_its_files(tmp_path: Path) -> None:
     plain().write_zarr(tmp_path / "x.zarr")
     assert set(files_of(tmp_path / "x.zarr")) == {file for file in (tmp_path / "x.zarr").rglob("*") if file.is_file()}
+
+
+def h5_of_10x(path: Path, **features: list[str]) -> Path:
+    """A 10x h5 of version 3."""
+    x = sparse.csc_matrix(X.T)
+    columns = {"id": IDS, "name": SYMBOLS, "feature_type": ["Gene Expression"] * 60, "genome": ["GRCh38"] * 60}
+    with h5py.File(path, "w") as file:
+        for name, values in (("data", x.data.astype("i4")), ("indices", x.indices), ("indptr", x.indptr)):
+            file[f"matrix/{name}"] = values
+        file["matrix/barcodes"] = np.array(BARCODES, "S")
+        for name, values in (columns | features).items():
+            file[f"matrix/features/{name}"] = np.array(values, "S")
+    return path
+
+
+def h5mu(path: Path, modality: str = "rna") -> Path:
+    """As muon writes it: what is known of the cells of all modalities stands above these."""
+    adata = plain()
+    with h5py.File(path, "w") as file:
+        for key, element in (("obs", adata.obs.assign(donor="d1")), ("var", adata.var), (f"mod/{modality}", adata)):
+            anndata.io.write_elem(file, key, element)
+    return path
+
+
+def zarr_store(path: Path, within: str = "", drop: str = "", zarr_format: int = 3) -> Path:
+    with anndata.settings.override(zarr_write_format=zarr_format):
+        if within:
+            zarr.open_group(str(path), mode="w").create_group(str(Path(within).parent))
+        plain().write_zarr(path / within)
+    if drop:
+        shutil.rmtree(path / drop)
+    return path
+
+
+def text_file(path: Path, content: str | bytes) -> Path:
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def tables_of_r(folder: Path, sep: str, header: str, quote: str = '"') -> Path:
+    """Names as R's write.csv and write.table write them: row numbers before them, quoted."""
+
+    def lines(names: list[str]) -> list[str]:
+        return [header, *(f"{quote}{i}{quote}{sep}{quote}{name}{quote}" for i, name in enumerate(names, 1))]
+
+    suffix = "csv" if sep == "," else "tsv"
+    return write_mtx(folder / "m", X.T, {f"genes.{suffix}": lines(SYMBOLS), f"barcodes.{suffix}": lines(BARCODES)})
+
+
+def counts_table(genes_in_rows: bool = False) -> pd.DataFrame:
+    table = pd.DataFrame(X.astype(int), BARCODES, SYMBOLS)
+    return table.T if genes_in_rows else table
+
+
+IDS = gene_ids("ENSG{:011d}")
+NORMALISED = X / X.sum(axis=1, keepdims=True)
+BY_CONTENT: dict[str, tuple[Callable[[Path], Path], str | list[str]]] = {
+    # What is read, entry by entry: names of its genes.
+    "zarr 2": (lambda f: zarr_store(f / "x.zarr", zarr_format=2), SYMBOLS),
+    "a table of SpatialData": (lambda f: zarr_store(f / "x.zarr", "tables/table"), SYMBOLS),
+    "10x h5 called h5ad": (lambda f: h5_of_10x(f / "x.h5ad"), SYMBOLS),
+    "loom called h5ad": (lambda f: loom(f / "x.loom").rename(f / "x.h5ad"), SYMBOLS),
+    "h5ad called csv": (lambda f: h5ad(f, plain()).rename(f / "x.csv"), SYMBOLS),
+    "h5ad without suffix": (lambda f: h5ad(f, plain()).rename(f / "download"), SYMBOLS),
+    "h5mu": (lambda f: h5mu(f / "x.h5mu"), SYMBOLS),
+    "loom of SCENIC": (lambda f: loom(f / "x.loom", "GeneName", "Cell"), SYMBOLS),
+    "tables of write.csv": (lambda f: tables_of_r(f, ",", '"","x"'), SYMBOLS),
+    "tables of write.table": (lambda f: tables_of_r(f, " ", '"x"'), SYMBOLS),
+    "tables of pandas": (lambda f: tables_of_r(f, ",", ",0", ""), SYMBOLS),
+    "quoted names": (
+        lambda f: write_mtx(
+            f / "m", X.T, {"genes.tsv": [f'"{n}"' for n in SYMBOLS], "barcodes.tsv": [f'"{n}"' for n in BARCODES]}
+        ),
+        SYMBOLS,
+    ),
+    "spaces between identifiers and symbols": (
+        lambda f: write_mtx(
+            f / "m",
+            X.T,
+            {"genes.tsv": [f"{i} {n}" for i, n in zip(IDS, SYMBOLS, strict=True)], "barcodes.tsv": BARCODES},
+        ),
+        SYMBOLS,
+    ),
+    "decimal commas": (
+        lambda f: text_file(f / "x.csv", counts_table().astype(float).to_csv(sep=";", decimal=",")),
+        SYMBOLS,
+    ),
+    "reads that htseq-count did not assign": (
+        lambda f: text_file(
+            f / "x.tsv",
+            counts_table(True).to_csv(sep="\t") + "__no_feature" + "\t7" * 60 + "\n",
+        ),
+        SYMBOLS,
+    ),
+    # What is refused, and what is said.
+    "zarr without the files of an array": (
+        lambda f: zarr_store(f / "x.zarr", drop="X/data"),
+        "lacks some of the files of X",
+    ),
+    "zarr of something else": (
+        lambda f: [zarr.save(str(f / "x.zarr"), a=np.arange(3)), f / "x.zarr"][1],
+        "is of no AnnData: it lacks obs, and holds a",
+    ),
+    "proteins of muon": (lambda f: h5mu(f / "x.h5mu", "prot"), "has no modality called rna or gex; found prot"),
+    "a link to nowhere": (
+        lambda f: [(f / "x.h5ad").symlink_to(f / "gone"), f / "x.h5ad"][1],
+        "is a link to .*gone, which does not",
+    ),
+    "an empty file": (lambda f: text_file(f / "x.h5ad", b""), "is empty. Copy or download it again"),
+    "an empty table": (lambda f: text_file(f / "x.csv", b""), "is empty. Copy or download it again"),
+    "an empty list of cells": (
+        lambda f: write_mtx(f / "m", X.T, {"features.tsv": SYMBOLS, "barcodes.tsv": []}),
+        "barcodes.tsv: is empty",
+    ),
+    "a web page": (lambda f: text_file(f / "x.h5ad", "<!DOCTYPE html>\n<html>404</html>"), "is a web page"),
+    "a pointer of Git LFS": (
+        lambda f: text_file(f / "x.csv", "version https://git-lfs.github.com/spec/v1\n"),
+        "git lfs pull",
+    ),
+    "a sheet of Excel": (lambda f: text_file(f / "x.csv", b"PK\x03\x04"), "is a zip archive, or a sheet of Excel"),
+    "an archive in gzip": (
+        lambda f: text_file(f / "x.csv.gz", gzip.compress(b"x.csv".ljust(257, b"\0") + b"ustar")),
+        "is a tar archive. Unpack it",
+    ),
+    "an R object called csv": (
+        lambda f: text_file(f / "x.csv", gzip.compress(b"X\n\0\0\0\x03")),
+        "is a file of R. Convert",
+    ),
+    "a table called h5ad": (
+        lambda f: text_file(f / "x.h5ad", counts_table().to_csv()),
+        "is no HDF5 file, but text, which begins with ',MT-CO1.*call it .csv",
+    ),
+    "gzip cut short": (
+        lambda f: text_file(f / "x.csv.gz", gzip.compress(counts_table().to_csv().encode())[:15]),
+        "is gzipped, but cut short or damaged",
+    ),
+    "a table without names of cells": (
+        lambda f: text_file(f / "x.csv", counts_table().to_csv(index=False)),
+        "lacks the names of its rows: the first column, called 'MT-CO1', holds numbers",
+    ),
+    "a table without names of genes": (
+        lambda f: text_file(f / "x.csv", counts_table(True).to_csv(index=False)),
+        "lacks the names of its rows: the first column, called 'ACGTACGTACGTAAA-1'",
+    ),
+    "thousands with commas": (
+        lambda f: text_file(f / "x.tsv", counts_table().to_csv(sep="\t").replace("\t3\t", "\t1,003,000\t", 1)),
+        "holds text .e.g. '1,003,000'.* Write numbers without marks between",
+    ),
+    "counts per million": (
+        lambda f: h5ad(f, AnnData(NORMALISED * 1e6, plain().obs, plain().var)),
+        "they look normalised to 1000000 counts per cell",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("kind", BY_CONTENT)
+def test_a_file_is_what_it_holds_whatever_it_is_called(kind: str, tmp_path: Path) -> None:
+    make, expected = BY_CONTENT[kind]
+    path = make(tmp_path)
+    if isinstance(expected, str):
+        with pytest.raises(InputError, match=expected) as caught:
+            read_input([path])
+        assert "\n" not in str(caught.value)
+        return
+    read = read_input([path])
+    np.testing.assert_array_equal(read.X.toarray(), X)
+    assert read.var_names.tolist() == expected
+    assert read.obs_names.tolist() == BARCODES
+    assert kind != "h5mu" or read.obs["donor"].tolist() == ["d1"] * 60
+
+
+def test_counts_that_were_normalised_and_rounded_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    read_input([h5ad(tmp_path, AnnData(np.rint(NORMALISED * 1e4), plain().obs, plain().var))])
+    assert "all cells have about the same total (9999), as if their counts were normalised" in caplog.text
+
+
+def test_files_named_alike_are_told_why_they_share_no_gene(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    named = plain(IDS)
+    named.var["gene_name"] = SYMBOLS
+    others = {
+        "differ in the versions of the identifiers alone": plain([f"{name}.3" for name in IDS]),
+        "called alike by their identifiers: gene_names: index": named,
+        "differ in capital letters alone": plain([name.lower() for name in IDS]),
+    }
+    plain(IDS).write_h5ad(tmp_path / "a.h5ad")
+    for message, other in others.items():
+        other.write_h5ad(tmp_path / "b.h5ad")
+        with pytest.raises(InputError, match=message):
+            read_input([tmp_path / "a.h5ad", tmp_path / "b.h5ad"])
+    named.write_h5ad(tmp_path / "b.h5ad")
+    assert read_input([tmp_path / "a.h5ad", tmp_path / "b.h5ad"], gene_names="index").n_vars == 60
+    assert "a and b hold the same cells with the same counts" in caplog.text
+    with pytest.raises(InputError, match="is named twice among the input files"):
+        read_input([tmp_path / "a.h5ad", tmp_path / "." / "a.h5ad"], ["x", "y"])
 
 
 # Random data

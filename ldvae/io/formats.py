@@ -10,11 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ldvae.errors import InputError, suggestion
-from ldvae.io.hdf5 import read_anndata, read_h5, read_loom
+from ldvae.io.content import HDF5, first_bytes, refuse_no_counts
+from ldvae.io.hdf5 import read_anndata, read_hdf5
 from ldvae.io.messages import listed, reading
 from ldvae.io.mtx import read_mtx, tables_of
 from ldvae.io.stored import Stored, in_memory
-from ldvae.io.text import GZIP, read_table_of_counts
+from ldvae.io.text import read_table_of_counts
 from ldvae.io.write import sha256
 
 logger = logging.getLogger(__name__)
@@ -26,9 +27,6 @@ FORMATS = (
 
 
 READABLE = r"\.(h5ad|h5mu|loom|h5|zarr|((csv|tsv|txt)(\.gz)?))$"
-
-
-HDF5 = b"\x89HDF\r\n\x1a\n"
 
 
 def opened_input(path: str | Path, genome: str | None, transpose: bool | None) -> tuple[str, Stored]:
@@ -57,24 +55,27 @@ def find_reader(path: str, genome: str | None, transpose: bool | None) -> tuple[
         matrix = find_matrix(file, genome)
         return "Matrix Market", lambda: read_mtx(matrix, transpose)
     name = file.name.lower().removesuffix(".gz")
+    start, packed = first_bytes(file)
+    if start.startswith(HDF5):
+        if packed:
+            raise InputError(f"{path}: is gzipped. Unpack it (gunzip) and name the unpacked file.")
+        kind = {".h5ad": "h5ad", ".loom": "loom"}.get(Path(name).suffix, "HDF5")
+        return kind, lambda: read_hdf5(file, genome)
+    refuse_no_counts(file)
     if name.endswith(".mtx"):
         return "Matrix Market", lambda: read_mtx(file, transpose)
     if name.endswith((".csv", ".tsv", ".txt", ".tab")):
         return "a table of counts", lambda: read_table_of_counts(file)
-    if name.endswith((".h5ad", ".h5mu", ".loom", ".h5", ".hdf5")):
-        with file.open("rb") as start:
-            if start.read(2) == GZIP:
-                raise InputError(f"{path}: is gzipped. Unpack it (gunzip) and name the unpacked file.")
-        if name.endswith(".loom"):
-            return "loom", lambda: read_loom(file)
-        return ("HDF5", lambda: read_h5(file, genome)) if "5ad" not in name else ("h5ad", lambda: read_anndata(file))
-    with file.open("rb") as start:
-        if start.read(8) == HDF5:  # as a download whose address ends without a file name
-            return "HDF5", lambda: read_h5(file, genome)
+    if name.endswith((".h5ad", ".h5mu", ".loom", ".h5", ".hdf5", ".h5seurat")):
+        text = all(byte >= 32 or byte in b"\t\r\n" for byte in start)
+        raise InputError(
+            f"{path}: cannot be read as {Path(name).suffix[1:]}: is no HDF5 file"
+            + (f", but text, which begins with {start[:30].decode(errors='replace')!r}. " if text else ". ")
+            + ("If it is a table of counts, call it .csv or .tsv." if text else "Copy or download it again.")
+        )
     hints = {
         ".rds": " Convert the R object to h5ad first (zellkonverter, or schard for reading back).",
         ".rdata": " Convert the R object to h5ad first (zellkonverter).",
-        ".h5seurat": " Convert it to h5ad first (SeuratDisk).",
         ".st": " This is the long table of BD Rhapsody: name its MolsPerCell.csv or MEX folder instead.",
         ".xlsx": " Save the sheet as csv first.",
         **dict.fromkeys((".tar", ".tgz", ".zip", ".bz2", ".xz", ".zst", ".7z"), " Unpack it first."),
@@ -84,6 +85,8 @@ def find_reader(path: str, genome: str | None, transpose: bool | None) -> tuple[
 
 def existing(file: Path) -> Path:
     """The path, if there is something; else an InputError with the name beside it that is probably meant."""
+    if file.is_symlink() and not file.exists():
+        raise InputError(f"{file}: is a link to {file.readlink()}, which does not exist.")
     if not file.exists():
         siblings = [other.name for other in file.parent.iterdir()] if file.parent.is_dir() else []
         where = f"In {file.parent}:{suggestion(file.name, sorted(siblings))}" if siblings else "Nor does its folder."

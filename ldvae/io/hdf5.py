@@ -16,6 +16,7 @@ from scipy import sparse
 
 from ldvae.errors import InputError, suggestion
 from ldvae.io.matrices import as_csr, as_numbers
+from ldvae.io.messages import listed
 from ldvae.io.stored import Stored, layer_name, others_of
 
 logger = logging.getLogger(__name__)
@@ -26,12 +27,8 @@ def read_anndata(path: Path) -> Stored:
     from anndata.io import read_elem
 
     with opened(path) as file:
-        store, prefix = file, ""
-        if "mod" in file and "obs" in file:  # of muon
-            modality = next((name for name in ("rna", "gex", "RNA", "GEX") if name in file["mod"]), None)
-            if modality is None:
-                raise InputError(f"{path}: has no modality called rna or gex; found {', '.join(file['mod'])}.")
-            store, prefix = file["mod"][modality], f"mod/{modality}/"
+        prefix = prefix_of_genes(file, path)
+        store = file[prefix] if prefix else file
         if not hasattr(store["obs"], "keys"):
             return read_old_anndata(path)
         keys = matrices_of(store)
@@ -40,13 +37,37 @@ def read_anndata(path: Path) -> Stored:
             with opened(path) as file:
                 return {kind: elements(file[prefix + kind], read_elem) for kind in kinds if prefix + kind in file}
 
+        obs = read_elem(store["obs"])
+        if "mod" in file:  # what muon says of the cells of all modalities
+            shared = read_elem(file["obs"])
+            new = [c for c in shared if c not in obs and str(c).split(":")[0] not in file["mod"]]
+            obs = obs.join(shared[new]) if shared.index.is_unique else obs
         return Stored(
-            read_elem(store["obs"]),
+            obs,
             read_elem(store["var"]),
             {name: partial(load_matrix, path, prefix + key) for name, key in keys.items()},
             read_elem(store["raw/var"]) if "raw/var" in store else None,
             others,
         )
+
+
+def prefix_of_genes(file: Any, path: Path) -> str:
+    """Where in a file the AnnData of the genes is: at its root, a modality of muon, or a table of SpatialData."""
+    if "mod" in file and "obs" in file:
+        modality = next((name for name in ("rna", "gex", "RNA", "GEX") if name in file["mod"]), None)
+        if modality is None:
+            raise InputError(f"{path}: has no modality called rna or gex; found {', '.join(file['mod'])}.")
+        return f"mod/{modality}/"
+    if "obs" in file:
+        return ""
+    for folder in ("tables", "table"):
+        tables = [name for name in file.get(folder, ()) if "obs" in file[folder][name]]
+        if len(tables) > 1:
+            names = ", ".join(str(path / folder / name) for name in tables)
+            raise InputError(f"{path}: holds {len(tables)} tables of SpatialData; name one of them: {names}.")
+        if tables:
+            return f"{folder}/{tables[0]}/"
+    raise InputError(f"{path}: is of no AnnData: it lacks obs, and holds {listed(list(file)) or 'nothing'}.")
 
 
 def read_old_anndata(path: Path) -> Stored:
@@ -83,12 +104,33 @@ def load_matrix(path: Path, key: str) -> Any:
     with opened(path) as file:
         group = file[key]
         if not hasattr(group, "keys") or "indptr" not in group:
+            if lacks_chunks(group):
+                logger.warning("%s: some files of %s are not there: its entries in them count as zeros.", path, key)
             return read_elem(group)
         attributes = dict(group.attrs)
         kind = str(attributes.get("encoding-type", attributes.get("h5sparse_format", "csr")))[:3]
         shape = tuple(int(n) for n in attributes.get("shape", attributes.get("h5sparse_shape", group.get("shape"))))
         parts = tuple(as_numbers(group[name][:]) for name in ("data", "indices", "indptr"))
-    return (sparse.csc_matrix if kind == "csc" else sparse.csr_matrix)(parts, shape=shape)
+        gaps = any(lacks_chunks(group[name]) for name in ("data", "indices", "indptr"))
+    matrix = (sparse.csc_matrix if kind == "csc" else sparse.csr_matrix)(parts, shape=shape)
+    # A chunk of zeros need not be written; but sparse matrices store no zeros, nor the same entry twice.
+    if gaps and (not parts[0].all() or has_repeats(matrix)):
+        raise InputError(
+            f"{path}: lacks some of the files of {key}, which would count as zeros. Copy the folder again."
+        )
+    return matrix
+
+
+def lacks_chunks(array: Any) -> bool:
+    """Whether files of an array of a zarr store are not there: zarr reads zeros in their place."""
+    return getattr(array, "nchunks_initialized", 0) < getattr(array, "nchunks", 0)
+
+
+def has_repeats(matrix: sparse.csr_matrix | sparse.csc_matrix) -> bool:
+    """Whether a matrix stores an entry more than once."""
+    once = matrix.copy()
+    once.sum_duplicates()
+    return bool(once.nnz < matrix.nnz)
 
 
 def elements(group: Any, read_elem: Callable[[Any], Any]) -> dict[str, Any]:
@@ -123,16 +165,29 @@ def opened(path: Path) -> Any:
     return nullcontext(zarr.open_group(path, mode="r")) if path.is_dir() else h5py.File(path)
 
 
+def read_hdf5(path: Path, genome: str | None) -> Stored:
+    """An HDF5 file of any kind: h5ad, h5mu, loom or 10x h5, whatever its name says."""
+    import h5py
+
+    with h5py.File(path) as file:
+        inside = set(file)
+    if {"obs", "var"} <= inside:
+        return read_anndata(path)
+    if {"matrix", "col_attrs", "row_attrs"} <= inside:
+        return read_loom(path)
+    if {"assays", "cell.names"} <= inside:
+        raise InputError(f"{path}: is an h5Seurat file. Convert it to h5ad first (SeuratDisk).")
+    return read_h5(path, genome)
+
+
 def read_h5(path: Path, genome: str | None) -> Stored:
-    """A 10x h5 of version 2 or 3, or an h5ad or h5mu file that is called h5.
+    """A 10x h5 of version 2 or 3.
 
     scanpy.read_10x_h5 reads the same fields, but always with the matrix.
     """
     import h5py
 
     with h5py.File(path) as file:
-        if "obs" in file and ("X" in file or "mod" in file or "var" in file):
-            return read_anndata(path)
         if "matrix" in file:
             key, group = "matrix", file["matrix"]
             features = {name: values for name, values in group["features"].items() if isinstance(values, h5py.Dataset)}
@@ -150,7 +205,8 @@ def read_h5(path: Path, genome: str | None) -> Stored:
             genomes = sorted(name for name, part in file.items() if isinstance(part, h5py.Group) and "barcodes" in part)
             if not genomes:
                 raise InputError(
-                    f"{path}: is HDF5, but neither of 10x nor of anndata; it holds {', '.join(file) or 'nothing'}."
+                    f"{path}: is HDF5, but neither 10x h5, h5ad, h5mu nor loom; it holds "
+                    f"{listed(list(file)) or 'nothing'}."
                 )
         if genome is None and len(genomes) > 1:
             raise InputError(f"{path}: holds {len(genomes)} genomes ({', '.join(genomes)}); choose one (genome=...).")
@@ -174,6 +230,14 @@ def read_h5(path: Path, genome: str | None) -> Stored:
     return Stored(obs, var[own], {"X": load}, can_turn=False)
 
 
+# Attributes of loom files that name cells and genes, the best first.
+LOOM_CELLS = ("cellid", "obs_names", "cell_id", "barcode", "barcodes", "cell", "cell_name", "cell_names", "cells")
+LOOM_GENES = (
+    "gene", "var_names", "gene_name", "gene_names", "genename", "genes", "symbol", "gene_symbol", "gene_symbols",
+    "accession", "gene_id", "gene_ids", "ensembl_id",
+)  # fmt: skip
+
+
 def read_loom(path: Path) -> Stored:
     """A loom file, cell and gene names from whichever attributes hold them; it has genes in rows."""
     import h5py
@@ -182,8 +246,13 @@ def read_loom(path: Path) -> Stored:
         obs, obsm = loom_attributes(file["col_attrs"])
         var, varm = loom_attributes(file["row_attrs"])
         keys = {"X": "matrix"} | {layer_name(name, ["X"]): f"layers/{name}" for name in file.get("layers", ())}
-    cells = [name for name in ("CellID", "obs_names", "cell_id", "barcode", "barcodes") if name in obs]
-    genes = [name for name in ("Gene", "var_names", "gene", "gene_name", "Accession") if name in var]
+    cells, genes = (
+        [columns[name] for name in names if name in columns]
+        for names, columns in (
+            (LOOM_CELLS, {name.lower(): name for name in obs}),
+            (LOOM_GENES, {name.lower(): name for name in var}),
+        )
+    )
     if not (cells and genes):
         raise InputError(
             f"{path}: has no names of its {'genes' if cells else 'cells'}: expected the column attribute CellID "

@@ -14,8 +14,9 @@ from scipy import sparse
 
 from ldvae.errors import InputError
 from ldvae.features import SAY_WHICH, SYMBOL_COLUMNS, is_split_by_splicing, spread_of_sums, sum_of_splices
+from ldvae.io.content import GZIP, refuse_no_counts
 from ldvae.io.stored import Stored
-from ldvae.io.text import GZIP, headed, opened_bytes, read_names, typed
+from ldvae.io.text import headed, opened_bytes, read_names, typed
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,9 @@ def read_mtx(matrix: Path, transpose: bool | None) -> Stored:
     """
     from scipy.io import mminfo, mmread
 
-    genes_file, cells_file, *symbols_file = tables_of(matrix)
+    genes_file, cells_file, *symbols_file = tables = tables_of(matrix)
+    for file in (matrix, *tables):
+        refuse_no_counts(file)
     n_rows, n_columns, _, _, field, _ = mminfo(mtx_source(matrix))
     if field == "pattern":
         raise InputError(f"{matrix}: holds a pattern, that is, where counts are, not which. Start from the raw counts.")

@@ -12,7 +12,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from ldvae.counts import is_counts, not_counts
+from ldvae.counts import common_total, is_counts, not_counts
 from ldvae.errors import InputError, suggestion
 from ldvae.features import genes_in_rows, named_by_symbol, wanted_features
 from ldvae.io.annotation import group_names, join_obs, objects_to_categories, tidy
@@ -93,6 +93,7 @@ def read_input(
         names = file_names(paths)
     if names is not None and len(set(names)) < len(names):
         raise InputError(f"The names of the input files must differ, found {', '.join(names)}.")
+    refuse_repeated(paths)
     files: dict[str, AnnData] = {}
     read = []
     for path, name in zip(paths, names or [""] * len(paths), strict=True):
@@ -118,6 +119,14 @@ def read_input(
     if obs_table is not None:
         join_obs(adata, Path(obs_table))
     return adata if subset_key is None else cells_of(adata, subset_key, subset)
+
+
+def refuse_repeated(paths: Sequence[str | Path]) -> None:
+    """Raise an InputError if a file is named twice: all its cells would count twice."""
+    places = [path if "://" in str(path) else Path(path).resolve() for path in paths]
+    for i, place in enumerate(places):
+        if place in places[:i]:
+            raise InputError(f"{paths[i]}: is named twice among the input files; name each once.")
 
 
 def cells_of(adata: AnnData, key: str, levels: Sequence[str]) -> AnnData:
@@ -244,6 +253,12 @@ def counts_of(
         x.sum_duplicates()
         x.eliminate_zeros()
         adata.X = x.astype(np.float32, copy=False)
+        if total := common_total(adata.X):
+            logger.warning(
+                "%s: all cells have about the same total (%.0f), as if their counts were normalised and rounded. ldvae "
+                "models raw UMI counts: start from those, if these are not (down-sampled counts are).",
+                where, total,
+            )  # fmt: skip
         keep_others(adata, others, where)
     return adata
 

@@ -41,12 +41,12 @@ def concatenate(files: Mapping[str, AnnData]) -> AnnData:
             f"{len(shared)} of the {files[fewest].n_vars} genes of {fewest}, too few to model" if len(shared) else "no"
         )
         raise InputError(
-            f"The input files share {f'only {many}' if len(shared) else 'no gene name'}: {examples}. Are some named by "
-            "symbol, others by identifier, or from different species? A var column can name all alike (gene_names)."
+            f"The input files share {f'only {many}' if len(shared) else 'no gene name'}: {examples}. {alike(files)}"
         )
     for name, file in files.items():
         if lost := file.n_vars - len(shared):
             logger.warning("%s: %d of %d genes are not in every file and were left out.", name, lost, file.n_vars)
+    warn_of_copies(files)
     repeated = pd.concat([file.obs_names.to_series() for file in files.values()]).duplicated().any()
     obs = objects_to_categories(pd.concat(consistent(files)))
     key = own_name("file", obs.columns)
@@ -84,6 +84,40 @@ def concatenate(files: Mapping[str, AnnData]) -> AnnData:
         del adata.uns[name]  # of one file alone
     adata.uns["ldvae_file_key"] = key
     return adata
+
+
+def alike(files: Mapping[str, AnnData]) -> str:
+    """Why the genes of files are called differently, and what to do."""
+    indexes = [file.var_names for file in files.values()]
+    kept = [pd.Index(file.var.get("gene_ids", file.var_names)) for file in files.values()]
+    ways = {
+        "They are called alike by their identifiers: gene_names: index.": kept,
+        "They differ in the versions of the identifiers alone; take these off (the dot and what follows).": [
+            index.str.replace(r"\.\d+$", "", regex=True) for index in indexes
+        ],
+        "They differ in capital letters alone, as genes of human and mouse do; are all of one species?": [
+            index.str.upper() for index in indexes
+        ],
+    }
+    for said, names in ways.items():
+        n_shared = sum(np.all([names[0].isin(other) for other in names[1:]], axis=0))
+        if n_shared >= SHARED_GENES * min(map(len, names)):
+            return said
+    return (
+        "Are some named by symbol, others by identifier, or from different species? A var column can name all alike "
+        "(gene_names)."
+    )
+
+
+def warn_of_copies(files: Mapping[str, AnnData]) -> None:
+    """Warn of files that hold the same cells with the same counts, as copies of one do."""
+    seen: dict[str, AnnData] = {}
+    for name, file in files.items():
+        for other, before in seen.items():
+            same = file.X is not None and file.shape == before.shape and file.obs_names.equals(before.obs_names)
+            if same and file.X.nnz == before.X.nnz and (file.X != before.X).nnz == 0:
+                logger.warning("%s and %s hold the same cells with the same counts; is one a copy?", other, name)
+        seen[name] = file
 
 
 def consistent(files: Mapping[str, AnnData]) -> list[pd.DataFrame]:

@@ -17,10 +17,13 @@ import pandas as pd
 from scipy import sparse
 
 from ldvae.errors import InputError
-from ldvae.features import SYMBOL_COLUMNS
+from ldvae.features import SYMBOL_COLUMNS, gene_likeness
+from ldvae.io.content import first_bytes
 from ldvae.io.messages import reading
 from ldvae.io.stored import Stored
 
+# Two fields with a space between, quoted as R does, or an identifier and a name.
+SPACED = re.compile(r'"[^"]*" "[^"]*"|(\d+|ENS\w*G\d+(\.\d+)?) \S+')
 # Columns that tables with genes in rows have before their counts, such as those of featureCounts.
 COLUMNS_OF_GENES = {
     *SYMBOL_COLUMNS, "gene", "gene_id", "geneid", "gene_ids", "ensembl", "ensembl_id", "ensembl_gene_id", "entrezid",
@@ -30,13 +33,11 @@ COLUMNS_OF_GENES = {
 
 
 MISSING = ("", "NA", "N/A", "NaN", "nan", "<NA>")  # in tables of cells; None and null may be names of groups
-GZIP = b"\x1f\x8b"
 
 
 def opened_bytes(path: Path) -> BinaryIO:
     """A file opened to be read, unpacked where its content is gzipped, whatever its name says."""
-    with path.open("rb") as file:
-        packed = file.read(2) == GZIP
+    _, packed = first_bytes(path)
     return cast(BinaryIO, gzip.open(path)) if packed else path.open("rb")
 
 
@@ -60,18 +61,47 @@ def read_names(path: Path) -> pd.DataFrame:
     """All fields of a small table as text, without taking any line for a header."""
     sep = separator(path)
     with opened_text(path) as file:
-        # 10x quotes nothing, and some names hold a quote.
-        quoting = csv.QUOTE_MINIMAL if sep in ",;" else csv.QUOTE_NONE
-        return pd.read_csv(file, sep=sep, header=None, dtype=str, keep_default_na=False, quoting=quoting)
+        first = list(islice(file, 2))
+    if sep == "\t" and len(first) > 1 and "\t" not in first[1] and SPACED.fullmatch(first[1].strip("\r\n")):
+        sep = " "
+    quoted = all(line.startswith('"') and line.rstrip().endswith('"') for line in first)
+    # 10x quotes nothing, and some names hold a quote; R quotes all.
+    quoting = csv.QUOTE_MINIMAL if sep in ",; " or quoted else csv.QUOTE_NONE
+    n_first, n_fields = (len(next(csv.reader([line], delimiter=sep), [])) for line in (first * 2)[:2])
+    with opened_text(path) as file:
+        table = pd.read_csv(
+            file,
+            sep=sep,
+            header=None,
+            names=range(max(n_first, n_fields)),
+            index_col=False,
+            dtype=str,
+            keep_default_na=False,
+            quoting=quoting,
+        )
+    if n_fields == n_first + 1:  # R leaves out the name of the first column
+        table.iloc[0] = ["", *table.iloc[0, :-1]]
+    return table
 
 
 def headed(table: pd.DataFrame, n: int) -> pd.DataFrame | None:
-    """A table of `n` rows, or of a header and `n` rows, which names the columns then; None if it has another length."""
-    if len(table) == n:
-        return table
+    """A table of `n` rows, or of a header and `n` rows, which names the columns then; None if it has another length.
+
+    A first column of running numbers, as R and pandas write it before the names, is left out.
+    """
     if len(table) == n + 1:
-        return table[1:].reset_index(drop=True).set_axis(table.iloc[0].to_list(), axis=1)
-    return None
+        table = table[1:].reset_index(drop=True).set_axis(table.iloc[0].to_list(), axis=1)
+    elif len(table) != n:
+        return None
+    if table.shape[1] < 2:
+        return table
+    numbers, names = table.iloc[:, 0], table.iloc[:, 1]
+    running = numbers.iloc[0] in ("0", "1") and any(
+        numbers.tolist() == list(map(str, range(start, start + n))) for start in (0, 1)
+    )
+    if running and names.nunique() > 0.8 * n and not names.str.fullmatch(r"[\d.]*").any():
+        return table.iloc[:, 1:]
+    return table
 
 
 class Table(NamedTuple):
@@ -160,7 +190,8 @@ def read_table_of_counts(path: Path) -> Stored:
     columns = table.header[1 + table.n_annotations :]
     if not columns:
         raise InputError(
-            f"{path}: cannot be read as a table of counts: expected names in the first row and in the first column."
+            f"{path}: cannot be read as a table of counts: expected names in the first row and in the first column, "
+            "and fields separated by tabs, commas, semicolons or spaces."
         )
     if len(set(columns)) < len(columns) and all(re.fullmatch(r"[\d.]+", name) for name in columns):
         raise InputError(f"{path}: the first row holds numbers; expected the names of the genes (or cells) there.")
@@ -175,6 +206,7 @@ def read_table_of_counts(path: Path) -> Stored:
                 file.readline()
             rows = [first_field(line, table.sep) for line in file if line.strip()]
         obs = pd.DataFrame(index=pd.Index(rows, dtype=object))
+    refuse_if_nameless(path, table.corner, list(obs.index), columns)
     prior = 2 * int(bool(re.match(r"cell|barcode|bc_|cb$|index$", table.corner, re.I)))
     prior -= 2 * int(bool(re.match(r"gene|symbol|feature|ensembl|ensg|transcript|hgnc|locus", table.corner, re.I)))
     prior -= 2 * bool(table.n_annotations)
@@ -182,17 +214,67 @@ def read_table_of_counts(path: Path) -> Stored:
     return Stored(obs, var, {"X": partial(load_table, path, table)}, prior=prior, fixed=False)
 
 
+def refuse_if_nameless(path: Path, corner: str, rows: list[str], columns: list[str]) -> None:
+    """Raise an InputError where a table lacks the names of its rows, so that its first column holds counts.
+
+    Parameters
+    ----------
+    path
+        The table, for the message.
+    corner
+        What stands above its first column.
+    rows, columns
+        Names as they are read.
+    """
+    numbers = all(re.fullmatch(r"\d+(\.0*)?", name) for name in rows[:1000])
+    words = r"(cell|gene|barcode|well|spot|sample|feature|entrez|index)s?([ _.-]?(id|index|name|label|number)s?)?|.*id"
+    if not (corner and rows and numbers) or re.fullmatch(words, corner.strip(), re.I):
+        return
+    genes, cells = gene_likeness([corner]), gene_likeness(columns)
+    if len(set(rows)) < len(rows) or genes * cells > 0.2:
+        raise InputError(
+            f"{path}: lacks the names of its rows: the first column, called {corner!r}, holds numbers "
+            f"({', '.join(rows[:3])}). Expected names of cells or genes there (pandas: to_csv(index=True)); if they "
+            "are numbers, call the column cell."
+        )
+
+
+def decimal_of(path: Path, table: Table) -> str:
+    """The mark before decimals: a comma where the first line of numbers has commas and its separator is another."""
+    with opened_text(path) as file:
+        line = next(islice(file, table.skipped + 1, None), "")
+    fields = next(csv.reader([line.strip()], delimiter=table.sep), [])[1 + table.n_annotations :]
+    numbers = [field for field in fields if re.fullmatch(r"\d+,\d+", field)]
+    return "," if numbers and table.sep != "," and not any("." in field for field in fields) else "."
+
+
 def load_table(path: Path, table: Table) -> sparse.csr_matrix:
     """The counts of a table as CSR, in its orientation."""
     blocks = []
     described = dict.fromkeys(range(table.n_annotations + 1), str)
-    for block in rows_of(path, table, dtype=None, keep_default_na=True, converters=described):
+    decimal = decimal_of(path, table)
+    for block in rows_of(path, table, dtype=None, keep_default_na=True, converters=described, decimal=decimal):
         values = block.iloc[:, 1 + table.n_annotations :]
         text = values.columns[[kind.kind not in "iuf" for kind in values.dtypes]]
         if len(text):
+            found = values[text[0]].dropna().astype(str)
+            odd = found[pd.to_numeric(found, errors="coerce").isna()]
+            example = odd.iloc[0] if len(odd) else found.iloc[0]
             raise InputError(
-                f"{path}: column {table.header[text[0]]!r} holds text (e.g. {str(values[text[0]].dropna().iloc[0])!r}) "
-                "where counts are expected. Keep annotations of cells in a table of their own (obs_table)."
+                f"{path}: column {table.header[text[0]]!r} holds text (e.g. {example!r}) where counts are expected. "
+                + (
+                    "Write numbers without marks between their digits."
+                    if re.fullmatch(r"\d+([,.' ]\d+)+", example)
+                    else "Keep annotations of cells in a table of their own (obs_table)."
+                )
+            )
+        missing = values.isna().to_numpy()
+        if missing.any():
+            row, column = (int(at[0]) for at in np.nonzero(missing))
+            raise InputError(
+                f"{path}: the count of {block.iloc[row, 0]!r} in column {table.header[values.columns[column]]!r} is "
+                "missing: the field is empty or NA, or its line is cut short. Fill it in (0 if nothing was counted), "
+                "or leave out its row."
             )
         blocks.append(sparse.csr_matrix(values.to_numpy(np.float64)))
     if not blocks:
