@@ -9,6 +9,7 @@ from pathlib import Path
 import anndata as ad
 import numpy as np
 import pandas as pd
+from scipy import sparse
 
 #: Names that would become markup, end a script or confuse a CSS selector if they were not escaped.
 NASTY = [
@@ -57,6 +58,9 @@ def write_results(root: Path, world: World) -> dict[str, object]:
     scores = _scores(rng, obs, world)
     arguments |= _write_programs(folder, rng, world, genes, obs, scores)
     arguments |= _write_annotated(folder, rng, world, obs, scores)
+    counts = np.random.default_rng(world.seed).poisson(1.0, (len(obs), len(genes))).astype(np.float32)
+    measured = ad.AnnData(sparse.csr_matrix(counts), obs[[]], pd.DataFrame(index=genes))
+    measured.write_h5ad(folder / "qc" / "filtered.h5ad")
     if world.n_contrasts:
         arguments |= _write_de(folder, rng, world, genes, labels)
     if world.extras:

@@ -719,6 +719,12 @@ class ReportConfig(Options):
     n_cells: int = Field(
         20_000, ge=100, description="Maximum number of cells drawn in a UMAP; a random subset if there are more."
     )
+    n_genes_mapped: int = Field(
+        1000,
+        ge=0,
+        description="Maximum number of genes by which the page's map can be coloured: those of the programs and of the "
+        "contrasts, then the surest effects; fewer where there are many cells.",
+    )
     n_genes_searchable: int = Field(
         40_000, ge=1, description="Maximum number of measured genes that the page's search knows; the surest effects."
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -167,7 +168,7 @@ def render_report(results: Results, config: ReportConfig) -> tuple[str, dict[str
     The page as HTML; the figures as standalone SVG documents, by name; the summary for the index over all datasets.
     """
     page = Page()
-    cells = _sample(len(results.obs), config.n_cells)
+    cells = drawn_cells(len(results.obs), config.n_cells)
     groups = _groups(results, config)
     context: dict[str, Any] = {
         "page": page,
@@ -502,8 +503,8 @@ def _choice(page: Page, results: Results) -> dict[str, Any]:
     }
 
 
-def _sample(n: int, most: int) -> np.ndarray:
-    """Sorted rows of at most `most` cells, the same for the same numbers."""
+def drawn_cells(n: int, most: int) -> np.ndarray:
+    """Sorted rows of the cells that are drawn, at most `most`; the same for the same numbers."""
     if n <= most:
         return np.arange(n)
     return np.sort(np.random.default_rng(0).choice(n, most, replace=False))
@@ -573,13 +574,27 @@ def _cells_map(page: Page, results: Results, groups: dict[str, pd.Series], cells
         name = find_own(name, results.obs)
         if name in results.obs and pd.api.types.is_numeric_dtype(results.obs[name]):
             variables.append(_continuous(title, "Quality", results.obs[name].to_numpy(dtype=float)[cells]))
+    genes = _packed_genes(results.expression)
     return {
         "figure": drawing,
         "note": note,
         "variables": variables,
-        "data": {"x": _base64(position[:, 0]), "y": _base64(position[:, 1]), "variables": variables}
+        "genes": genes,
+        "data": {"x": _base64(position[:, 0]), "y": _base64(position[:, 1]), "variables": variables, "genes": genes}
         | ({"cells": [str(name) for name in results.obs.index[cells]]} if len(cells) <= 30_000 else {}),
     }
+
+
+def _packed_genes(expression: pd.DataFrame) -> dict[str, Any]:
+    """Expression of genes in the cells drawn, 0 to 254 up to each gene's highest, gene by gene, deflated.
+
+    In 32 steps, which the eye cannot tell from more and which halve the page.
+    """
+    values = expression.to_numpy(np.float32).T  # genes by cells
+    high = np.maximum(values.max(axis=1, initial=0), 1e-6)
+    steps = (np.ceil(values / high[:, None] * 31) * (254 / 31)).astype(np.uint8)
+    packed = base64.b64encode(zlib.compress(np.ascontiguousarray(steps).tobytes(), 9)).decode("ascii")
+    return {"name": list(expression), "high": [round(float(value), 2) for value in high], "values": packed}
 
 
 def _continuous(name: str, group: str, values: np.ndarray) -> dict[str, Any]:

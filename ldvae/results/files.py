@@ -104,7 +104,7 @@ FILTERED = File(
     path="qc/filtered.h5ad",
     holds="AnnData of the kept cells and genes: raw counts, the obs columns of the input and the quality metrics.",
     writer="qc",
-    readers=("setup", "programs", "de", "across"),
+    readers=("setup", "programs", "de", "report", "across"),
 )
 LAYERS = File(
     path="qc/layers.h5ad",

@@ -11,14 +11,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import sparse
 
 from ldvae import results as layout
 from ldvae.config import SECTIONS, ReportConfig, expand_sweep
 from ldvae.errors import InputError
-from ldvae.io import atomic, plain, read_table, write_json
+from ldvae.io import atomic, plain, read_h5ad, read_table, write_json
 from ldvae.methods import Sentence, numbered
 from ldvae.names import find_own
-from ldvae.report.page import render_report
+from ldvae.report.page import drawn_cells, render_report
 from ldvae.report.results import Results
 from ldvae.steps.annotate import methods as methods_of_cells
 from ldvae.steps.de import methods as methods_of_contrasts
@@ -30,6 +31,8 @@ from ldvae.steps.train import methods as methods_of_training
 
 logger = logging.getLogger(__name__)
 
+# Genes times cells of the map: 8 MB before they are packed to about a fifth.
+MAP_VALUES = 8_000_000
 CONTRAST_TEXT = ("contrast", "group1", "group2", "within", "column", "reason")
 
 
@@ -90,6 +93,10 @@ def report(*, results: Path, benchmarks: Path | None = None, config: ReportConfi
             *methods_of_engine(benchmarks is not None and bool(_read_benchmarks(benchmarks, dataset))),
         ],
     ]
+    top_genes, all_genes = layout.TOP_GENES.read_table(results), layout.ALL_GENES.read_table(results)
+    counted = _read_contrasts(contrasts, layout.DE.at(results), "file_all_genes")
+    drawn = drawn_cells(len(cells["obs"]), config.n_cells)
+    shown = genes_of_map(top_genes, counted, all_genes, min(config.n_genes_mapped, MAP_VALUES // max(len(drawn), 1)))
     page, documents, found = render_report(
         Results(
             dataset=dataset,
@@ -104,7 +111,7 @@ def report(*, results: Path, benchmarks: Path | None = None, config: ReportConfi
             correlations=layout.CORRELATIONS.read_table(results),
             best=choice,
             programs=programs,
-            top_genes=layout.TOP_GENES.read_table(results),
+            top_genes=top_genes,
             consensus=layout.CONSENSUS.read_table(results),
             stability=layout.STABILITY.read_table(results),
             associations=layout.ASSOCIATIONS.read_table(results),
@@ -113,15 +120,16 @@ def report(*, results: Path, benchmarks: Path | None = None, config: ReportConfi
             programs_summary=programs_summary,
             donors=layout.DONORS.read_table(results),
             donor_means=layout.DONOR_MEANS.read_table(results),
-            all_genes=layout.ALL_GENES.read_table(results),
+            all_genes=all_genes,
             obs=cells["obs"],
             scores=pd.DataFrame(cells["scores"], columns=programs.index, index=cells["obs"].index),
             umap=cells["umap"],
+            expression=read_expression(layout.FILTERED.existing(results), cells["obs"].index[drawn], shown),
             colors=cells["colors"],
             contrasts=contrasts,
             de_summary=de_summary,
             de=_read_contrasts(contrasts, layout.DE.at(results), "file"),
-            de_all_genes=_read_contrasts(contrasts, layout.DE.at(results), "file_all_genes"),
+            de_all_genes=counted,
             resolved=resolved,
             methods=numbered(paragraphs),
             figures=layout.FIGURES.path,
@@ -211,6 +219,35 @@ def _read_annotated(path: Path) -> dict[str, Any]:
         settings = json.loads(read_elem(uns["ldvae/settings"])) if "ldvae/settings" in uns else {}
         colors = {key.removesuffix("_colors"): [str(colour) for colour in read_elem(uns[key])] for key in keys}
     return {"obs": obs, "scores": scores, "umap": umap, "colors": colors, "settings": settings}
+
+
+def genes_of_map(
+    top_genes: pd.DataFrame, contrasts: dict[str, pd.DataFrame], all_genes: pd.DataFrame, most: int
+) -> list[str]:
+    """Genes by which the map can be coloured: of the programs, of the contrasts, then the surest effects."""
+    ranked = list(top_genes.sort_values(["rank", "program"], kind="stable")["gene"])
+    for table in contrasts.values():
+        by_auc = table.assign(size=(table["auc"] - 0.5).abs()).sort_values("size", ascending=False, kind="stable")
+        ranked += list(by_auc["gene"].head(20))
+    if len(all_genes):
+        strongest = all_genes["z"].abs().groupby(all_genes["gene"]).max().sort_values(ascending=False, kind="stable")
+        ranked += list(strongest.index[:most])
+    return sorted(list(dict.fromkeys(map(str, ranked)))[:most])
+
+
+def read_expression(filtered: Path, cells: pd.Index, genes: list[str]) -> pd.DataFrame:
+    """log(1 + counts per 10,000) of some genes in some cells, of all measured genes, shape (n_cells, n_genes)."""
+    measured = read_h5ad(filtered, backed="r")
+    genes = [gene for gene in genes if gene in measured.var_names]
+    position = measured.obs_names.get_indexer(cells)
+    order = np.argsort(position)
+    counts = sparse.csr_matrix(measured.X[position[order]])
+    columns = measured.var_names.get_indexer(genes)
+    measured.file.close()
+    totals = np.maximum(np.asarray(counts.sum(axis=1)).ravel(), 1)
+    values = np.empty((len(cells), len(genes)), np.float32)
+    values[order] = np.log1p(counts[:, columns].toarray() / totals[:, None] * 1e4)
+    return pd.DataFrame(values, cells, genes)
 
 
 def _read_contrasts(contrasts: pd.DataFrame, folder: Path, column: str) -> dict[str, pd.DataFrame]:

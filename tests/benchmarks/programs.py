@@ -5,7 +5,8 @@ python tests/benchmarks/programs.py kang ../shared/data/kang2018_stim_ctrl.h5ad 
 python tests/benchmarks/programs.py rotations --first 400 --draws 1 --seeds 2 [--cnmf cnmf]
 python tests/benchmarks/programs.py rotations --data ../shared/data --seeds 5 [--cnmf cnmf]
 python tests/benchmarks/programs.py settings --data ../shared/data
-python tests/benchmarks/programs.py halves --data ../shared/data --seeds 10
+python tests/benchmarks/programs.py halves --data ../shared/data --seeds 20 --half 5
+python tests/benchmarks/programs.py choices --data ../shared/data --seeds 20 --sizes 5 6 8 10
 python tests/benchmarks/programs.py regimes ../shared/data/kang2018_stim_ctrl.h5ad
 python tests/benchmarks/programs.py transfer ../shared/data
 python tests/benchmarks/programs.py scaling --cells 1000000
@@ -85,8 +86,16 @@ def main() -> None:
     halves = verbs.add_parser("halves")
     halves.add_argument("--data", type=Path, required=True)
     halves.add_argument("--names", choices=REAL, nargs="*", default=REAL[:2])
-    halves.add_argument("--seeds", type=int, default=10)
-    halves.add_argument("--splits", type=int, default=3)
+    halves.add_argument("--seeds", type=int, default=20)
+    halves.add_argument("--half", type=int, default=5, help="fits in each of the two sets")
+    halves.add_argument("--splits", type=int, default=6)
+    halves.add_argument("--rotations", choices=("joint", "clean", "parts"), nargs="*", default=["clean"])
+    choices = verbs.add_parser("choices")
+    choices.add_argument("--data", type=Path, required=True)
+    choices.add_argument("--names", choices=REAL, nargs="*", default=REAL[:1])
+    choices.add_argument("--seeds", type=int, default=20)
+    choices.add_argument("--sizes", type=int, nargs="*", default=[3, 5, 6, 8, 10])
+    choices.add_argument("--times", type=int, default=20)
     regimes = verbs.add_parser("regimes")
     regimes.add_argument("counts", type=Path)
     regimes.add_argument("--seeds", type=int, default=3)
@@ -109,6 +118,7 @@ def main() -> None:
         "rotations": run_rotations,
         "settings": run_settings,
         "halves": run_halves,
+        "choices": run_choices,
         "regimes": run_regimes,
         "transfer": run_transfer,
         "scaling": run_scaling,
@@ -517,31 +527,53 @@ def run_settings(cache: Path, data: Path, names: list[str], factors: list[int], 
         print(table[table["data"] == name].round(2).to_string(index=False), flush=True)
 
 
-def run_halves(cache: Path, data: Path, names: list[str], seeds: int, splits: int) -> None:
-    """Programs of one half of the fits against those of the other: loadings, members, and which were settled."""
+def run_halves(
+    cache: Path, data: Path, names: list[str], seeds: int, half: int, splits: int, rotations: list[str]
+) -> None:
+    """Programs of one set of fits against those of another: loadings, members, and which were settled."""
     for name in names:
         adata = real_data(name, data)
         LinearSCVI.setup_anndata(adata)
         fits = Fits(adata, name, cache, seeds, 14, None)
-        for rotation in ("joint", "clean", "parts"):
+        for rotation in rotations:
             rng, tables, ranks = np.random.default_rng(0), [], []
             for _ in range(splits):
                 order = rng.permutation(seeds)
-                halves = [fits.find(half, rotation=rotation) for half in (order[: seeds // 2], order[seeds // 2 :])]
-                ranks += [half.rank for half in halves]
-                tables.append(compare_programs(*halves))
+                sets = [fits.find(of, rotation=rotation) for of in (order[:half], order[half : 2 * half])]
+                ranks += [found.rank for found in sets]
+                tables.append(compare_programs(*sets))
             table = pd.concat(tables)
             settled, large = table[table["settled"]], table[table["share"] >= 0.05]
             fine = (table["cosine"] > 0.9) | ~table["settled"]
-            print(
-                f"{name}, {seeds // 2} against {seeds // 2}, {rotation}: directions {min(ranks)} to {max(ranks)}, ",
-                end="",
-            )
-            print(f"{describe(table['cosine'].to_numpy())}; above 0.9 or not settled {fine.mean():.0%}; ", end="")
-            print(f"{len(settled) / len(table):.0%} settled: {describe(settled['cosine'].to_numpy())}")
+            print(f"{name}, {half} against {half} of {seeds}, {splits} choices, {rotation}: ", end="")
+            print(f"directions {min(ranks)} to {max(ranks)}, means ", end="")
+            print(" ".join(f"{found['cosine'].mean():.3f}" for found in tables))
+            print(f"  all: {describe(table['cosine'].to_numpy())}; above 0.9 or not settled {fine.mean():.0%}")
+            print(f"  {len(settled) / len(table):.0%} settled: {describe(settled['cosine'].to_numpy())}")
             print(f"  members, Jaccard: settled {settled['jaccard'].mean():.2f}, ", end="")
             print(f"above 5 % {large['jaccard'].mean():.2f}, worst {large['jaccard'].min():.2f}; ", end="")
             print(f"of programs above 5 % {large['members'].min()} to {large['members'].max()} members", flush=True)
+            worst = table[table["cosine"] < 0.9][["cosine", "share", "settled", "settled_1", "settled_2", "agreement"]]
+            if len(worst):
+                print(worst.round(3).to_string(index=False), flush=True)
+
+
+def run_choices(cache: Path, data: Path, names: list[str], seeds: int, sizes: list[int], times: int) -> None:
+    """The number of directions and programs that random choices of the fits read off."""
+    for name in names:
+        adata = real_data(name, data)
+        LinearSCVI.setup_anndata(adata)
+        fits = Fits(adata, name, cache, seeds, 14, None)
+        weighted = [fits.weighted(fit["loadings"]) for fit in fits.arrays]
+        for size in sizes:
+            rng, ranks = np.random.default_rng(0), []
+            for _ in range(times):
+                chosen = rng.permutation(seeds)[:size]
+                scores = [fits.arrays[i]["scores"] for i in chosen]
+                ranks.append(gp.reproducible_rank(scores, [weighted[i] for i in chosen]).rank)
+            counts = pd.Series(ranks).value_counts().sort_index()
+            print(f"{name}, {size} of {seeds} fits, {times} choices: ", end="")
+            print(", ".join(f"{rank} directions {n} times" for rank, n in counts.items()), flush=True)
 
 
 def compare_programs(first: gp.Programs, second: gp.Programs) -> pd.DataFrame:
@@ -553,7 +585,10 @@ def compare_programs(first: gp.Programs, second: gp.Programs) -> pd.DataFrame:
         rows.append(
             {
                 "cosine": abs(cosine[k, c]),
+                "settled_1": first.table["settled"].iloc[k],
+                "settled_2": second.table["settled"].iloc[c],
                 "settled": min(first.table["settled"].iloc[k], second.table["settled"].iloc[c]) >= 0.8,
+                "agreement": first.table["agreement"].iloc[k],
                 "share": first.table["share"].iloc[k],
                 "members": int((own != 0).sum()),
                 "jaccard": ((own == other) & (own != 0)).sum() / max(((own != 0) | (other != 0)).sum(), 1),

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from results_folder import NASTY, World, write_results
@@ -195,6 +196,27 @@ def test_the_map_takes_the_colour_that_is_chosen(page: Any) -> None:
         if page.locator("#tip").is_visible():
             break
     assert "cell_type" in page.locator("#tip").inner_text()
+
+
+def test_the_map_takes_the_colour_of_a_measured_gene(page: Any, results: dict[str, Any]) -> None:
+    from anndata import read_h5ad
+
+    counts = read_h5ad(results["results"] / "qc/filtered.h5ad")
+    wanted, title = page.locator("#map-gene"), page.locator("#map-title")
+    names = page.locator("#map-genes option").evaluate_all("options => options.map(o => o.value)")
+    assert set(names) <= set(counts.var_names)
+    share = counts.X.toarray() / counts.X.sum(axis=1)
+    gene = names[len(names) // 2]
+    wanted.fill(gene)
+    wanted.press("Enter")
+    page.wait_for_function(f"document.getElementById('map-title').textContent.includes({gene!r})")
+    highest = float(np.log1p(1e4 * np.max(share[:, counts.var_names.get_loc(gene)])))
+    shown = page.locator("#map .legend span").last.inner_text()
+    assert float(shown) == pytest.approx(highest, abs=0.011)
+    wanted.fill("NO-SUCH-GENE")
+    wanted.press("Enter")
+    assert gene in title.inner_text()
+    assert "not among" in wanted.evaluate("node => node.validationMessage")
 
 
 def test_a_gene_leads_to_its_effects_in_all_programs(page: Any, results: dict[str, Any]) -> None:

@@ -348,6 +348,11 @@
         links.append(make("a", { href: address + encodeURIComponent(name), rel: "noreferrer", target: "_blank" }, title), " ");
       }
       const parts = [make("h4", { className: "gene" }, name)];
+      if (document.getElementById("map-gene") && at(cells.genes.name, name.toLowerCase()) >= 0) {
+        const button = make("button", { type: "button" }, "Colour the map by it");
+        button.addEventListener("click", () => document.dispatchEvent(new CustomEvent("colourby", { detail: name })));
+        parts.push(make("p", {}, button));
+      }
       if (row < 0) parts.push(make("p", { className: "note" }, "Measured, but not among the genes of the model: its effects are those of a regression of its counts on the scores."));
       parts.push(tableOf(heads, lines));
       const calls = [];
@@ -456,9 +461,10 @@
       rest(legend, "button, a");
     };
     rove(legend, "button, a");
-    const choose = (index) => {
-      variable = cells.variables[index];
-      values = bytes(variable.values);
+    const choose = (index) => paint(cells.variables[index], bytes(cells.variables[index].values));
+    const paint = (chosen, codes) => {
+      variable = chosen;
+      values = codes;
       alone = null;
       drawOrder = [...Array(n).keys()];
       // High scores on top, as scanpy draws them; groups in the order of the cells.
@@ -469,7 +475,28 @@
     };
     map.querySelector("figure").hidden = true;
     map.querySelector(".live").hidden = false;
-    select.addEventListener("change", () => choose(Number(select.value)));
+    select.addEventListener("change", () => { if (wanted) wanted.value = ""; choose(Number(select.value)); });
+    /* Genes: one byte a cell, gene after gene, deflated as in page.py; unpacked when the first is asked for. */
+    const wanted = document.getElementById("map-gene"), genes = cells.genes;
+    let unpacked = null;
+    const colourBy = async (text) => {
+      const row = genes.name.findIndex((name) => name.toLowerCase() === text.trim().toLowerCase());
+      if (row < 0) return false;
+      unpacked ??= new Response(new Blob([bytes(genes.values)]).stream().pipeThrough(new DecompressionStream("deflate"))).arrayBuffer();
+      const all = new Uint8Array(await unpacked);
+      wanted.value = genes.name[row];
+      paint({ name: genes.name[row], kind: "continuous", low: 0, high: genes.high[row] }, all.subarray(row * n, (row + 1) * n));
+      return true;
+    };
+    document.addEventListener("colourby", async (event) => { if (await colourBy(event.detail)) map.scrollIntoView(); });
+    if (wanted) {
+      map.querySelector("datalist").append(...genes.name.map((name) => make("option", { value: name })));
+      wanted.addEventListener("change", async () => {
+        const known = !wanted.value || await colourBy(wanted.value);
+        wanted.setCustomValidity(known ? "" : `${wanted.value} is not among the ${genes.name.length} genes of the map.`);
+        wanted.reportValidity();
+      });
+    }
     canvas.addEventListener("pointermove", (event) => {
       const area = canvas.getBoundingClientRect(), x = event.clientX - area.left, y = event.clientY - area.top;
       let best = -1, least = 100;
