@@ -604,8 +604,14 @@ class AcrossConfig(Options):
         0.5,
         gt=0,
         le=1,
-        description="Least mean cosine between the weighted loadings of two groups of programs that become one "
-        "meta-program.",
+        description="Least cosine at which a program of a dataset can be one of a meta-program, and least mean cosine "
+        "between two groups of programs that become one.",
+    )
+    min_presence: float = Field(
+        0.6,
+        gt=0,
+        le=1,
+        description="Least cosine of a meta-program with what the fits of a dataset span at which the dataset has it.",
     )
     n_top: int = Field(30, ge=1, description="Number of genes listed on each side of a meta-program.")
     condition_key: ObsColumn | None = Field(

@@ -8,28 +8,34 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from scipy import stats
+from scipy.optimize import linear_sum_assignment
 
 from ldvae.errors import InputError
 
+from .common import Space, common_programs, spaces_of
 from .consensus import TINY, gauge
 from .donors import LEAST_DONORS, compare_conditions, with_adjusted_p
 from .projection import Frame
 
 MIN_COMMON_GENES = 50  # below, a cosine between two programs says little
 SIMILAR = 0.5  # least mean cosine between groups that are merged
+MOSTLY = 0.75  # least cosine of a member with a meta-program of all datasets; with half of it something else: 0.71
+SECOND = 0.7  # share of the larger part of a program from which it is a contrast of two meta-programs
+PRESENT = 0.6  # least cosine of a meta-program with what the fits of a dataset span
 
 
 class MetaPrograms(NamedTuple):
     """Programs of several datasets, grouped."""
 
     members: pd.DataFrame  # one row per program: dataset, program, meta, sign, similarity, other, silhouette
-    table: pd.DataFrame  # indexed by meta-program: n_datasets, datasets, similarity, silhouette, shared
+    table: pd.DataFrame  # indexed by meta-program: n_datasets, datasets, n_programs, similarity, silhouette, shared
     loadings: pd.DataFrame  # genes by meta-programs: mean over the datasets that have it; missing: none models the gene
     lower: pd.DataFrame  # 95 % interval of that mean over datasets; missing with one dataset
     upper: pd.DataFrame
     weighted: pd.DataFrame  # loadings × root of the information, by which genes are ranked
     similarity: pd.DataFrame  # cosines between all programs, datasets in the order given
     genes: list[str]  # modelled in at least half of the datasets
+    presence: pd.DataFrame  # meta-programs by datasets: cosine with what the fits of the dataset span, from 0 to 1
 
 
 def loadings_of(frame: Frame) -> pd.DataFrame:
@@ -51,22 +57,29 @@ def loadings_of(frame: Frame) -> pd.DataFrame:
     return pd.DataFrame(frame.basis @ np.linalg.pinv(frame.joint[1:]).T, frame.genes, frame.programs)
 
 
-def meta_programs(frames: Mapping[str, Frame], *, min_similarity: float = SIMILAR) -> MetaPrograms:
-    """Group the programs of several datasets into meta-programs.
+def meta_programs(
+    frames: Mapping[str, Frame], *, min_similarity: float = SIMILAR, min_presence: float = PRESENT
+) -> MetaPrograms:
+    """Group the programs of several datasets into meta-programs, and say which datasets have each.
 
     Parameters
     ----------
     frames
         What `frame` gathers for each dataset, by its name; at least two.
     min_similarity
-        Smallest mean cosine between the members of two groups at which they are merged, from 0 to 1.
+        Smallest cosine at which a program of a dataset is one of a meta-program, and smallest mean cosine between
+        the members of two groups at which they are merged, from 0 to 1.
+    min_presence
+        Smallest cosine of a meta-program with what the fits of a dataset span at which the dataset has it, from 0 to 1.
 
     Returns
     -------
     MetaPrograms
         Meta-programs M1, M2, … in the order of how many datasets have them, then of their similarity. In `members`,
         `similarity` is a program's mean cosine to the other members (missing where it is alone), `other` its largest
-        mean cosine to another meta-program, and `silhouette` the difference of the two over the larger distance.
+        mean cosine to another meta-program, and `silhouette` the difference of the two over the larger distance. A
+        dataset can have a meta-program without a program of its own that shows it: `datasets` of the table names all
+        that have it, `n_programs` counts those with a program of their own.
 
     Raises
     ------
@@ -75,16 +88,21 @@ def meta_programs(frames: Mapping[str, Frame], *, min_similarity: float = SIMILA
 
     Notes
     -----
-    Two programs are compared on the genes that both their datasets model, so that the genes do not run out with the
-    number of datasets: loadings in gauge under the mean expression of the two, weighted by the root of the mean
-    information, so that rare genes count little and both datasets use one yardstick. Groups are merged pair by pair,
-    the most similar first (average linkage). Two programs of one dataset are never put together: they are different
+    First, what the fits of all datasets span is compared, beyond the programs that each settles alone: the directions
+    in which several datasets agree are kept and rotated to simple structure on the cells of all of them
+    (`common_programs`). One that is a program of its own in two datasets or more is a meta-program, and any dataset
+    whose fits contain it has it: that a sample has few cells of a type, or too few fits to settle a direction, does not
+    take the program from it.
+
+    The programs that are left are compared pair by pair, on the genes that both their datasets model: loadings in gauge
+    under the mean expression of the two, weighted by the root of the mean information. Groups are merged, the most
+    similar first (average linkage). Two programs of one dataset are never put together: they are different
     programs by construction. A program whose sign is reversed joins with a sign of -1. The result does not depend on
     the order of the datasets.
 
     References
     ----------
-    Gavish et al., Nature 618, 598 (2023), and Andreatta and Carmona's GeneNMF cluster programs of samples likewise, by
+    Gavish et al., Nature 618, 598 (2023), and Andreatta and Carmona's GeneNMF cluster programs of samples by
     shared top genes and by cosines.
 
     Examples
@@ -102,27 +120,40 @@ def meta_programs(frames: Mapping[str, Frame], *, min_similarity: float = SIMILA
     labels = [(name, str(program)) for name, frame in frames.items() for program in frame.programs]
     plain = {name: loadings_of(frame) for name, frame in frames.items()}
     cosines = _cosines(frames, {name: table.to_numpy() for name, table in plain.items()})
-    own, weights = {}, {}
-    for name, frame in frames.items():
-        table = pd.DataFrame(gauge(plain[name].to_numpy(), np.exp(frame.offset)), plain[name].index)
-        own[name] = table.reindex(genes).to_numpy(), np.linalg.norm(table.mul(frame.weight, axis=0), axis=0)
-        weights[name] = pd.Series(frame.weight, frame.genes).reindex(genes)
-    loadings = np.hstack([table for table, _ in own.values()])
-    length = np.maximum(np.concatenate([lengths for _, lengths in own.values()]), TINY)
-    weight = np.sqrt((pd.DataFrame(weights) ** 2).mean(axis=1).to_numpy())
+    lengths = [
+        np.linalg.norm(gauge(table.to_numpy(), np.exp(frame.offset)) * frame.weight[:, None], axis=0)
+        for frame, table in zip(frames.values(), plain.values(), strict=True)
+    ]
+    length = np.maximum(np.concatenate(lengths), TINY)
+    spaces, weight = spaces_of(frames, plain, genes)
+    groups = _grouped(spaces, cosines, min_similarity)
+    has = [np.array([one.like(group.direction) for one in spaces]) for group in groups]
+    present = [
+        (values >= min_presence) | group.owners if group.joint else group.owners
+        for group, values in zip(groups, has, strict=True)
+    ]
 
-    datasets = np.array([dataset for dataset, _ in labels])
-    groups, signs = _merge(cosines, datasets, min_similarity)
-    order = sorted(range(len(groups)), key=lambda k: (-len(groups[k]), -_cohesion(groups[k], cosines), groups[k][0]))
-    groups = [groups[k] for k in order]
+    def rank(k: int) -> tuple[float, float, int]:
+        return (-present[k].sum(), -_cohesion(groups[k].members, cosines), int(groups[k].members[0]))
+
+    order = sorted(range(len(groups)), key=rank)
+    groups, has, present = [groups[k] for k in order], [has[k] for k in order], [present[k] for k in order]
     names = [f"M{k + 1}" for k in range(len(groups))]
-
-    members = _members(labels, groups, names, signs, cosines)
+    signs = np.ones(len(labels))
+    for group in groups:
+        signs[group.members] = group.signs
+    members = _members(labels, [group.members for group in groups], names, signs, cosines)
     # Scores have unit variance in their own dataset: a program of rare cells has short loadings where it is rare. The
     # mean is one of directions, given back the mean length.
     middle, lower, upper = {}, {}, {}
-    for name, group in zip(names, groups, strict=True):
-        unit = pd.DataFrame(signs[group] * loadings[:, group] / length[group] * length[group].mean())
+    for name, group, datasets in zip(names, groups, present, strict=True):
+        scale = np.divide(length[group.members].mean(), weight, out=np.zeros_like(weight), where=weight > 0)
+        versions = [
+            (one.version(group.direction) if group.joint else np.where(one.here, own, np.nan)) * scale
+            for one, own, has_it in zip(spaces, group.own, datasets, strict=True)
+            if has_it
+        ]
+        unit = pd.DataFrame(np.array(versions).T)
         n = unit.notna().sum(axis=1).to_numpy()
         middle[name] = unit.mean(axis=1).to_numpy()
         spread = unit.std(axis=1, ddof=1).to_numpy() / np.sqrt(np.maximum(n, 1))  # missing for one dataset
@@ -131,14 +162,91 @@ def meta_programs(frames: Mapping[str, Frame], *, min_similarity: float = SIMILA
     index, programs = pd.Index(genes, name="gene"), pd.MultiIndex.from_tuples(labels, names=["dataset", "program"])
     return MetaPrograms(
         members=members,
-        table=_table(members, names),
+        table=_table(members, names, list(frames), present),
         loadings=pd.DataFrame(middle, index),
         lower=pd.DataFrame(lower, index),
         upper=pd.DataFrame(upper, index),
         weighted=pd.DataFrame(middle, index).mul(weight, axis=0),
         similarity=pd.DataFrame(cosines, programs, programs),
         genes=[str(gene) for gene in genes],
+        presence=pd.DataFrame(has, pd.Index(names, name="meta"), list(frames)),
     )
+
+
+class _Group(NamedTuple):
+    """Programs that are one meta-program."""
+
+    members: np.ndarray  # positions among all programs
+    signs: np.ndarray  # 1 or -1 for each member
+    direction: np.ndarray  # weighted loadings of unit length, shape (n_genes,)
+    own: np.ndarray  # the same of the member of each dataset, zero where there is none; shape (n_datasets, n_genes)
+    owners: np.ndarray  # datasets with a member, shape (n_datasets,)
+    joint: bool  # the direction was found on all datasets together
+
+
+def _grouped(spaces: Sequence[Space], cosines: np.ndarray, least: float) -> list[_Group]:
+    """Meta-programs: those found on all datasets together, then linkage of the programs that are left."""
+    dataset = np.repeat(np.arange(len(spaces)), [one.programs.shape[1] for one in spaces])
+    every = np.hstack([one.programs for one in spaces])
+    every = every / np.maximum(np.linalg.norm(every, axis=0), TINY)
+
+    def group(members: np.ndarray, signs: np.ndarray, direction: np.ndarray | None) -> _Group:
+        own = np.zeros((len(spaces), len(every)))
+        own[dataset[members]] = (every[:, members] * signs).T
+        mean = own.sum(axis=0) / np.maximum(sum(one.here for one in spaces), 1) if direction is None else direction
+        unit = mean / max(float(np.linalg.norm(mean)), TINY)
+        owners = np.isin(np.arange(len(spaces)), dataset[members])
+        return _Group(members, signs, unit, own, owners, direction is not None)
+
+    groups = []
+    common = common_programs(spaces)
+    alike: dict[int, list[tuple[int, float, bool]]] = {}
+    start = 0
+    for one in spaces:
+        here = np.array([_unit(one.programs[:, k]) for k in range(one.programs.shape[1])])
+        there = np.array([_unit(np.where(one.here, direction, 0)) for direction in common.T]).reshape(-1, len(every))
+        cosine = here @ there.T
+        for row, column in zip(*linear_sum_assignment(-np.abs(cosine)), strict=True):
+            if abs(cosine[row, column]) >= least:
+                parts = np.sort(np.abs(np.linalg.lstsq(there.T, here[row], rcond=None)[0]))[::-1]
+                mostly = abs(cosine[row, column]) >= MOSTLY and (len(parts) < 2 or parts[1] < SECOND * parts[0])
+                alike.setdefault(int(column), []).append(
+                    (start + int(row), float(np.sign(cosine[row, column])), mostly)
+                )
+        start += len(here)
+    left, kept = np.ones(len(dataset), dtype=bool), []
+    for column, found in sorted(alike.items()):
+        # A program that is something else for the greater part stays one of its own: a contrast of two cell types, say.
+        chosen = [(member, sign) for member, sign, mostly in found if mostly]
+        if len(found) > 1 and chosen:
+            members = np.array([member for member, _ in chosen])
+            groups.append(group(members, np.array([sign for _, sign in chosen]), common[:, column]))
+            left[members] = False
+            kept.append(column)
+    rest = np.flatnonzero(left)
+    if len(rest):
+        between = cosines[np.ix_(rest, rest)]
+        if kept:  # what is left of them beside the meta-programs, so that contrasts with one of these are not alike
+            between = _beside(spaces, common[:, kept], every, dataset)[np.ix_(rest, rest)]
+        linked, signs = _merge(between, dataset[rest], least)
+        groups += [group(rest[own], signs[own], None) for own in linked]
+    return groups
+
+
+def _beside(spaces: Sequence[Space], common: np.ndarray, programs: np.ndarray, dataset: np.ndarray) -> np.ndarray:
+    """Cosines between programs without their parts in common directions, on the genes that both datasets model."""
+    here = np.array([one.here for one in spaces])[dataset].T
+    left = np.zeros_like(programs)
+    for d, one in enumerate(spaces):
+        known, own = common[one.here], dataset == d
+        table = programs[np.ix_(one.here, own)]
+        left[np.ix_(one.here, own)] = table - known @ np.linalg.lstsq(known, table, rcond=None)[0]
+    lengths = np.sqrt(np.square(left).T @ here)
+    return left.T @ left / np.maximum(lengths * lengths.T, TINY)
+
+
+def _unit(values: np.ndarray) -> np.ndarray:
+    return values / max(float(np.linalg.norm(values)), TINY)
 
 
 def _common_genes(frames: Mapping[str, Frame]) -> pd.Index:
@@ -221,12 +329,14 @@ def _members(
     return pd.DataFrame(rows, columns=columns)
 
 
-def _table(members: pd.DataFrame, names: list[str]) -> pd.DataFrame:
+def _table(members: pd.DataFrame, names: list[str], datasets: list[str], present: list[np.ndarray]) -> pd.DataFrame:
     grouped = members.groupby("meta", sort=False)
+    having = [[name for name, has in zip(datasets, row, strict=True) if has] for row in present]
     table = pd.DataFrame(
         {
-            "n_datasets": grouped["dataset"].nunique(),
-            "datasets": grouped["dataset"].agg(", ".join),
+            "n_datasets": pd.Series(map(len, having), names),
+            "datasets": pd.Series(map(", ".join, having), names),
+            "n_programs": grouped["dataset"].nunique(),
             "similarity": grouped["similarity"].mean(),
             "silhouette": grouped["silhouette"].mean(),
         }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations, islice
 from math import comb
 from typing import Any
@@ -39,6 +39,8 @@ SMALLEST_SHARE = 0.005
 DISAGREES = 0.5
 # Share of the choices of half of the fits in which a settled program is found.
 SETTLED = 0.8
+# Cells (evenly spaced) whose scores on all components are kept, for comparing datasets.
+SAMPLED_CELLS = 1000
 # Choices of half of the fits that are tried, the cells (evenly spaced) they are rotated on, and the starts of that.
 N_CHOICES, SETTLED_CELLS, SETTLED_STARTS = 10, 20_000, 8
 SIDES = {"positive": 1, "negative": -1}
@@ -63,6 +65,9 @@ class Programs:
     joint: np.ndarray  # the same for the scores s of the rotation, with which s @ weighted.T is what the fits share
     intercept: bool  # there is one program more than directions; effects are relative to the mean cell
     warnings: list[str]
+    # For `meta_programs`: other datasets can confirm a direction that the fits of this one alone do not settle.
+    directions: pd.DataFrame = field(default_factory=pd.DataFrame)  # `basis` with the components beyond the rank
+    sampled: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))  # scores on them of at most 1,000 cells
 
 
 def find_programs(
@@ -149,7 +154,7 @@ def find_programs(
         reproducible = ReproducibleRank(rank, pd.DataFrame(columns=["correlation", "lower", "upper"], dtype=float))
     rank = _rank(config.rank, reproducible, sizes, most, warnings)
     contribution = Contribution(whole.scores[:, :rank], whole.loadings[:, :rank])
-    rotation = _rotated(contribution, rank, config)
+    rotation = rotated(contribution, rank, config)
     aligned = align_scores(contribution, rotation)
     stable = stability(contribution, rotation, scores, weighted)
 
@@ -193,6 +198,8 @@ def find_programs(
         joint=rotation.transform,
         intercept=bool(rotation.transform.shape[0] == rotation.transform.shape[1]),
         warnings=warnings,
+        directions=per_gene(whole.loadings, [f"U{k + 1}" for k in range(whole.loadings.shape[1])]),
+        sampled=whole.scores[spread(len(whole.scores), SAMPLED_CELLS)],
     )
 
 
@@ -200,7 +207,7 @@ def names_of(table: Table, kind: str) -> Sequence[str]:
     return list(table.index) if isinstance(table, pd.DataFrame) else [f"{kind}_{i}" for i in range(len(table))]
 
 
-def _rotated(contribution: Contribution, rank: int, config: RotationConfig) -> Rotation:
+def rotated(contribution: Contribution, rank: int, config: RotationConfig) -> Rotation:
     """Programs of a contribution, oriented."""
     rotation = rotate(
         contribution,
@@ -245,7 +252,7 @@ def _settled(
         shared = consensus([parts[i] for i in choice], [weighted[i] for i in choice], rank)
         if shared.loadings.shape[1] < rank:  # these fits have fewer directions in all
             continue
-        other = _rotated(shared, rank, fewer).loadings
+        other = rotated(shared, rank, fewer).loadings
         lengths = np.outer(np.linalg.norm(rotation.loadings, axis=0), np.linalg.norm(other, axis=0))
         cosines = np.abs(rotation.loadings.T @ other) / np.where(lengths > 0, lengths, 1)
         found += cosines.max(axis=1) > threshold

@@ -38,6 +38,9 @@ class Frame(NamedTuple):
     weight: np.ndarray  # root of the information, shape (n_vars,)
     ids: np.ndarray = np.array([], dtype=np.str_)  # identifiers such as ENSG00000187608, shape (n_vars,) or (0,)
     usual: np.ndarray = np.array([])  # misfit of cells the programs were made from: 0 to 100 %, shape (101,) or (0,)
+    # For `meta_programs` alone: all components of the fits, those beyond the rank too; none of them in older files.
+    directions: np.ndarray = np.zeros((0, 0))  # as basis, shape (n_vars, n_components) or (0, 0)
+    sampled: np.ndarray = np.zeros((0, 0))  # scores on them of at most 1,000 cells, shape (n_cells, n_components)
 
 
 class Projection(NamedTuple):
@@ -94,6 +97,8 @@ def frame(programs: Programs, mean: ArrayLike, theta: ArrayLike | None = None) -
         offset=np.log(np.maximum(offset, 1e-12)),
         theta=theta_mean,
         weight=weight,
+        directions=programs.directions.to_numpy(),
+        sampled=programs.sampled,
     )
 
 

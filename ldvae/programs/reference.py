@@ -94,7 +94,9 @@ def write_reference(frame: Frame, path: str | Path, about: Mapping[str, Any] | N
     'CC-BY-4.0'
     """
     model = io.BytesIO()
-    arrays = {name: np.asarray(value) for name, value in frame._asdict().items()}
+    # What compares datasets with each other stays with the data.
+    scoring = frame._replace(directions=np.zeros((0, 0)), sampled=np.zeros((0, 0)))
+    arrays = {name: np.asarray(value) for name, value in scoring._asdict().items() if np.size(value)}
     with zipfile.ZipFile(model, "w", zipfile.ZIP_DEFLATED) as file:  # as np.savez_compressed, but without the time
         for name, array in arrays.items():
             buffer = io.BytesIO()

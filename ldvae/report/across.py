@@ -30,6 +30,8 @@ class Compared:
     table: pd.DataFrame
     members: pd.DataFrame
     loadings: pd.DataFrame
+    #: Meta-programs by datasets: cosine with what the fits of the dataset span.
+    presence: pd.DataFrame
     #: Programs by programs, named "dataset program".
     similarity: pd.DataFrame
     donors: pd.DataFrame
@@ -59,7 +61,7 @@ def findings(compared: Compared) -> list[str]:
     if len(everywhere):
         lines.append(f"In all datasets: {listed([compared.title(meta) for meta in everywhere], 12)}.")
     for meta in shared.index[shared["n_datasets"] < len(names)]:
-        own = set(compared.members.loc[compared.members["meta"] == meta, "dataset"])
+        own = set(shared.at[meta, "datasets"].split(", "))
         absent = [name for name in names if name not in own]
         where = f"in {listed([name for name in names if name in own])}"
         if len(absent) < len(own):
@@ -114,8 +116,7 @@ def render_across(compared: Compared) -> tuple[str, dict[str, str]]:
     page = Page()
     members = compared.members
     order = list(dict.fromkeys(members["meta"]))
-    wide = members.pivot(index="meta", columns="dataset", values="similarity")
-    presence = wide.reindex(index=compared.shared.index, columns=list(compared.n_obs))
+    presence = compared.presence.loc[compared.shared.index, list(compared.n_obs)]
     drawings = []
     if len(presence):
         drawings.append(
@@ -123,7 +124,8 @@ def render_across(compared: Compared) -> tuple[str, dict[str, str]]:
                 presence.rename(index=compared.title),
                 name="presence",
                 title="Which datasets have each meta-program",
-                caption="Mean cosine of a dataset's program to the others of the meta-program; empty: it has none.",
+                caption="Cosine of the meta-program with what the fits of each dataset span; from "
+                f"{compared.settings['min_presence']:g} on the dataset has it, with or without a program of its own.",
                 value="Cosine",
                 limits=(0, 1),
                 cmap="viridis",
@@ -203,7 +205,10 @@ def _metas(compared: Compared) -> Table:
     columns = [
         Column(key="meta", title="Meta-program", kind="program"),
         Column(key="label", title="Label"),
-        Column(key="n_datasets", title="Datasets", kind="number"),
+        Column(key="n_datasets", title="Datasets", kind="number", help="that have it"),
+        Column(
+            key="n_programs", title="Own programs", kind="number", help="datasets with a program of their own for it"
+        ),
         Column(key="similarity", title="Similarity", kind="number", help="mean cosine between its members"),
         Column(key="silhouette", title="Silhouette", kind="number", help="1: far from every other; 0: between two"),
         Column(key="top_positive", title="Top genes"),

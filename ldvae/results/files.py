@@ -427,6 +427,12 @@ META_LOADINGS = File(
     writer="across",
     text=("meta", "gene"),
 )
+META_PRESENCE = File(
+    path="across/presence.tsv",
+    holds="Meta-programs by datasets: cosine of the meta-program with what the fits of the dataset span, 0 to 1.",
+    writer="across",
+    index="meta",
+)
 META_SIMILARITY = File(
     path="across/similarity.tsv",
     holds="Cosines between the weighted loadings of all programs, on the genes that both datasets model.",

@@ -53,7 +53,7 @@ def across(*, results: Path, datasets: list[str], config: AcrossConfig = AcrossC
             raise InputError(f"{results} has no results of {name!r}.{suggestion(name, known)}")
         frames[name] = read_model(layout.PROGRAMS_MODEL.existing(folder))
         labels[name] = layout.PROGRAMS.read_table(folder)["label"].fillna("")
-    found = meta_programs(frames, min_similarity=config.min_similarity)
+    found = meta_programs(frames, min_similarity=config.min_similarity, min_presence=config.min_presence)
     sides = top_genes(found, config.n_top)
     members = found.members.copy()
     members["label"] = [str(labels[row.dataset].get(row.program, "")) for row in members.itertuples()]
@@ -73,6 +73,7 @@ def across(*, results: Path, datasets: list[str], config: AcrossConfig = AcrossC
         table=table,
         members=members,
         loadings=long_table(found),
+        presence=found.presence,
         similarity=similarity,
         donors=compared,
         donor_means=means,
@@ -82,6 +83,7 @@ def across(*, results: Path, datasets: list[str], config: AcrossConfig = AcrossC
     write_table(table, layout.META_PROGRAMS.at(results), index="meta")
     write_table(members, layout.META_MEMBERS.at(results))
     write_table(shown.loadings, layout.META_LOADINGS.at(results))
+    write_table(found.presence, layout.META_PRESENCE.at(results), index="meta")
     write_table(similarity, layout.META_SIMILARITY.at(results), index="program")
     write_table(pd.concat([obs[["dataset"]], scores], axis=1), layout.META_SCORES.at(results), index="cell")
     write_gmt(sides, layout.META_GMT.at(results))

@@ -236,6 +236,8 @@ def read_programs(path: Path) -> Programs:
     values: dict[str, Any] = {}
     with np.load(path, allow_pickle=False) as file:
         for field in dataclasses.fields(Programs):
+            if field.name not in file and field.default_factory is not dataclasses.MISSING:
+                continue  # of an earlier version
             value = file[field.name]
             if f"{field.name}.rows" in file:
                 rows = pd.Index(

@@ -1,6 +1,6 @@
 """Programs of several datasets against the truth, other methods, and real donors; the numbers are in docs/programs.md.
 
-python tests/benchmarks/across.py cohorts --draws 5 [--cnmf cnmf]
+python tests/benchmarks/across.py cohorts --first 10 --draws 5 [--cnmf cnmf]
 python tests/benchmarks/across.py kang ../shared/data/kang2018_stim_ctrl.h5ad --seeds 3
 python tests/benchmarks/across.py outside ../shared/data [--starcat]
 
@@ -34,9 +34,9 @@ from ldvae import programs as gp
 from ldvae.config import ModelConfig, SweepConfig, TrainConfig
 from ldvae.io import read_input
 from ldvae.model import LinearSCVI
+from ldvae.steps.setup import most_variable
 
 N_SAMPLES, N_SHARED, N_PRIVATE, N_GENES = 8, 6, 2, 600
-CELLS_OF_EACH = 100  # cells of each sample on which contributions are averaged
 FOUND = 0.5  # cosine with the truth from which a program counts as found in its sample
 
 
@@ -55,6 +55,7 @@ def main() -> None:
     kang.add_argument("counts", type=Path)
     kang.add_argument("--seeds", type=int, default=2)
     kang.add_argument("--epochs", type=int, default=200)
+    kang.add_argument("--genes", type=int, default=2000)
     outside = verbs.add_parser("outside")
     outside.add_argument("data", type=Path)
     outside.add_argument("--seeds", type=int, default=5)
@@ -138,7 +139,7 @@ Table = tuple[np.ndarray, list[tuple[str, str]]]  # weighted loadings, genes by 
 def run_cohorts(
     first: int, draws: int, seeds: int, cells: int, epochs: int, cnmf: str | None, rows: Path | None
 ) -> None:
-    """Share of the shared programs that are put together, and of the private ones that stay alone, by method."""
+    """Shared programs found in the samples that have them, and private ones that stay alone, by method."""
     found_rows = pd.read_csv(rows, sep="\t").to_dict("records") if rows and rows.exists() else []
     for draw in range(first, first + draws):
         samples = cohort(draw, cells)
@@ -147,18 +148,24 @@ def run_cohorts(
         seconds = time.perf_counter() - started
         frames = {name: fit.frame for name, fit in fits.items()}
         weight = np.sqrt(np.mean([frame.weight**2 for frame in frames.values()], axis=0))
-        truth = {name: sample.truth.mul(weight, axis=0) for name, sample in samples.items()}
-        own = table_of({name: gp.loadings_of(frame).mul(weight, axis=0) for name, frame in frames.items()})
-        found = gp.meta_programs(frames).members
+        mean = np.mean([np.exp(frame.offset) for frame in frames.values()], axis=0)
+        truth = {name: gp.gauge(sample.truth, mean).mul(weight, axis=0) for name, sample in samples.items()}
+        loadings = {name: gp.gauge(gp.loadings_of(frame), mean) for name, frame in frames.items()}
+        own = table_of({name: table.mul(weight, axis=0) for name, table in loadings.items()})
+        started = time.perf_counter()
+        found = gp.meta_programs(frames)
+        compared = time.perf_counter() - started
         groups = {
-            "ldvae, linkage": dict(
-                zip(zip(found["dataset"], found["program"], strict=True), found["meta"], strict=True)
-            )
+            "ldvae across": {
+                str(meta): Group(found.weighted[meta].to_numpy(), set(row["datasets"].split(", ")))
+                for meta, row in found.table.iterrows()
+            }
         }
-        groups["ldvae, silhouette"] = by_silhouette(own)
-        groups["ldvae, consensus"] = by_consensus(samples, fits, own, weight)
+        groups["ldvae, linkage"] = grouped(own, by_linkage(own))
+        groups["ldvae, silhouette"] = grouped(own, by_silhouette(own))
         for method, assigned in groups.items():
-            found_rows.append({"draw": draw, "method": method, "seconds": seconds} | judged(own, truth, assigned))
+            row = {"draw": draw, "method": method, "seconds": seconds + compared * (method == "ldvae across")}
+            found_rows.append(row | judged(own, truth, assigned))
         if cnmf:
             started = time.perf_counter()
             spectra = {}
@@ -167,22 +174,23 @@ def run_cohorts(
                 spectrum = run_cnmf(cnmf, sample.adata, [k], 20, 0).get(k)
                 if spectrum is not None:
                     names = [f"N{i + 1}" for i in range(spectrum.score.shape[1])]
-                    spectra[name] = pd.DataFrame(spectrum.score, sample.adata.var_names, names)
+                    score = spectrum.score - spectrum.score.mean(axis=0)
+                    spectra[name] = pd.DataFrame(score, sample.adata.var_names, names)
             seconds, other = time.perf_counter() - started, table_of(spectra)
-            plain = {name: samples[name].truth for name in spectra}
-            for method, assigned in (("linkage", by_linkage(other)), ("silhouette", by_silhouette(other))):
+            plain = {name: sample.truth - sample.truth.mean() for name, sample in samples.items()}
+            for method, labels in (("linkage", by_linkage(other)), ("silhouette", by_silhouette(other))):
                 row = {"draw": draw, "method": f"cNMF, {method}", "seconds": seconds}
-                found_rows.append(row | judged(other, plain, assigned))
+                found_rows.append(row | judged(other, plain, grouped(other, labels)))
         print(pd.DataFrame([r for r in found_rows if r["draw"] == draw]).round(3).to_string(index=False), flush=True)
-    if rows:
-        pd.DataFrame(found_rows).to_csv(rows, sep="\t", index=False)
+        if rows:
+            pd.DataFrame(found_rows).to_csv(rows, sep="\t", index=False)
     print(pd.DataFrame(found_rows).drop(columns="draw").groupby("method").agg(["mean", "min"]).round(3).to_string())
 
 
 def table_of(tables: Mapping[str, pd.DataFrame]) -> Table:
     """Programs of all datasets side by side."""
     labels = [(name, str(program)) for name, table in tables.items() for program in table]
-    return np.hstack([table.to_numpy() - table.to_numpy().mean(axis=0) for table in tables.values()]), labels
+    return np.hstack([table.to_numpy() for table in tables.values()]), labels
 
 
 def cosines_of(loadings: np.ndarray) -> np.ndarray:
@@ -209,82 +217,89 @@ def by_silhouette(table: Table) -> dict[tuple[str, str], int]:
     return dict(zip(table[1], best[1].tolist(), strict=True))
 
 
-def by_consensus(
-    samples: Mapping[str, Sample], fits: Mapping[str, Fitted], own: Table, weight: np.ndarray
-) -> dict[tuple[str, str], str]:
-    """Contributions of all datasets to all cells, averaged and rotated; programs that resemble a result join it."""
-    counts = sparse.vstack([sample.adata.X[:CELLS_OF_EACH] for sample in samples.values()]).tocsr()
-    genes = list(next(iter(samples.values())).adata.var_names)
-    batch = np.repeat(list(samples), CELLS_OF_EACH)
-    scores, loadings = [], []
-    for fit in fits.values():
-        scores.append(gp.project(fit.frame, counts, genes, batch=batch).scores.to_numpy())
-        loadings.append(gp.loadings_of(fit.frame).to_numpy() * weight[:, None])
-    rank = max(gp.reproducible_rank(scores, loadings).rank or 1, 1)
-    found = gp.orient(gp.rotate(gp.consensus(scores, loadings, rank), rank)).loadings
-    found = found / np.linalg.norm(found, axis=0)
-    unit = own[0] / np.linalg.norm(own[0], axis=0)
-    assigned = {label: f"{label[0]} {label[1]}" for label in own[1]}
-    for name in fits:
-        at = [i for i, label in enumerate(own[1]) if label[0] == name]
-        likeness = np.abs(unit[:, at].T @ found)
-        for row, column in zip(*linear_sum_assignment(-likeness), strict=True):
-            if likeness[row, column] >= FOUND:
-                assigned[own[1][at[row]]] = f"consensus {column}"
-    return assigned
+class Group(NamedTuple):
+    """Programs that a method calls one."""
+
+    direction: np.ndarray  # weighted loadings, any sign and length, shape (n_genes,)
+    datasets: set[str]  # that have it
 
 
-def judged(
-    table: Table, truth: Mapping[str, pd.DataFrame], groups: Mapping[tuple[str, str], object]
-) -> dict[str, float]:
+def grouped(table: Table, assigned: Mapping[tuple[str, str], object]) -> dict[object, Group]:
+    """Groups of programs, their directions being what the members have in common."""
+    unit = unit_of(table[0])
+    groups = {}
+    for group in dict.fromkeys(assigned.values()):
+        at = [i for i, label in enumerate(table[1]) if assigned[label] == group]
+        direction = np.linalg.svd(unit[:, at], full_matrices=False)[0][:, 0]
+        groups[group] = Group(direction, {table[1][i][0] for i in at})
+    return groups
+
+
+def unit_of(loadings: np.ndarray) -> np.ndarray:
+    return loadings / np.maximum(np.linalg.norm(loadings, axis=0), 1e-12)
+
+
+def judged(table: Table, truth: Mapping[str, pd.DataFrame], groups: Mapping[object, Group]) -> dict[str, float]:
     """Shares of the true programs of all samples.
 
-    `resolved`: found in its own sample, cosine above 0.5. `shared`: resolved and in one group with most of the other
-    samples' versions. `private`: of the resolved private ones, those whose group has no other sample. `mixed`: groups
-    of several samples with more than one true program.
+    `resolved`: a program of its own sample resembles it, cosine above 0.5. Each true program has one group at most,
+    the groups and the true programs being matched by their cosines, above 0.5. `shared`: of the shared programs of all
+    samples, those whose group has the sample. `wrong`: of the samples that groups of several claim, those that lack the
+    program. `private`: of the private programs with a group, those whose group has no other sample. `cosine`: mean
+    cosine of the shared programs with their groups.
     """
     loadings, labels = table
-    unit = loadings / np.maximum(np.linalg.norm(loadings, axis=0), 1e-12)
-    of: dict[str, list[object]] = {}
-    identity, n_shared, n_private, n_true = {}, 0, 0, 0
+    own = unit_of(loadings)
+    resolved = n_true = 0
+    true = pd.concat(list(truth.values()), axis=1)
+    true = true.loc[:, ~true.columns.duplicated()]
+    owners = {name: {sample for sample, programs in truth.items() if name in programs} for name in true}
     for name, programs in truth.items():
         at = [i for i, label in enumerate(labels) if label[0] == name]
-        target = programs.to_numpy() - programs.to_numpy().mean(axis=0)
-        likeness = np.abs((target / np.linalg.norm(target, axis=0)).T @ unit[:, at])
-        n_true += programs.shape[1]
-        n_shared += sum(program.startswith("S") for program in programs)
-        for row, column in zip(*linear_sum_assignment(-likeness), strict=True):
-            if likeness[row, column] >= FOUND:
-                identity[labels[at[column]]] = str(programs.columns[row])
-                of.setdefault(str(programs.columns[row]), []).append(groups[labels[at[column]]])
-    members = pd.Series({label: groups[label] for label in labels})
-    datasets = pd.Series([label[0] for label in labels], members.index).groupby(members.to_numpy()).nunique()
-    together = sum(max(map(found.count, found)) for name, found in of.items() if name.startswith("S"))
-    private = [found[0] for name, found in of.items() if not name.startswith("S")]
-    n_private = len(private)
-    true = pd.Series(identity).groupby([groups[label] for label in identity]).nunique()
+        likeness = np.abs(unit_of(programs.to_numpy()).T @ own[:, at])
+        row, column = linear_sum_assignment(-likeness)
+        resolved, n_true = resolved + int((likeness[row, column] >= FOUND).sum()), n_true + programs.shape[1]
+    names = list(groups)
+    likeness = np.abs(unit_of(true.to_numpy()).T @ unit_of(np.array([groups[name].direction for name in names]).T))
+    of = {
+        str(true.columns[row]): (names[column], float(likeness[row, column]))
+        for row, column in zip(*linear_sum_assignment(-likeness), strict=True)
+        if likeness[row, column] >= FOUND
+    }
+    shared = {name: own for name, own in owners.items() if name.startswith("S")}
+    together = sum(len(groups[of[name][0]].datasets & own) for name, own in shared.items() if name in of)
+    meaning = {group: name for name, (group, _) in of.items()}
+    claimed = {name: group.datasets for name, group in groups.items() if len(group.datasets) > 1}
+    wrong = sum(len(samples - owners.get(meaning.get(name, ""), set())) for name, samples in claimed.items())
+    private = [name for name in of if not name.startswith("S")]
     return {
-        "resolved": len(identity) / n_true,
-        "shared": together / n_shared,
-        "private": sum(datasets[group] == 1 for group in private) / max(n_private, 1),
-        "mixed": int((true > 1).sum()),
-        "groups": int((datasets > 1).sum()),
+        "resolved": resolved / n_true,
+        "shared": together / sum(map(len, shared.values())),
+        "wrong": wrong / max(sum(map(len, claimed.values())), 1),
+        "private": sum(len(groups[of[name][0]].datasets) == 1 for name in private) / max(len(private), 1),
+        "private_found": len(private) / (len(true.columns) - len(shared)),
+        "cosine": float(np.mean([of[name][1] if name in of else 0.0 for name in shared])),
+        "groups": len(claimed),
     }
 
 
 INTERFERON = ("IFIT1", "TNFSF10", "ISG15", "RSAD2", "IFIT2", "CXCL10", "IFITM3")
 
 
-def run_kang(counts: Path, seeds: int, epochs: int) -> None:
+def variable(adata: AnnData, n_top_genes: int) -> AnnData:
+    """Counts of the variable genes as the workflow chooses them, which survives small donors."""
+    sc.pp.filter_genes(adata, min_cells=3)
+    return adata[:, most_variable(adata, None, n_top_genes)[1]["chosen"].to_numpy()].copy()
+
+
+def run_kang(counts: Path, seeds: int, epochs: int, genes: int) -> None:
     """Eight donors as eight datasets: which donors have the interferon program and those of the cell types."""
     donor, kind = "donor", "cell_type"
     whole = read_input([counts])
     fits, datasets = {}, {}
     for name in sorted(set(whole.obs[donor].astype(str)) - {"doublet_or_unknown"}):
         own = whole[(whole.obs[donor].astype(str) == name).to_numpy()].copy()
-        sc.pp.filter_genes(own, min_cells=3)
-        sc.pp.highly_variable_genes(own, flavor="seurat_v3", n_top_genes=2000)
-        datasets[name] = own[:, own.var["highly_variable"]].copy()
+        datasets[name] = variable(own, genes)
         fits[name] = fitted(datasets[name], seeds, epochs)
         print(name, own.n_obs, "cells,", fits[name].programs.rank, "directions", flush=True)
     frames = {name: fit.frame for name, fit in fits.items()}
@@ -303,7 +318,7 @@ def run_kang(counts: Path, seeds: int, epochs: int) -> None:
     print(f"{len(found.members)} programs; {len(shared)} meta-programs in two donors or more")
     for meta in shared:
         top = list(found.weighted[meta].nlargest(10).index)
-        own = set(found.members.loc[found.members["meta"] == meta, "dataset"])
+        own = set(found.table.at[meta, "datasets"].split(", "))
         line = (
             f"{meta:4} in {len(own)} donors, similarity {found.table.at[meta, 'similarity']:.2f}: {' '.join(top[:6])}"
         )
@@ -328,9 +343,7 @@ def run_kang(counts: Path, seeds: int, epochs: int) -> None:
 def run_outside(data: Path, seeds: int, epochs: int | None, starcat: bool) -> None:
     """Kang's programs on pbmc3k: which cells are outside, and how well programs tell types, beside starCAT."""
     kang = read_input([data / "kang2018_stim_ctrl.h5ad"])
-    sc.pp.filter_genes(kang, min_cells=3)
-    sc.pp.highly_variable_genes(kang, flavor="seurat_v3", n_top_genes=2000)
-    kang = kang[:, kang.var["highly_variable"]].copy()
+    kang = variable(kang, 2000)
     found, frame = fitted(kang, seeds, epochs, 14)
     frame = gp.calibrate(frame, kang.X[:: max(1, kang.n_obs // 500)], list(kang.var_names))
     folder = data / "pbmc3k_10x_mtx"

@@ -37,6 +37,85 @@ def make_frames(n_datasets=4, n_shared=3, noise=0.3, seed=0, flip=False, n_genes
     return frames, shared
 
 
+def make_joint_frames(n_datasets=5, n_cells=400, noise=0.3, seed=0, n_genes=400):
+    """Frames of fits of cells that are each of one type, A, B or neither.
+
+    The first dataset has settled the contrast of A and B alone, the last lacks B; each but the first has a private
+    program. All fits span what their cells have.
+    """
+    rng = np.random.default_rng(seed)
+    genes = np.array([f"gene_{g}" for g in range(n_genes)])
+
+    def program():
+        return rng.normal(1.2, 0.4, n_genes) * (rng.random(n_genes) < 0.1)
+
+    types, activity = np.column_stack([program(), program()]), program()
+    types = types / np.linalg.norm(types, axis=0) * np.linalg.norm(types)
+    frames = {}
+    for d in range(n_datasets):
+        kind = rng.choice(3, n_cells, p=[0.4, 0.3, 0.3] if d < n_datasets - 1 else [0.6, 0.4, 0])
+        own = np.column_stack([types, activity, program()])
+        if d == n_datasets - 1:
+            own[:, 1] = 0
+        scores = np.column_stack([kind == 1, kind == 2, rng.random(n_cells), rng.random(n_cells)]).astype(float)
+        own = own + noise * rng.normal(size=own.shape) * own.std(axis=0)
+        scores -= scores.mean(axis=0)
+        u, size, v = np.linalg.svd(scores @ own.T, full_matrices=False)
+        rank = int((size > 1e-6 * size[0]).sum())
+        directions, sampled = v[:rank].T * size[:rank] / np.sqrt(n_cells), u[:, :rank] * np.sqrt(n_cells)
+        basis = own[:, np.any(own, axis=0)]
+        if d == 0:
+            basis = np.column_stack([own[:, 0] - own[:, 1], own[:, 2]])
+        k = basis.shape[1]
+        frames[f"d{d}"] = Frame(
+            genes=genes,
+            programs=np.array([f"P{i + 1}" for i in range(k)]),
+            basis=basis,
+            transform=np.vstack([np.zeros(k), np.eye(k)]),
+            joint=np.vstack([np.zeros(k), np.eye(k)]),
+            offset=np.full(n_genes, -np.log(n_genes)),
+            theta=np.full(n_genes, 5.0),
+            weight=np.ones(n_genes),
+            directions=directions,
+            sampled=sampled,
+        )
+    return frames, types
+
+
+def test_a_dataset_that_confounds_two_types_has_both_where_its_fits_contain_them():
+    frames, types = make_joint_frames()
+    found = meta_programs(frames)
+    shared = found.table[found.table["shared"]]
+    cosines = np.abs(np.corrcoef(found.loadings[shared.index].T, types.T)[: len(shared), len(shared) :])
+    a, b = shared.index[cosines.argmax(axis=0)]
+    assert cosines.max(axis=0).min() > 0.9
+    assert shared.at[a, "datasets"] == "d0, d1, d2, d3, d4"
+    assert shared.at[b, "datasets"] == "d0, d1, d2, d3"  # the last lacks it
+    assert shared.at[a, "n_programs"] == 4  # the first has no program of its own for it
+    assert found.presence.at[b, "d4"] < 0.4
+    # The contrast of the first is no member of either, and no third program of several datasets.
+    contrast = found.members.query("dataset == 'd0' and program == 'P1'")["meta"].item()
+    assert found.table.at[contrast, "n_datasets"] == 1
+    assert len(shared) == 3
+    # Without what the fits span, only programs can be compared.
+    alone = {
+        name: frame._replace(directions=np.zeros((0, 0)), sampled=np.zeros((0, 0))) for name, frame in frames.items()
+    }
+    assert "d0, d1, d2, d3, d4" not in set(meta_programs(alone).table["datasets"][1:])
+
+
+def test_what_is_common_does_not_depend_on_genes_that_a_dataset_leaves_out():
+    frames, _ = make_joint_frames()
+    for d in (1, 3):
+        frame = frames[f"d{d}"]
+        kept = np.arange(len(frame.genes)) % 4 != d
+        columns = ("genes", "basis", "offset", "theta", "weight", "directions")
+        frames[f"d{d}"] = frame._replace(**{name: getattr(frame, name)[kept] for name in columns})
+    found = meta_programs(frames)
+    assert sorted(found.table.loc[found.table["shared"], "n_datasets"]) == [4, 5, 5]
+    assert found.loadings.loc[:, found.table["shared"]].notna().all(axis=None)
+
+
 def test_shared_programs_join_and_private_ones_stay_alone():
     frames, shared = make_frames()
     found = meta_programs(frames)
