@@ -5,6 +5,7 @@
 """
 
 from ldvae.io.annotation import MAX_CELLS, group_names, meant_group, objects_to_categories, obs_column, thinned
+from ldvae.io.chunks import ChunkedCounts, write_chunked
 from ldvae.io.formats import files_of, sha256_of_input
 from ldvae.io.hdf5 import read_h5ad
 from ldvae.io.messages import collected_warnings, listed
@@ -15,6 +16,7 @@ from ldvae.io.write import atomic, plain, read_table, write_json, write_table
 
 __all__ = [
     "MAX_CELLS",
+    "ChunkedCounts",
     "atomic",
     "collected_warnings",
     "counts_of",
@@ -36,6 +38,7 @@ __all__ = [
     "reading_options",
     "sha256_of_input",
     "thinned",
+    "write_chunked",
     "write_json",
     "write_table",
 ]

@@ -15,6 +15,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from ldvae.errors import InputError, suggestion
+from ldvae.io.chunks import StoredMatrix
 from ldvae.io.matrices import as_csr, as_numbers
 from ldvae.io.messages import listed
 from ldvae.io.stored import Stored, layer_name, others_of
@@ -48,6 +49,11 @@ def read_anndata(path: Path) -> Stored:
             {name: partial(load_matrix, path, prefix + key) for name, key in keys.items()},
             read_elem(store["raw/var"]) if "raw/var" in store else None,
             others,
+            on_disk={
+                name: StoredMatrix(path, prefix + key, shape)
+                for name, key in keys.items()
+                if (shape := shape_by_rows(store[key]))
+            },
         )
 
 
@@ -92,6 +98,18 @@ def matrices_of(store: Any) -> dict[str, str]:
     x = {"X": "X"} if "X" in store else {}
     raw = next(({"raw": key} for key in ("raw/X", "raw.X") if key in store), {})
     return x | {layer_name(name, x | raw): f"layers/{name}" for name in store.get("layers", ())} | raw
+
+
+def shape_by_rows(group: Any) -> tuple[int, int] | None:
+    """Shape of a matrix of an h5ad file or zarr store of which some rows can be read; None for others, such as CSC."""
+    if not hasattr(group, "keys"):
+        return (int(group.shape[0]), int(group.shape[1])) if group.ndim == 2 and not lacks_chunks(group) else None
+    if "indptr" not in group or any(lacks_chunks(group[name]) for name in ("data", "indices", "indptr")):
+        return None  # the whole matrix shows what is missing
+    attributes = dict(group.attrs)
+    kind = str(attributes.get("encoding-type", attributes.get("h5sparse_format", "")))[:3]
+    shape = attributes.get("shape", attributes.get("h5sparse_shape"))
+    return (int(shape[0]), int(shape[1])) if kind == "csr" and shape is not None else None
 
 
 def load_matrix(path: Path, key: str) -> Any:
@@ -227,7 +245,9 @@ def read_h5(path: Path, genome: str | None) -> Stored:
         x = as_csr(sparse.csr_matrix(parts, shape=(len(obs), len(var))))  # by cell, though 10x calls it genes x cells
         return x if x is None or own.all() else x[:, own]
 
-    return Stored(obs, var[own], {"X": load}, can_turn=False)
+    columns = None if own.all() else np.flatnonzero(own)
+    matrix = StoredMatrix(path, key, (len(obs), int(own.sum())), columns)
+    return Stored(obs, var[own], {"X": load}, on_disk={"X": matrix}, can_turn=False)
 
 
 # Attributes of loom files that name cells and genes, the best first.

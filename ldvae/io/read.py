@@ -16,6 +16,7 @@ from ldvae.counts import common_total, is_counts, not_counts
 from ldvae.errors import InputError, suggestion
 from ldvae.features import genes_in_rows, named_by_symbol, wanted_features
 from ldvae.io.annotation import group_names, join_obs, objects_to_categories, tidy
+from ldvae.io.chunks import ROWS, LoadedMatrix, StoredMatrix, same_genes
 from ldvae.io.formats import FORMATS, opened_input, samples_of
 from ldvae.io.matrices import as_csr, round_off
 from ldvae.io.messages import listed, reading
@@ -40,6 +41,7 @@ def read_input(
     subset: Sequence[str] = (),
     counts: bool = True,
     layers: bool = False,
+    chunked: bool = False,
 ) -> AnnData:
     """Read raw counts from one or several files, as one AnnData.
 
@@ -72,6 +74,10 @@ def read_input(
         Keep the other matrices of the files, too: those of cells and genes in layers (`X` is called ``input_X`` there),
         obsp and varp. Not kept are `adata.raw`, which has genes of its own, and obsp and varp of several files.
 
+    chunked
+        Leave the counts in the files, where their format lets some cells be read at a time (h5ad, zarr and h5mu whose
+        matrix is CSR or dense, and 10x h5): `X` is none, and `uns["ldvae_counts"]` reads them (`ChunkedCounts`).
+
     Returns
     -------
     AnnData
@@ -95,6 +101,8 @@ def read_input(
         raise InputError(f"The names of the input files must differ, found {', '.join(names)}.")
     refuse_repeated(paths)
     files: dict[str, AnnData] = {}
+    matrices: list[StoredMatrix | LoadedMatrix] = []
+    genes: list[pd.Index] = []
     read = []
     for path, name in zip(paths, names or [""] * len(paths), strict=True):
         for sample, part in samples_of(path).items():
@@ -109,7 +117,12 @@ def read_input(
                 gene_names=gene_names,
                 counts=counts,
                 layers=layers,
+                chunked=chunked,
             )
+            if chunked:
+                matrices.append(adata.uns.pop("ldvae_counts", None) or LoadedMatrix(adata.X))
+                genes.append(adata.var_names)
+                adata.X = None
             files["_".join(filter(None, (name, sample)))] = adata
             read.append({"path": str(part), "n_obs": adata.n_obs, "n_vars": adata.n_vars})
             if not counts:
@@ -118,7 +131,13 @@ def read_input(
     adata.uns["ldvae_input"] = read
     if obs_table is not None:
         join_obs(adata, Path(obs_table))
-    return adata if subset_key is None else cells_of(adata, subset_key, subset)
+    cells = None if subset_key is None else with_level(adata, subset_key, subset)
+    if cells is not None:
+        adata = adata[cells].copy()
+    if chunked:
+        x = same_genes(matrices, [names.get_indexer(adata.var_names) for names in genes])
+        adata.uns["ldvae_counts"] = x if cells is None else x.take(cells)
+    return adata
 
 
 def refuse_repeated(paths: Sequence[str | Path]) -> None:
@@ -129,8 +148,8 @@ def refuse_repeated(paths: Sequence[str | Path]) -> None:
             raise InputError(f"{paths[i]}: is named twice among the input files; name each once.")
 
 
-def cells_of(adata: AnnData, key: str, levels: Sequence[str]) -> AnnData:
-    """The cells with one of some levels of an obs column, whose categories are then those that are left."""
+def with_level(adata: AnnData, key: str, levels: Sequence[str]) -> np.ndarray:
+    """Mask of the cells with one of some levels of an obs column, shape (n_obs,)."""
     if key not in adata.obs:
         raise InputError(f"subset_key: no obs column {key!r}.{suggestion(key, [str(name) for name in adata.obs])}")
     groups = group_names(adata.obs[key])
@@ -142,7 +161,7 @@ def cells_of(adata: AnnData, key: str, levels: Sequence[str]) -> AnnData:
         raise InputError(
             f"subset: no level of {key!r} is named; it has {listed(known)}. Name those whose cells to read."
         )
-    return adata[groups.isin(list(levels)).to_numpy()].copy()
+    return groups.isin(list(levels)).to_numpy()
 
 
 def reading_options(section: object) -> dict[str, Any]:
@@ -186,6 +205,7 @@ def counts_of(
     gene_names: str | None = None,
     counts: bool = True,
     layers: bool = False,
+    chunked: bool = False,
 ) -> AnnData:
     """The matrix of raw counts of a file, verified, cells in rows, genes in columns, with tidy names.
 
@@ -197,8 +217,8 @@ def counts_of(
         Path and format, for the messages.
     layer
         The matrix: a layer, or raw; none: X.
-    transpose, feature_types, gene_names, counts, layers
-        As for `read_input`.
+    transpose, feature_types, gene_names, counts, layers, chunked
+        As for `read_input`; a chunked matrix that stays in its file is in `uns["ldvae_counts"]`.
     """
     chosen = "X" if layer is None else layer
     if counts and chosen not in stored.matrices:
@@ -213,11 +233,12 @@ def counts_of(
         var = stored.raw_var.join(var[new]) if shared.all() and var.index.is_unique else stored.raw_var
     if 0 in (len(obs), len(var)):
         raise InputError(f"{where}: has {len(obs)} cells and {len(var)} genes; there is nothing to read.")
-    x: sparse.csr_matrix | None = None
+    x: sparse.csr_matrix | StoredMatrix | None = None
     others: dict[str, Mapping[str, Any]] = {}
     if counts:
         with reading(where, kind):
-            x = as_csr(stored.matrices[chosen]())
+            on_disk = stored.on_disk.get(chosen) if chunked and not transpose else None
+            x = as_csr(stored.matrices[chosen]()) if on_disk is None else on_disk
             others = dict(stored.others(["obsm", "varm", "uns", *(["obsp", "varp"] if layers else [])]))
             others["layers"] = other_matrices(stored, chosen) if layers and not own_genes else {}
         if x is not None and x.shape != (len(obs), len(var)):
@@ -231,36 +252,66 @@ def counts_of(
         others |= {"varm": {}, "varp": {}}
         if layers and (left := [name for name in stored.matrices if name != "raw"]):
             logger.info("%s: %s are left out: raw has other genes.", where, listed(left))
+    with reading(where, kind):
+        judged = x.between(0, min(ROWS, x.shape[0])) if isinstance(x, StoredMatrix) else x
     if genes_in_rows(
-        obs, var, x, where, transpose=transpose, prior=stored.prior, fixed=stored.fixed, can_turn=stored.can_turn
+        obs, var, judged, where, transpose=transpose, prior=stored.prior, fixed=stored.fixed, can_turn=stored.can_turn
     ):
         obs, var = var, obs
-        x = None if x is None else x.T.tocsr()
+        x = None if judged is None else judged.T.tocsr()
         others = {TURNED.get(name, name): values for name, values in others.items()}
         others["layers"] = {name: matrix.T for name, matrix in others.get("layers", {}).items()}
     wanted = wanted_features(var, where, feature_types)
     if not wanted.all():
         var = var[wanted]
-        x = None if x is None else x[:, wanted]
+        x = x.take(wanted) if isinstance(x, StoredMatrix) else None if x is None else x[:, wanted]
         others["varm"] = {name: values[wanted] for name, values in others.get("varm", {}).items()}
         others["varp"] = {name: values[wanted][:, wanted] for name, values in others.get("varp", {}).items()}
         others["layers"] = {name: matrix[:, wanted] for name, matrix in others.get("layers", {}).items()}
     var = named_by_symbol(var, where, gene_names)
     adata = AnnData(obs=tidy(obs, where, "cell"), var=tidy(var, where, "gene"))
-    if x is not None:
+    if isinstance(x, StoredMatrix):
+        with reading(where, kind):
+            totals = totals_of_counts(x, where, adata.var_names)
+        if totals is None:  # what is wrong, and with how many, is said of the whole matrix
+            return counts_of(
+                stored, where, kind, layer, transpose=transpose, feature_types=feature_types, gene_names=gene_names,
+                layers=layers,
+            )  # fmt: skip
+        warn_if_normalised(totals, where)
+        adata.uns["ldvae_counts"] = x
+        keep_others(adata, others, where)
+    elif x is not None:
         if problem := not_counts(round_off(x, where), adata.var_names):
             refuse_matrix(stored, where, kind, chosen, problem)
         x.sum_duplicates()
         x.eliminate_zeros()
         adata.X = x.astype(np.float32, copy=False)
-        if total := common_total(adata.X):
-            logger.warning(
-                "%s: all cells have about the same total (%.0f), as if their counts were normalised and rounded. ldvae "
-                "models raw UMI counts: start from those, if these are not (down-sampled counts are).",
-                where, total,
-            )  # fmt: skip
+        warn_if_normalised(np.asarray(x.sum(axis=1), dtype=float).ravel(), where)
         keep_others(adata, others, where)
     return adata
+
+
+def warn_if_normalised(totals: np.ndarray, where: str) -> None:
+    """Warn of cells that all have the same total, shape (n_obs,)."""
+    if total := common_total(totals):
+        logger.warning(
+            "%s: all cells have about the same total (%.0f), as if their counts were normalised and rounded. ldvae "
+            "models raw UMI counts: start from those, if these are not (down-sampled counts are).",
+            where, total,
+        )  # fmt: skip
+
+
+def totals_of_counts(x: StoredMatrix, where: str, var_names: pd.Index) -> np.ndarray | None:
+    """Total of each cell of a matrix on disk, some rows at a time; None if not all entries are counts, or all zero."""
+    totals = []
+    for start in range(0, x.shape[0], ROWS):
+        block = x.between(start, min(start + ROWS, x.shape[0]))
+        if block.nnz and not_counts(round_off(block, where), var_names):
+            return None
+        totals.append(np.asarray(block.sum(axis=1), dtype=float).ravel())
+    found = np.concatenate(totals)
+    return found if found.any() else None
 
 
 TURNED = {"obsm": "varm", "varm": "obsm", "obsp": "varp", "varp": "obsp"}

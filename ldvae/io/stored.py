@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import pandas as pd
 from anndata import AnnData
 
+from ldvae.io.chunks import StoredMatrix
+
 
 class Stored(NamedTuple):
     """What a file holds; its matrices are loaded when they are called."""
@@ -20,6 +22,7 @@ class Stored(NamedTuple):
     others: Callable[[Sequence[str]], Mapping[str, Mapping[str, Any]]] = lambda kinds: {}  # obsm, varm, uns, obsp, varp
     prior: int = 0  # points for cells in rows from what else the file says
     fixed: bool = True  # the format has cells in rows
+    on_disk: Mapping[str, StoredMatrix] = {}  # those of the matrices of which some rows can be read
     can_turn: bool = True  # False where the names come with their axes, as in the tables of a Matrix Market file
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from ldvae import results as layout
 from ldvae.config import QcConfig
 from ldvae.errors import InputError, suggestion
 from ldvae.io import (
+    ChunkedCounts,
     atomic,
     collected_warnings,
     group_names,
@@ -26,6 +28,7 @@ from ldvae.io import (
     read_input,
     reading_options,
     sha256_of_input,
+    write_chunked,
     write_json,
     write_table,
 )
@@ -33,11 +36,11 @@ from ldvae.methods import Sentence
 from ldvae.methods import listed as phrase
 from ldvae.names import column_name, own_name
 from ldvae.neighbors import add_neighbors
+from ldvae.steps.doublets import find_doublets
 
 logger = logging.getLogger(__name__)
 
 METRICS = ("total_counts", "n_genes_by_counts", "pct_counts_mt", "pct_counts_ribo", "pct_counts_hb")
-MAX_CELLS_OF_SCRUBLET = 30_000  # more than a capture has; scrublet makes dense matrices, 1.4 GB of them for 9,000 cells
 MIN_CLUSTERED, MAX_CELLS_CLUSTERED = 50, 20_000  # a sample so large has the rare types
 TYPE_COLUMNS = (
     "cell_type", "celltype", "cell_types", "celltypes", "cell_type_name", "cell_ontology_class", "bulk_labels",
@@ -69,6 +72,7 @@ def qc(
     names: list[str] | None = None,
     batch_key: str | None = None,
     labels_key: str | None = None,
+    threads: int = 1,
     config: QcConfig = QcConfig(),
 ) -> None:
     """Read the counts of a dataset and keep the cells and genes that pass quality control.
@@ -86,19 +90,27 @@ def qc(
     labels_key
         Obs column of the types by which kept and removed cells are counted; not given: cell_type or the like, else a
         quick clustering.
+    threads
+        Batches whose doublets are sought at the same time, each in a process of its own.
 
     Notes
     -----
+    Counts stay in their files where the format lets some cells be read at a time (h5ad, zarr, 10x h5). Doublets of a
+    batch are kept in qc/.doublets as soon as they are known, until all is written: a restart goes on from there.
+
     Outliers lie further than `n_mads` median absolute deviations (not rescaled to standard deviations) from the median
     of their batch, as in Heumos et al., Nat. Rev. Genet. 24, 550 (2023); log(1 + value) of counts and genes is used.
     """
+    kept_in = layout.QC_SUMMARY.at(results).with_name(".doublets")
     with collected_warnings() as messages:
         adata = read_input(
             input,
             names,
             **reading_options(config),
             layers=True,
+            chunked=True,
         )
+        counts: ChunkedCounts = adata.uns.pop("ldvae_counts")
         files = adata.uns.pop("ldvae_input")
         file_key = adata.uns.pop("ldvae_file_key", None)
         if batch_key is None and len(files) > 1:
@@ -106,32 +118,37 @@ def qc(
         batch = batches(adata, batch_key)
         logger.info("%d cells and %d genes in %d batches.", adata.n_obs, adata.n_vars, batch.nunique())
 
-        metrics = measure(adata, config)
+        metrics = measure(adata, config, counts)
         limits = find_limits(metrics, batch, config)
         reasons = reasons_for_removal(metrics, batch, limits)
         refuse_if_all_removed(metrics, reasons, limits)
         if config.doublets != "off":
-            metrics = metrics.join(find_doublets(adata, batch, reasons == "", config))
+            doublets = find_doublets(
+                counts, metrics, batch, reasons == "", adata.var_names, config, kept_in=kept_in, threads=threads
+            )
+            metrics = metrics.join(doublets)
             if config.doublets == "filter":
                 reasons[(reasons == "") & metrics["predicted_doublet"]] = "predicted doublet"
         for name, values in metrics.items():
             adata.obs[own_name(str(name), adata.obs)] = values
         kept = (reasons == "").to_numpy()
-        types, origin = types_of_cells(adata, labels_key, config.seed)
+        types, origin = types_of_cells(adata.obs, counts, labels_key, config.seed)
         warn_of_lost_types(types, origin, kept)
-        n_cells = adata.X[kept].getnnz(axis=0)
+        n_cells = np.zeros(adata.n_vars, np.int64)
+        for _, x in counts.chunks(np.flatnonzero(kept)):
+            n_cells += x.getnnz(axis=0)
         kept_genes = n_cells >= config.min_cells
         if not kept_genes.any():
             raise InputError(
                 f"min_cells = {config.min_cells} removes all {adata.n_vars} genes: the most common one is seen in "
                 f"{n_cells.max()} of {kept.sum()} kept cells. Lower min_cells."
             )
-        result = adata[kept, kept_genes].copy()
-        emptied = np.asarray(result.X.sum(axis=1)).ravel() == 0
+        n_genes = np.concatenate([x[:, kept_genes].getnnz(axis=1) for _, x in counts.chunks(np.flatnonzero(kept))])
+        emptied = n_genes == 0
         if emptied.any():  # all their genes were rare
-            reasons[np.flatnonzero(kept)[emptied]] = f"no counts in genes of at least {config.min_cells} cells"
+            reasons.iloc[np.flatnonzero(kept)[emptied]] = f"no counts in genes of at least {config.min_cells} cells"
             kept = (reasons == "").to_numpy()
-            result = result[~emptied].copy()
+        result = adata[kept, kept_genes].copy()
         for name in sorted(set(batch) - set(batch[kept])):
             logger.warning("Batch %s lost all its cells.", name)
         logger.info("%d cells and %d genes are kept.", *result.shape)
@@ -146,7 +163,15 @@ def qc(
     with atomic(layout.SCATTER.at(results)) as temporary:
         pl.qc_scatter(table, thresholds=thresholds, save=temporary)
     with atomic(layout.FILTERED.at(results)) as temporary:
-        result.write_h5ad(temporary, compression="lzf")
+        write_chunked(
+            result,
+            counts,
+            temporary,
+            genes=kept_genes,
+            n_stored=int(n_genes.sum()),
+            compression="lzf",
+            cells=np.flatnonzero(kept),
+        )
     with atomic(layout.LAYERS.at(results)) as temporary:
         others.write_h5ad(temporary, compression="lzf")
     write_table(table, layout.CELLS.at(results), index="cell")
@@ -179,6 +204,7 @@ def qc(
         },
         layout.QC_SUMMARY.at(results),
     )
+    shutil.rmtree(kept_in, ignore_errors=True)
 
 
 def batches(adata: AnnData, batch_key: str | None) -> pd.Series:
@@ -197,13 +223,15 @@ def others_apart(adata: AnnData) -> AnnData:
     return others
 
 
-def types_of_cells(adata: AnnData, labels_key: str | None, seed: int) -> tuple[pd.Series, str]:
+def types_of_cells(
+    obs: pd.DataFrame, counts: ChunkedCounts, labels_key: str | None, seed: int
+) -> tuple[pd.Series, str]:
     """The type of each cell, as far as it is known before quality control, and where that comes from.
 
     Parameters
     ----------
-    adata
-        All cells, with their counts.
+    obs, counts
+        All cells, and their counts.
     labels_key
         Obs column of the types; none: the first that is called cell_type or the like.
     seed
@@ -215,22 +243,23 @@ def types_of_cells(adata: AnnData, labels_key: str | None, seed: int) -> tuple[p
         Types as text, missing for cells without one; and the obs column that holds them, or "clusters": Leiden clusters
         of the cells with counts (of at most `MAX_CELLS_CLUSTERED` of them), or "" for too few cells.
     """
-    if labels_key is not None and column_name(labels_key) not in adata.obs:
-        raise InputError(f"There is no obs column {labels_key!r} (labels_key).{suggestion(labels_key, adata.obs)}")
-    columns = {str(name).lower().replace(".", "_"): name for name in adata.obs}
-    known = [columns[n] for n in TYPE_COLUMNS if n in columns and 2 <= adata.obs[columns[n]].nunique() <= 200]
+    if labels_key is not None and column_name(labels_key) not in obs:
+        raise InputError(f"There is no obs column {labels_key!r} (labels_key).{suggestion(labels_key, obs)}")
+    columns = {str(name).lower().replace(".", "_"): name for name in obs}
+    known = [columns[n] for n in TYPE_COLUMNS if n in columns and 2 <= obs[columns[n]].nunique() <= 200]
     if labels_key is not None or known:
         name = known[0] if labels_key is None else column_name(labels_key)
-        return group_names(adata.obs[name]), str(name)
-    types = pd.Series(np.nan, index=adata.obs_names, dtype=object)
-    cells = np.flatnonzero(adata.X.getnnz(axis=1) > 0)
+        return group_names(obs[name]), str(name)
+    types = pd.Series(np.nan, index=obs.index, dtype=object)
+    cells = np.flatnonzero(np.concatenate([x.getnnz(axis=1) for _, x in counts.chunks()]) > 0)
     if len(cells) > MAX_CELLS_CLUSTERED:
         cells = np.sort(np.random.default_rng(seed).choice(cells, MAX_CELLS_CLUSTERED, replace=False))
-    genes = np.flatnonzero(adata.X[cells].getnnz(axis=0) >= 3)
+    sample = counts.read(cells)
+    genes = np.flatnonzero(sample.getnnz(axis=0) >= 3)
     if min(len(cells), len(genes)) < MIN_CLUSTERED:
         return types, ""
     try:
-        types.iloc[cells] = quick_clusters(adata.X[cells][:, genes], seed)
+        types.iloc[cells] = quick_clusters(sample[:, genes], seed)
     except Exception as error:  # data without structure break it in many ways; the types are then not known, no more
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         logger.info("Cells cannot be clustered before quality control: %s", reason)
@@ -270,8 +299,11 @@ def warn_of_lost_types(types: pd.Series, origin: str, kept: np.ndarray) -> None:
             )  # fmt: skip
 
 
-def measure(adata: AnnData, config: QcConfig) -> pd.DataFrame:
-    """scanpy's metrics of each cell; the masks mt, ribo and hb are added to var, under names that are free there."""
+def measure(adata: AnnData, config: QcConfig, counts: ChunkedCounts | None = None) -> pd.DataFrame:
+    """scanpy's metrics of each cell; the masks mt, ribo and hb are added to var, under names that are free there.
+
+    `counts` are those of `adata`, where it does not hold them itself.
+    """
     import scanpy
 
     prefix = "MT-" if config.species == "human" else "mt-"
@@ -301,12 +333,15 @@ def measure(adata: AnnData, config: QcConfig) -> pd.DataFrame:
         )  # fmt: skip
     with warnings.catch_warnings():  # cells without counts divide by zero
         warnings.simplefilter("ignore", RuntimeWarning)
-        per_cell, _ = scanpy.pp.calculate_qc_metrics(
-            AnnData(adata.X, var=masks), qc_vars=list(patterns), percent_top=None, log1p=False
-        )
+        per_cell = [
+            scanpy.pp.calculate_qc_metrics(
+                AnnData(x, var=masks), qc_vars=list(patterns), percent_top=None, log1p=False
+            )[0][list(METRICS)]
+            for _, x in (counts or ChunkedCounts.of(adata.X)).chunks()
+        ]
     for kind in patterns:
         adata.var[own_name(kind, adata.var)] = masks[kind]
-    return per_cell[list(METRICS)].fillna(0).set_axis(adata.obs_names)
+    return pd.concat(per_cell).fillna(0).set_axis(adata.obs_names)
 
 
 def find_limits(obs: pd.DataFrame, batch: pd.Series, config: QcConfig) -> list[Limit]:
@@ -376,44 +411,6 @@ def refuse_if_all_removed(obs: pd.DataFrame, reasons: pd.Series, limits: list[Li
         f"Their {worst.metric} has the median {values.median():g} and goes from {values.min():g} to {values.max():g}. "
         "Change this threshold, or check that the input is what you think it is."
     )
-
-
-def find_doublets(adata: AnnData, batch: pd.Series, passing: pd.Series, config: QcConfig) -> pd.DataFrame:
-    """scrublet's doublet_score and predicted_doublet of each cell, from the passing cells of each batch."""
-    import scanpy
-
-    score = pd.Series(np.nan, index=adata.obs_names)
-    predicted = pd.Series(False, index=adata.obs_names)
-    for name in sorted(set(batch)):
-        cells = adata.obs_names[(batch == name) & passing]
-        if len(cells) > MAX_CELLS_OF_SCRUBLET:
-            message = (
-                "Batch %s has %d cells, more than one capture can; no doublets are sought. Give the captures as batch."
-            )
-            logger.warning(message, name, len(cells))
-            continue
-        of_batch = AnnData(adata[cells].X.copy(), obs=pd.DataFrame(index=cells), var=adata.var[[]])
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                scanpy.pp.scrublet(
-                    of_batch,
-                    expected_doublet_rate=config.expected_doublet_rate,
-                    random_state=config.seed,
-                    verbose=False,
-                )
-        except (
-            Exception
-        ) as error:  # few cells or genes break it in many ways; doublets are then not known, nothing else
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            logger.warning("Scrublet cannot seek doublets in batch %s (%d cells): %s", name, len(cells), reason)
-            continue
-        score[cells] = of_batch.obs["doublet_score"]
-        if "predicted_doublet" not in of_batch.obs:
-            logger.warning("Scrublet finds no threshold for doublets in batch %s; it has scores only.", name)
-            continue
-        predicted[cells] = of_batch.obs["predicted_doublet"].fillna(False).astype(bool)
-    return pd.DataFrame({"doublet_score": score, "predicted_doublet": predicted})
 
 
 def effective_thresholds(limits: list[Limit]) -> dict[str, dict[str, dict[str, float | None]]]:

@@ -26,7 +26,7 @@ process QC {
     export LDVAE_PROCESS='${task.process}'
     ${arranged(counts, inputs)}
     mkdir -p '${meta.id}'
-    ldvae qc --results '${meta.id}' --input ${named(counts, inputs)} ${table} ${flags} ${args} --versions-yml versions.yml
+    ldvae qc --results '${meta.id}' --input ${named(counts, inputs)} ${table} --threads ${task.cpus} ${flags} ${args} --versions-yml versions.yml
     """
 
     stub:

@@ -29,5 +29,5 @@ rule qc:
     shell:
         r"""
         ldvae qc --results {params.results:q} --input {params.input:q} {params.names:q} {params.columns:q} \
-            {params.flags:q} 2>{log:q}
+            --threads {threads} {params.flags:q} 2>{log:q}
         """
