@@ -120,4 +120,5 @@ def as_text(categories: Sequence[Any]) -> dict[str, Any]:
     plain = [value.item() if isinstance(value, np.generic) else value for value in categories]
     by_text = {str(as_saved(value)): value for value in categories}
     as_they_are = all(map(is_plain, plain)) and len(set(map(type, plain))) == 1
+    as_they_are = as_they_are and not any(type(v) is int and not -(2**63) <= v < 2**64 for v in plain)
     return {} if as_they_are or len(by_text) < len(categories) else by_text

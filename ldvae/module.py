@@ -135,6 +135,48 @@ class LDVAE(nn.Module):
         """Whether no step of training has been done."""
         return int(self.z_encoder.batch_norms[0].num_batches_tracked) == 0
 
+    # Under scvi-tools' names.
+
+    @property
+    def n_input(self) -> int:
+        """Number of genes."""
+        return self.shape.n_vars
+
+    @property
+    def n_batch(self) -> int:
+        """Number of batches."""
+        return self.shape.n_batch
+
+    @property
+    def n_labels(self) -> int:
+        """Number of labels."""
+        return self.shape.n_labels
+
+    @property
+    def n_latent(self) -> int:
+        """Number of factors."""
+        return self.config.n_latent
+
+    @property
+    def gene_likelihood(self) -> str:
+        """Distribution of the counts."""
+        return self.config.gene_likelihood
+
+    @property
+    def latent_distribution(self) -> str:
+        """Distribution of z."""
+        return self.config.latent_distribution
+
+    @property
+    def use_observed_lib_size(self) -> bool:
+        """Whether the library size is that of the counts."""
+        return self.config.use_observed_lib_size
+
+    @property
+    def px_r(self) -> nn.Parameter | None:
+        """Log of the inverse dispersion, shape (n_vars,) or (n_vars, n_batch or n_labels); None where there is none."""
+        return self.log_theta
+
     @torch.inference_mode()
     def get_loadings(self) -> np.ndarray:
         """Change of the score of each gene before the softmax per unit of z, float32, shape (n_vars, n_latent)."""

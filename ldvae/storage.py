@@ -15,6 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
+from fractions import Fraction
 from functools import partial
 from importlib.metadata import version
 from math import prod
@@ -139,6 +140,8 @@ def write_model(
         "seed": model.seed,
     }
     json.dumps(description)  # what cannot be written fails before anything is
+    if Path(prefix).name != prefix:
+        raise InputError(f"prefix is {prefix!r}; it must be the beginning of a file name. Folders belong in dir_path.")
     with _target(directory, overwrite) as target:
         previous = _json_files(target / f"{prefix}model.json")
         files: dict[str, str] = {}
@@ -220,7 +223,12 @@ class _target:
             )
 
     def __enter__(self) -> Path:
-        self.working.mkdir(parents=True, exist_ok=True)
+        try:
+            self.working.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise InputError(
+                f"{self.directory} cannot be made: a part of this path is a file. Give another."
+            ) from error
         return self.working
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
@@ -579,7 +587,8 @@ def _array_of(described: _Described) -> np.ndarray:
     dtype = dtype.numpy_dtype()
     if dtype.hasobject:
         array = np.empty(len(values), dtype=object)
-        array[:] = values
+        for i, value in enumerate(values):  # a slice would make a table of tuples
+            array[i] = value
     else:
         array = np.frombuffer(values, dtype=dtype).copy()
     return array.reshape(shape, order="F" if fortran else "C")
@@ -660,6 +669,21 @@ class _DecimalDescription(_Value):
         return Decimal(*self.args)
 
 
+class _FractionDescription(_Value):
+    def plain(self) -> Fraction:
+        return Fraction(*self.args)
+
+
+class _ComplexDescription(_Value):
+    def plain(self) -> complex:
+        return complex(*self.args)
+
+
+class _UUIDDescription(_Value):
+    def plain(self) -> uuid.UUID:
+        return uuid.UUID(int=self.state["int"])
+
+
 def _scalar(dtype: _DtypeDescription, value: bytes) -> Any:
     return np.frombuffer(value, dtype=dtype.numpy_dtype())[0].item()
 
@@ -701,6 +725,10 @@ _SAFE: dict[tuple[str, str], Any] = {
     ("pytz", "_p"): _ZoneDescription,
     ("pytz", "_UTC"): _ZoneDescription,
     ("decimal", "Decimal"): _DecimalDescription,
+    ("fractions", "Fraction"): _FractionDescription,
+    ("builtins", "complex"): _ComplexDescription,
+    ("uuid", "UUID"): _UUIDDescription,
+    ("uuid", "SafeUUID"): _Described,
     **{("datetime", name): _DateDescription for name in ("date", "datetime", "time", "timedelta", "timezone")},
     **{
         ("pandas._libs.tslibs.offsets", name): _OffsetDescription

@@ -4,6 +4,7 @@ import datetime
 import json
 from decimal import Decimal
 from fractions import Fraction
+from uuid import UUID
 
 import numpy as np
 import pandas as pd
@@ -59,6 +60,48 @@ def test_what_trains_can_be_saved_and_loaded_with_its_data(kind, tmp_path):
         assert list(loaded.get_batch_loadings().columns) == batches
         found = loaded.get_normalized_expression(transform_batch=[batches[0]], give_mean=True)
         np.testing.assert_array_equal(found, expected)
+
+
+COLUMNS = {  # as they stand in obs, not made categories of
+    "nullable floats": pd.array([0.5, 1.5, 2.5] * 20, dtype="Float64"),
+    "objects of numpy": pd.Series([np.int64(1), np.int64(2), np.int64(3)] * 20, dtype=object).to_numpy(),
+    "large numbers": pd.Series([2**70, 1, 2] * 20, dtype=object).to_numpy(),
+    "pairs": pd.Series([("a", 1), ("b", 2), ("c", 3)] * 20).to_numpy(),
+    "complex": np.array([1j, 2j, 3j] * 20),
+    "uuids": pd.Series([UUID(int=1), UUID(int=2), UUID(int=3)] * 20).to_numpy(),
+    "fractions": pd.Series([Fraction(1, 3), Fraction(2, 3), Fraction(1)] * 20).to_numpy(),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*not sortable", "ignore:.*Transforming to str index:UserWarning")
+@pytest.mark.parametrize("kind", COLUMNS)
+def test_columns_that_h5ad_has_no_place_for_are_saved_with_the_data_and_exported(kind, tmp_path):
+    adata = AnnData(np.random.default_rng(0).poisson(2.0, (60, 10)).astype(np.float32))
+    adata.obs["run"] = COLUMNS[kind]
+    LinearSCVI.setup_anndata(adata, batch_key="run")
+    model = LinearSCVI(adata, n_hidden=8, n_latent=2, seed=0)
+    model.train(1, enable_progress_bar=False)
+    model.save(tmp_path / "model", save_anndata=True)
+    model.export_scvi_tools(tmp_path / "exported")
+    expected = model.get_latent_representation()
+    batches = model._registry.categories["batch"]
+    mapping = model.adata_manager.get_state_registry("batch").categorical_mapping
+    assert mapping.shape == (3,)
+    for loaded in (LinearSCVI.load(tmp_path / "model"), LinearSCVI.load(tmp_path / "exported", adata)):
+        assert loaded._registry.categories["batch"] == batches
+        np.testing.assert_allclose(loaded.get_latent_representation(), expected, atol=1e-6)
+
+
+def test_a_path_that_leads_through_a_file_and_a_prefix_with_folders_are_refused(tmp_path):
+    adata = AnnData(np.random.default_rng(0).poisson(2.0, (60, 10)).astype(np.float32))
+    LinearSCVI.setup_anndata(adata)
+    model = LinearSCVI(adata, n_hidden=8, n_latent=2, seed=0)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="a part of this path is a file"):
+        model.save(tmp_path / "file" / "model")
+    with pytest.raises(InputError, match="beginning of a file name"):
+        model.save(tmp_path / "model", prefix="a/b")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def encoded_and_back(value):

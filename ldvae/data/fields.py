@@ -100,22 +100,43 @@ def codes(adata: AnnData, key: str | None, categories: Sequence[Any]) -> np.ndar
     return coded
 
 
-def category_columns(registry: Registry) -> dict[str, dict[str, Any]]:
-    """Registered columns of obs whose categories a file does not hold as they are: their values by their text."""
+def categorical_columns(registry: Registry) -> dict[str, Sequence[Any]]:
+    """Categories of each registered column of obs that has them."""
     keys = {"batch": registry.batch_key, "labels": registry.labels_key}
     keys |= {key: key for key in registry.categorical_covariate_keys}
-    texts = {key: as_text(registry.categories[name]) for name, key in keys.items() if key is not None}
+    return {key: registry.categories[name] for name, key in keys.items() if key is not None}
+
+
+def category_columns(registry: Registry) -> dict[str, dict[str, Any]]:
+    """Registered columns of obs whose categories a file does not hold as they are: their values by their text."""
+    texts = {key: as_text(categories) for key, categories in categorical_columns(registry).items()}
     return {key: by_text for key, by_text in texts.items() if by_text}
 
 
+def held_by_no_file(column: pd.Series) -> bool:
+    """Whether h5ad has no place for a column of plain values: numbers of dtype object, pandas' Float64."""
+    dtype = column.dtype
+    return (pd.api.types.is_object_dtype(dtype) and not all(isinstance(value, str) for value in column)) or (
+        pd.api.types.is_extension_array_dtype(dtype) and pd.api.types.is_float_dtype(dtype)
+    )
+
+
 def with_text_categories(adata: AnnData, registry: Registry) -> AnnData:
-    """`adata` itself, or where its batches are intervals, dates and the like, a copy with their text, for h5ad."""
-    columns = category_columns(registry)
-    if not columns:
+    """`adata` itself, or where h5ad cannot hold its batches as they are, a copy with their text or categories."""
+    texts = category_columns(registry)
+    columns = {
+        key: texts.get(key) or dict(zip(categories, categories, strict=True))
+        for key, categories in categorical_columns(registry).items()
+        if key in texts or held_by_no_file(adata.obs[key])
+    }
+    numbers = [key for key in registry.continuous_covariate_keys if held_by_no_file(adata.obs[key])]
+    if not columns and not numbers:
         return adata
     made = adata.to_memory() if adata.isbacked else adata.copy()
-    for key, by_text in columns.items():
-        made.obs[key] = pd.Categorical.from_codes(codes(adata, key, list(by_text.values())), list(by_text))
+    for key, of_text in columns.items():
+        made.obs[key] = pd.Categorical.from_codes(codes(adata, key, list(of_text.values())), list(of_text))
+    for key in numbers:
+        made.obs[key] = numeric(adata, key)
     return made
 
 

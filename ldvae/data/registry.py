@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
@@ -87,7 +87,8 @@ class Registry:
     def _layout(self) -> dict[str, Any]:
 
         def obs_field(attr_key: str, original_key: str | None, name: str) -> dict[str, Any]:
-            categories = np.array(self.categories[name], dtype=None if original_key is None else object)
+            values = self.categories[name]
+            categories = np.array(values) if original_key is None else object_array(values)
             return {
                 "data_registry": {"attr_name": "obs", "attr_key": attr_key},
                 "state_registry": {"categorical_mapping": categories, "original_key": original_key or attr_key},
@@ -118,7 +119,7 @@ class Registry:
             }
         if keys := list(self.categorical_covariate_keys):
             setup_args["categorical_covariate_keys"] = keys
-            mappings = {key: np.array(self.categories[key], dtype=object) for key in keys}
+            mappings = {key: object_array(self.categories[key]) for key in keys}
             fields["extra_categorical_covs"] = {
                 "data_registry": {"attr_name": "obs", "attr_key": keys},
                 "state_registry": {
@@ -155,6 +156,14 @@ class Registry:
         tuples = ("categorical_covariate_keys", "continuous_covariate_keys", "var_names")
         values = plain | {name: tuple(plain[name]) for name in tuples}
         return cls(**values | {"categories": {key: tuple(map(decoded, v)) for key, v in plain["categories"].items()}})
+
+
+def object_array(values: Sequence[Any]) -> np.ndarray:
+    """Values as an array of one axis, whatever they are: NumPy makes a table of tuples."""
+    array = np.empty(len(values), dtype=object)
+    for i, value in enumerate(values):
+        array[i] = value
+    return array
 
 
 class AttrDict(dict[str, Any]):
