@@ -1,10 +1,13 @@
 """What rests on undocumented interfaces of Snakemake; SNAKEMAKE_PYTHON names the Python of another version."""
 
 import os
+import re
 import shutil
 
 import pytest
 from workplace import Workplace
+
+from ldvae.config import expand_config
 
 
 @pytest.fixture
@@ -23,18 +26,36 @@ def place(tmp_path, config, stubs):
     return Workplace(tmp_path, config, stubs | {"PATH": f"{script.parent}{os.pathsep}{stubs['PATH']}"})
 
 
-def fail(place, verb, dataset, code):
-    """Let a verb end with an exit code for one dataset, as the real one does."""
+def fail(place, verb, dataset, code, of_run=""):
+    """Let a verb end with an exit code for one dataset (and one run), as the real one does."""
     script = place.folder / "bin" / "ldvae"
     results = place.folder / "results" / dataset
-    failure = f'{{"verb": "{verb}", "command": ["{verb}"], "message": "because", "code": {code}, "run": "%s"}}'
+    failure = (
+        f'{{"verb": "{verb}", "command": ["{verb}", "{of_run}"], "message": "because", "code": {code}, "run": "%s"}}'
+    )
     lines = script.read_text().splitlines()
     lines.insert(
         2,
-        f'case "$* " in "{verb} --results results/{dataset} "*) mkdir -p "{results}/failures"; '
+        f'case "$* " in "{verb} --results results/{dataset} "*{of_run}*) mkdir -p "{results}/failures"; '
         f'printf \'{failure}\' "$LDVAE_RUN" >"{results}/failures/{verb}.json"; exit {code};; esac',
     )
     script.write_text("\n".join(lines) + "\n")
+
+
+def module(place):
+    """Let a workflow of its own use this one, with a prefix."""
+    (place.folder / "Snakefile").write_text(
+        f"""
+module ldvae:
+    snakefile:
+        "{place.snakefile.parent}/workflow/Snakefile"
+    config:
+        config
+
+use rule * from ldvae as mine_*
+"""
+    )
+    place.snakefile = place.folder / "Snakefile"
 
 
 @pytest.mark.parametrize(("code", "attempts"), [(2, 1), (1, 3)])
@@ -49,6 +70,34 @@ def test_a_mistake_of_the_user_is_not_tried_again_and_other_failures_are(place, 
     assert (place.folder / targets[1]).exists()  # the other dataset goes on
 
 
+def test_a_pack_with_a_mistake_of_the_user_is_not_tried_again_and_its_other_runs_are_trained(place):
+    place.config |= {"datasets": {"a": place.config["datasets"]["a"]}, "compute": {"runs_per_job": 2}}
+    place.write()
+    runs = list(expand_config(place.config).datasets["a"].runs)
+    fail(place, "train", "a", 2, of_run=runs[0])
+    place.snakemake("--retries", "1", "trained", check=False)
+    calls = (place.folder / "calls.txt").read_text().splitlines()
+    assert [sum(call.startswith("train ") and run in call for call in calls) for run in runs] == [1, 1]
+
+
+def test_what_ends_at_train_ends_at_packs(place):
+    place.config["datasets"]["b"] = {"input": "demo:pbmc68k", "compute": {"runs_per_job": 2}}
+    place.write()
+    assert only_rules(place.pending("--omit-from", "train")) == {"plan", "qc", "setup"}
+    module(place)
+    planned = only_rules(place.pending("mine_all", "--until", "mine_train", "--configfile", "config.yaml"))
+    assert {re.sub(r"_b_k.*", "_b_PACK", rule) for rule in planned} == {
+        "mine_qc",
+        "mine_setup",
+        "mine_train",
+        "mine_train_b_PACK",
+    }
+
+
+def only_rules(pending):
+    return {name for name in pending if ":" not in name}
+
+
 def test_packs_follow_what_is_set_for_train(place):
     place.config["compute"] = {"runs_per_job": 2}
     place.write()
@@ -56,18 +105,7 @@ def test_packs_follow_what_is_set_for_train(place):
     packs = [block for block in said.split("\nrule ")[1:] if block.startswith("train_")]
     assert len(packs) == 2
     assert all("mem_mb=1234" in pack and "threads: 2" in pack for pack in packs)
-    (place.folder / "Snakefile").write_text(
-        f"""
-module ldvae:
-    snakefile:
-        "{place.snakefile.parent}/workflow/Snakefile"
-    config:
-        config
-
-use rule * from ldvae as mine_*
-"""
-    )
-    place.snakefile = place.folder / "Snakefile"
+    module(place)
     said = place.snakemake(
         "-n", "mine_trained", "--set-resources", "mine_train:mem_mb=1234", "--configfile", "config.yaml"
     )

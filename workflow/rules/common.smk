@@ -346,7 +346,10 @@ def packs(dataset):
 
 
 def pack_commands(dataset, runs):
-    """Commands that fit several runs in turn. One that fails does not stop the others; Slurm's signal stops them all."""
+    """Commands that fit several runs in turn. One that fails does not stop the others; Slurm's signal stops them all.
+
+    The exit code is 2 if a run met a mistake of the user.
+    """
 
     def commands(wildcards, input, output):
         results = results_of("train")(wildcards, output)
@@ -354,7 +357,7 @@ def pack_commands(dataset, runs):
         for run in runs:
             kept = ["--checkpoint", checkpoint_of(results, run), "--keep-checkpoint"]
             command = ["ldvae", "train", "--results", results, *kept, *training(dataset, run)]
-            lines.append(f"{shlex.join(command)} $compute || failed=1")
+            lines.append(f"{shlex.join(command)} $compute || {{ code=$?; [ $failed = 2 ] || failed=$code; }}")
         return "\n".join([*lines, "exit $failed"])
 
     return commands

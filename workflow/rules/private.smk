@@ -9,16 +9,21 @@ from snakemake.jobs import Job
 
 
 def refused(job):
-    """Whether the step of a job met a mistake of the user in this run: more memory and time do not help."""
+    """Whether the step of a job met a mistake of the user in this run: more memory and time do not help.
+
+    In a pack of trainings, one that did is enough: those that ended otherwise are trained by the run after the correction.
+    """
     results = job.params.get("results")
     if results is None or not Path(results).is_dir():
         return False
+    pack = job.params.get("pack")
     name = job.wildcards_dict.get("run") or job.wildcards_dict.get("projection")
+    names = pack or [name] if pack or name else None
     return any(
         failure["code"] == 2
         and failure["run"] == os.environ.get(RUN)
-        and re.search(rf"(^|_){failure['verb']}$", job.rule.name)
-        and (name is None or name in failure["command"])
+        and (failure["verb"] == "train" if pack else re.search(rf"(^|_){failure['verb']}$", job.rule.name))
+        and (names is None or not set(names).isdisjoint(failure["command"]))
         for failure in layout.failures(results)
     )
 
@@ -47,11 +52,27 @@ def make_again(path):
 def like_train(pack):
     """Let what --set-resources and --set-threads (or a profile) say of the rule train hold for a pack of trainings."""
     of_pack, of_train = (workflow.modifier.modify_rulename(name) for name in (pack, "train"))
-    settings = workflow.resource_settings
     for kind in ("_parsed_overwrite_resources", "_parsed_overwrite_threads"):
-        overwritten = getattr(settings, kind, {})
+        overwritten = getattr(workflow.resource_settings, kind, {})
         if of_train in overwritten:
             overwritten.setdefault(of_pack, overwritten[of_train])
+
+
+def inputs_of_pack(pack):
+    """Inputs of a pack, which come when Snakemake knows what the command line says of rules, and chooses no jobs yet.
+
+    What --until, --omit-from, --forcerun and --prioritize say of the rule train then holds for the pack.
+    """
+    of_pack, of_train = (workflow.modifier.modify_rulename(name) for name in (pack, "train"))
+
+    def found(wildcards):
+        for kind in ("untilrules", "omitrules", "forcerules", "priorityrules"):
+            meant = getattr(getattr(workflow, "dag", None), kind, set())  # names, or rules
+            meant |= {of_pack for rule in meant if rule == of_train}
+            meant |= {workflow.get_rule(of_pack) for rule in meant if getattr(rule, "name", "") == of_train}
+        return inputs("train")(wildcards)
+
+    return found
 
 
 def slurm_status_command():

@@ -55,25 +55,30 @@ for dataset, of_dataset in packed.items():
             name:
                 f"train_{dataset}_{pack}"
             input:
-                [f"<results>/{dataset}/{file.path}" for file in layout.inputs("train")],
+                inputs_of_pack(f"train_{dataset}_{pack}"),
             output:
-                [path for run in runs for path in outputs("train", dataset, run)],
+                [path for run in runs for path in outputs("train", run=run)],
             log:
-                f"<logs>/train/{dataset}/{pack}.log",
+                f"<logs>/train/{{dataset}}/{pack}.log",
             benchmark:
-                f"<benchmarks>/train/{dataset}/{pack}.tsv"
+                f"<benchmarks>/train/{{dataset}}/{pack}.tsv"
+            # A wildcard all the same: a rule that has none would be a target of its own under --until.
+            wildcard_constraints:
+                dataset=re.escape(dataset),
             conda:
                 "../../envs/ldvae-cuda.yaml"
             container:
                 image("cuda")
             threads: plan.datasets[dataset].compute.threads
             resources:
-                mem_mb=memory("train", dataset=dataset),
-                runtime=minutes("train", dataset=dataset, runs=runs),
+                mem_mb=memory("train"),
+                runtime=minutes("train", runs=runs),
                 gpu=0 if plan.datasets[dataset].compute.device == "cpu" else 1,
                 device=plan.datasets[dataset].compute.device,
                 checkpoint_minutes=str(plan.datasets[dataset].compute.checkpoint_minutes),
             params:
+                results=results_of("train"),
+                pack=runs,
                 commands=pack_commands(dataset, runs),
             shell:
                 r"""
