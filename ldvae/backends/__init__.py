@@ -75,8 +75,12 @@ def pick_backend(
     else:
         reason = unsupported(module, optimizer, gradient_clip_val)
         if reason is None:
+            from ldvae.backends.compiling import compile_alone
             from ldvae.backends.cpu.backend import CpuBackend
+            from ldvae.backends.cpu.step import keep, step
 
+            for function in (keep, step):
+                compile_alone(function)
             return CpuBackend(module, optimizer)
     logger.log(logging.INFO if optimizer else logging.DEBUG, "Plain torch: %s.", reason)
     return PlainBackend(module, optimizer, gradient_clip_val)

@@ -1,0 +1,77 @@
+"""Compiling once for all processes that share a cache: the others wait, and load what the first has compiled."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+WAIT_S = 600  # a process that was stopped while it compiled would keep the others waiting for ever
+LOCK = "ldvae-compiling.lock"
+
+
+def compile_alone(function: Any) -> None:
+    """Let a function that numba compiles, and keeps on disk, be compiled by one process at a time.
+
+    Without this, jobs that start together on an empty cache compile the same code for a minute or more each.
+
+    Parameters
+    ----------
+    function
+        Dispatcher of numba; without a cache on disk it is left as it is.
+    """
+    compile_now: Callable[..., Any] = function.compile
+    folder = getattr(function.stats, "cache_path", None)
+    if folder is None or hasattr(compile_now, "alone"):
+        return
+
+    def compile_or_load(signature: Any) -> Any:
+        # What is there already is only loaded, by as many processes as like.
+        known = any(Path(folder).glob(f"*.{function.__name__}-*.nbi"))
+        with lock(Path(folder), shared=known):
+            return compile_now(signature)
+
+    compile_or_load.alone = True  # type: ignore[attr-defined]
+    function.compile = compile_or_load
+
+
+@contextmanager
+def lock(folder: Path, *, shared: bool, wait_s: float = WAIT_S) -> Iterator[None]:
+    """Hold the lock of a folder inside the block; without it where it cannot be had.
+
+    Parameters
+    ----------
+    folder
+        Made if it is not there. The lock ends with the process that holds it.
+    shared
+        Whether others may hold it at the same time, if they share it too.
+    wait_s
+        For how many seconds to wait for it at most.
+    """
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        file = (folder / LOCK).open("a")
+    except OSError:  # a cache that can only be read
+        yield
+        return
+    with file:
+        until, told = time.monotonic() + wait_s, False
+        while time.monotonic() < until:
+            try:
+                fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not told:
+                    logger.info("Another job compiles the code that this one needs; waiting for it.")
+                told = True
+                time.sleep(0.2)
+            except OSError:  # a file system without locks
+                break
+        yield
