@@ -10,6 +10,7 @@ include { PROJECT  } from './processes/project'
 include { ACROSS   } from './processes/across'
 include { REPORT   } from './processes/report'
 include { INDEX    } from './processes/index'
+include { keep     } from './processes/resources'
 
 // From raw counts to gene programs and a report: every dataset of a config.
 workflow LDVAE {
@@ -33,7 +34,8 @@ workflow LDVAE {
 
     TRAIN(
         SETUP.out.counts.join(dataset).flatMap { meta, registered, it ->
-            it.runs.collect { run -> [meta + [run: run.run], registered, it.compute.subMap('device', 'threads', 'checkpoint_minutes'), run.flags] }
+            keep(it)
+            it.runs.collect { run -> [meta + [run: run.run], registered, [:], run.flags] }
         }
     )
     // The runs of a dataset together, as soon as its last is done, in the order of the plan.

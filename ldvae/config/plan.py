@@ -417,6 +417,7 @@ def describe(plan: Plan) -> dict[str, Any]:
                         "run": run.id,
                         "setting": run.setting,
                         "seed": run.seed,
+                        "max_epochs": _epochs_at_most(run.train),
                         "flags": shlex.join(["--seed", str(run.seed), *flags(run.model), *flags(run.train)]),
                     }
                     for run in dataset.runs.values()
@@ -435,6 +436,13 @@ def describe(plan: Plan) -> dict[str, Any]:
             for name, dataset in plan.datasets.items()
         ],
     }
+
+
+def _epochs_at_most(train: TrainConfig) -> int | None:
+    """Epochs of a training at most; None for those that `ldvae setup` notes for its cells, by the default options."""
+    if train.max_epochs is None and train.batch_size != TrainConfig().batch_size:
+        return train.fit_config(1).max_epochs  # of no other number of cells it is more
+    return train.max_epochs
 
 
 def _flags_of_step(dataset: Dataset, step: str) -> list[str]:

@@ -154,7 +154,8 @@ GENES = File(
 )
 SETUP_SUMMARY = File(
     path="setup/summary.json",
-    holds="Numbers of cells in each part of the split and of genes, registered columns, warnings, settings.",
+    holds="Numbers of cells in each part of the split and of genes, default_epochs of a training, registered "
+    "columns, warnings, settings.",
     writer="setup",
     readers=("report",),
 )

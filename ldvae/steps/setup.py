@@ -14,7 +14,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from ldvae import results as layout
-from ldvae.config import SetupConfig
+from ldvae.config import SetupConfig, TrainConfig
 from ldvae.config.options import SMALLEST_BATCH
 from ldvae.errors import InputError, suggestion
 from ldvae.io import (
@@ -82,6 +82,7 @@ def setup(*, results: Path, config: SetupConfig = SetupConfig()) -> None:
             "n_obs": result.n_obs,
             "n_vars": result.n_vars,
             **{f"n_{part}": int(sizes[part]) for part in ("train", "validation", "test")},
+            "default_epochs": TrainConfig().fit_config(max(1, int(sizes["train"]))).max_epochs,
             "method": chosen.method,
             "fields": fields,
             "warnings": messages,

@@ -47,6 +47,17 @@ while IFS= read -r file; do
 done < "{folder}/$verb.txt"
 """
 
+# What the index over all datasets needs of a report.
+REPORTED = """
+        if [ $1 = report ]; then
+            echo '{"n_obs_before": 5, "n_obs_after": 4, "n_vars": 3, "setting": "k10", "reason": "", "n_programs": 0,
+                "programs": [], "warnings": [], "runs": [], "dataset": "'$3'"}' > "$3/report.json"
+            touch "$3/report.html" versions.yml
+            mkdir "$3/figures"
+            exit
+        fi
+        """
+
 
 @dataclass
 class Finished:

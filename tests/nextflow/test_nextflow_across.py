@@ -3,7 +3,7 @@
 import copy
 
 import pytest
-from pipelines import SMALL
+from pipelines import REPORTED, SMALL
 
 from ldvae import results as layout
 
@@ -31,3 +31,26 @@ def test_the_verb_finds_what_each_dataset_made(pipeline):
     staged = (pipeline.folder / task / "staged.txt").read_text().split()
     expected = ["qc/filtered.h5ad", "programs/model.npz"]
     assert sorted(staged) == sorted(f"results/{name}/{path}" for path in expected for name in ("one", "two"))
+
+
+def test_a_comparison_that_fails_is_told_and_the_reports_of_the_datasets_stay(pipeline):
+    pipeline.quick(
+        """
+        case "$1 $*" in
+            across*) mkdir -p results/failures
+                printf '{"verb": "across", "command": ["across"], "message": "too few genes", "code": 2, "run": ""}' \\
+                    > results/failures/across.json
+                exit 2 ;;
+            index*) exec ldvae "$@" ;;
+        esac
+        """
+        + REPORTED
+    )
+    pipeline.configure(**copy.deepcopy(SMALL), across={"compare": ["all"]})
+    done = pipeline.run("--config", "config.yaml")
+    assert done.code == 1, done.text
+    assert done.ran("FAILED") == {"ACROSS": 1}  # once
+    results = pipeline.folder / "results"
+    assert "too few genes" in (results / layout.INDEX.path).read_text()
+    assert "too few genes" in done.text
+    assert all((results / name / layout.PAGE.path).exists() for name in ("one", "two"))

@@ -8,6 +8,45 @@ def time(step, files, attempt) {
     return "${scaled(resources(step).minutes, files, attempt)} min"
 }
 
+// Time of a training: by its values (training cells times genes times epochs), where `ldvae setup` left its summary with the counts.
+def time_to_train(meta, counts, attempt) {
+    def values = values_to_train(meta, counts)
+    if (values) {
+        def asked = resources('train')
+        return "${Math.ceil((asked.minutes[0] + asked.minutes_per_1e9_values * values / 1e9) * 2 ** (attempt - 1)) as long} min"
+    }
+    return time('train', counts, attempt)
+}
+
+def values_to_train(meta, counts) {
+    def summary = counts.toRealPath().resolveSibling('summary.json')
+    def setup = summary.exists() ? new groovy.json.JsonSlurperClassic().parseText(summary.text) : [:]
+    def epochs = kept(meta.id).epochs?.get(meta.run) ?: setup.default_epochs
+    return epochs && setup.n_train ? (setup.n_train as long) * setup.n_vars * epochs : 0
+}
+
+// How a training is computed. Not of this: what changes its result.
+def compute_of(meta, given) {
+    return [device: 'auto', threads: 1, checkpoint_minutes: 10] + (kept(meta.id).compute ?: [:]) + given
+}
+
+// What the workflow LDVAE knows of the trainings of a dataset and tells no task: Nextflow would train again once it changed.
+def keep(planned) {
+    def file = kept_file(planned.dataset)
+    file.parent.mkdirs()
+    def epochs = planned.runs.collectEntries { [it.run, it.max_epochs] }
+    file.text = groovy.json.JsonOutput.toJson([compute: planned.compute.subMap('device', 'threads', 'checkpoint_minutes'), epochs: epochs])
+}
+
+def kept(dataset) {
+    def file = kept_file(dataset)
+    return file.exists() ? new groovy.json.JsonSlurperClassic().parseText(file.text) : [:]
+}
+
+def kept_file(dataset) {
+    return file("${workflow.workDir}/compute/${workflow.sessionId}/${dataset}.json")
+}
+
 // As containers/README.md makes them; kind: cpu or cuda.
 def image(engine, kind) {
     def file = "${moduleDir}/../../containers/ldvae-${kind ?: 'cpu'}.sif"

@@ -1,19 +1,20 @@
-include { image ; memory ; time } from './resources'
+include { compute_of ; image ; memory ; time_to_train } from './resources'
 
 // Fit one model: one setting of the sweep, from one seed.
 process TRAIN {
     tag "${meta.id} ${meta.run}"
     label 'gpu'
-    ext gpu: { compute.device != 'cpu' }
-    cpus { compute.threads ?: 1 }
+    ext gpu: { compute_of(meta, compute).device != 'cpu' }
+    cpus { compute_of(meta, compute).threads }
     memory { memory('train', counts, task.attempt) }
-    time { time('train', counts, task.attempt) }
+    time { time_to_train(meta, counts, task.attempt) }
 
     conda "${moduleDir}/../../envs/ldvae-cuda.yaml"
     container { image(workflow.containerEngine, task.ext.image) }
 
     input:
-    // meta: id, and run, which names the output; compute: device, threads, checkpoint_minutes, or [:]; flags: --seed and options
+    // meta: id, and run, which names the output; compute: device, threads, checkpoint_minutes,
+    // or [:] for what the config or the defaults say; flags: --seed and options
     tuple val(meta), path(counts, stageAs: '.staged/setup/counts.h5ad'), val(compute), val(flags)
 
     output:
@@ -22,12 +23,13 @@ process TRAIN {
 
     script:
     def args = task.ext.args ?: ''
+    // Values in the call, not in variables: Nextflow would count them as given to the task.
     """
     export LDVAE_PROCESS='${task.process}'
     mv .staged '${meta.id}'
     # exec: a signal to stop must find the training, not a shell that dies of it before the checkpoint is written
     exec ldvae train --results '${meta.id}' --run '${meta.run}' --checkpoint '${checkpoint_of(meta)}' \\
-        --checkpoint-minutes ${compute.checkpoint_minutes ?: 10} --device ${compute.device ?: 'auto'} --threads ${task.cpus} \\
+        --checkpoint-minutes ${compute_of(meta, compute).checkpoint_minutes} --device ${compute_of(meta, compute).device} --threads ${task.cpus} \\
         ${flags} ${args} --versions-yml versions.yml
     """
 
