@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 logger = logging.getLogger(__name__)
 
@@ -16,7 +16,15 @@ WAIT_S = 600  # a process that was stopped while it compiled would keep the othe
 LOCK = "ldvae-compiling.lock"
 
 
-def compile_alone(function: Any) -> None:
+class Dispatcher(Protocol):
+    """What is used of a dispatcher of numba."""
+
+    __name__: str
+    compile: Callable[..., object]  # the code for the types of some arguments: compiled, or loaded
+    stats: object
+
+
+def compile_alone(function: Dispatcher) -> None:
     """Let a function that numba compiles, and keeps on disk, be compiled by one process at a time.
 
     Without this, jobs that start together on an empty cache compile the same code for a minute or more each.
@@ -26,12 +34,12 @@ def compile_alone(function: Any) -> None:
     function
         Dispatcher of numba; without a cache on disk it is left as it is.
     """
-    compile_now: Callable[..., Any] = function.compile
+    compile_now = function.compile
     folder = getattr(function.stats, "cache_path", None)
     if folder is None or hasattr(compile_now, "alone"):
         return
 
-    def compile_or_load(signature: Any) -> Any:
+    def compile_or_load(signature: object) -> object:
         # What is there already is only loaded, by as many processes as like.
         known = any(Path(folder).glob(f"*.{function.__name__}-*.nbi"))
         with lock(Path(folder), shared=known):
