@@ -66,16 +66,31 @@ def test_the_ranking_is_that_of_scanpy(filtered: AnnData) -> None:
     assert found["chosen"].tolist() == expected["highly_variable"].tolist()
 
 
+@pytest.mark.parametrize("batch_key", [None, "condition"])
+def test_the_numbers_are_those_of_scanpy_whatever_is_read_at_once(
+    batch_key: str | None, shared_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import scanpy
+
+    monkeypatch.setattr("ldvae.io.chunks.ROWS", 500)
+    adata = anndata.read_h5ad(shared_data / "kang2018_stim_ctrl.h5ad")
+    method, found = most_variable(adata, batch_key, 1000)
+    expected = scanpy.pp.highly_variable_genes(
+        adata, flavor="seurat_v3", n_top_genes=1000, batch_key=batch_key, inplace=False
+    )
+    assert method == "seurat_v3"
+    np.testing.assert_array_equal(found["chosen"], expected["highly_variable"])
+    np.testing.assert_allclose(found["variance_norm"], expected["variances_norm"], rtol=1e-13)
+
+
 @pytest.mark.parametrize("error", [ImportError("no skmisc"), ValueError("b'reciprocal condition number 1e-15'")])
 def test_without_loess_genes_are_ranked_by_pearson_residuals(
     error: Exception, filtered: AnnData, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    import scanpy
-
     def fails(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(scanpy.pp, "highly_variable_genes", fails)
+    monkeypatch.setattr("ldvae.steps.setup.seurat_v3", fails)
     filtered.obs["donor"] = filtered.obs["donor"].astype(str).astype("category")
     for batch_key in (None, "donor"):
         method, found = most_variable(filtered, batch_key, 20)

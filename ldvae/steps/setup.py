@@ -11,25 +11,27 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from scipy import sparse
 
 from ldvae import results as layout
 from ldvae.config import SetupConfig, TrainConfig
 from ldvae.config.options import SMALLEST_BATCH
 from ldvae.errors import InputError, suggestion
 from ldvae.io import (
+    ChunkedCounts,
     atomic,
     collected_warnings,
     group_names,
     listed,
     obs_column,
-    read_file,
     read_gene_list,
+    read_input,
+    write_chunked,
     write_json,
     write_table,
 )
 from ldvae.methods import Sentence
 from ldvae.names import own_name
+from ldvae.steps.variable import BatchSums, seurat_v3, sum_by_batch
 
 logger = logging.getLogger(__name__)
 
@@ -55,13 +57,17 @@ def setup(*, results: Path, config: SetupConfig = SetupConfig()) -> None:
     """
     filtered = layout.FILTERED.existing(results)
     with collected_warnings() as messages:
-        adata = read_file(filtered)
+        adata = read_input([filtered], chunked=True)
+        del adata.uns["ldvae_input"]
+        counts: ChunkedCounts = adata.uns.pop("ldvae_counts")
         fields = registered_fields(adata, batch_key_of_qc(filtered), config)
-        chosen = choose_genes(adata, fields["batch_key"], config)
+        chosen = choose_genes(adata, counts, str(fields["batch_key"]) or None, config)
         added = chosen.table.drop(columns=["chosen", "reason"])
         adata.var = adata.var.join(added.rename(columns=lambda name: own_name(name, adata.var.columns)))
-        result = adata[:, chosen.table["chosen"]].copy()
-        empty = np.asarray(result.X.sum(axis=1)).ravel() == 0
+        genes = chosen.table["chosen"].to_numpy(bool)
+        result = adata[:, genes].copy()
+        n_genes = np.concatenate([x[:, genes].getnnz(axis=1) for _, x in counts.chunks()])
+        empty = n_genes == 0
         if empty.all():
             raise InputError("No cell has counts in the chosen genes; choose more of them (n_top_genes, keep_genes).")
         if empty.any():
@@ -75,7 +81,8 @@ def setup(*, results: Path, config: SetupConfig = SetupConfig()) -> None:
     result.uns["ldvae_setup"] = fields
 
     with atomic(layout.COUNTS.at(results)) as temporary:
-        result.write_h5ad(temporary)  # uncompressed: training may read it from disk, row by row
+        # Uncompressed, each array in one piece: training may read it from disk, row by row.
+        write_chunked(result, counts, temporary, genes=genes, n_stored=int(n_genes.sum()), cells=np.flatnonzero(~empty))
     write_table(chosen.table, layout.GENES.at(results), index="gene")
     write_json(
         {
@@ -149,12 +156,14 @@ def registered_fields(adata: AnnData, batch_key: str, config: SetupConfig) -> di
 # Genes
 
 
-def choose_genes(adata: AnnData, batch_key: str | list[str], config: SetupConfig) -> Genes:
-    """The genes to model: variable ones, all or those of a list, and those kept in any case."""
-    mean, mean_square = (
-        np.bincount(adata.X.indices, adata.X.data.astype(np.float64) ** power, adata.n_vars) / adata.n_obs
-        for power in (1, 2)
-    )
+def choose_genes(adata: AnnData, counts: ChunkedCounts, batch_key: str | None, config: SetupConfig) -> Genes:
+    """The genes to model: variable ones, all or those of a list, and those kept in any case.
+
+    `adata` tells of the cells and genes, `counts` reads their counts.
+    """
+    batch, names = batches(adata.obs, batch_key)
+    sums = sum_by_batch(counts, batch)
+    mean, mean_square = (values.sum(axis=0) / adata.n_obs for values in (sums.counts, sums.squares))
     variance = (mean_square - mean**2) * adata.n_obs / max(1, adata.n_obs - 1)
     table = pd.DataFrame({"chosen": False, "mean": mean, "variance": variance}, index=adata.var_names)
     reason = pd.Series("", index=table.index, dtype=object)
@@ -167,9 +176,10 @@ def choose_genes(adata: AnnData, batch_key: str | list[str], config: SetupConfig
             method = "all"
         reason[:] = "all"
     else:
-        method, variable = most_variable(adata, str(batch_key) or None, config.n_top_genes)
-        table["variance_norm"] = variable["variance_norm"]
-        reason[variable["chosen"]] = "variable"
+        group = pooled_batches(sums, names, batch_key)
+        method, chosen, variance_norm = variable_genes(counts, group[batch], sums.pooled(group), config.n_top_genes)
+        table["variance_norm"] = variance_norm
+        reason[chosen] = "variable"
     absent = [gene for gene in config.keep_genes if gene not in reason.index]
     if absent:
         raise InputError(
@@ -182,36 +192,51 @@ def choose_genes(adata: AnnData, batch_key: str | list[str], config: SetupConfig
 
 
 def most_variable(adata: AnnData, batch_key: str | None, n_top_genes: int) -> tuple[str, pd.DataFrame]:
-    """The most variable genes by scanpy, and the method that found them.
+    """The most variable genes of counts in memory, and the method that found them.
 
     Returns
     -------
     tuple
         ``seurat_v3``, or ``pearson_residuals`` where the loess fit of the former fails; and a table with the columns
         chosen and variance_norm, indexed by gene.
+    """
+    counts = ChunkedCounts.of(adata.X)
+    batch, names = batches(adata.obs, batch_key)
+    sums = sum_by_batch(counts, batch)
+    group = pooled_batches(sums, names, batch_key)
+    method, chosen, variance_norm = variable_genes(counts, group[batch], sums.pooled(group), n_top_genes)
+    return method, pd.DataFrame({"chosen": chosen, "variance_norm": variance_norm}, index=adata.var_names)
+
+
+def variable_genes(
+    counts: ChunkedCounts, batch: np.ndarray, sums: BatchSums, n_top_genes: int
+) -> tuple[str, np.ndarray, np.ndarray]:
+    """The method (see `most_variable`), which genes are the most variable, and their normalised variance.
+
+    Parameters
+    ----------
+    counts
+        Of all cells.
+    batch
+        Batch of each cell in which it is ranked, from 0, shape (n_obs,).
+    sums
+        Of these batches.
+    n_top_genes
+        Number of genes to choose.
 
     References
     ----------
     Stuart et al., Cell 177, 1888 (2019); Lause et al., Genome Biol. 22, 258 (2021).
     """
-    import scanpy
-
-    cells = AnnData(adata.X, obs=adata.obs[[]].copy(), var=adata.var[[]].copy())
-    arguments: dict[str, object] = {"n_top_genes": n_top_genes, "inplace": False}
-    if batch_key is not None:
-        batches = batches_to_rank(adata, batch_key)
-        if batches.nunique() > 1:
-            cells.obs["batch"] = batches
-            arguments["batch_key"] = "batch"
     reason = ""
     spans: tuple[float, ...] = SPANS
-    if "batch_key" not in arguments and (n := n_varying_genes(adata.X)) < MIN_VARYING_GENES:
+    if len(sums.n_obs) == 1 and (n := int(sums.n_varying()[0])) < MIN_VARYING_GENES:
         reason, spans = f"only {n} genes vary, {MIN_VARYING_GENES} are needed", ()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for span in spans:
             try:
-                found = scanpy.pp.highly_variable_genes(cells, flavor="seurat_v3", span=span, **arguments)
+                chosen, variance_norm = seurat_v3(counts, batch, sums, n_top_genes, span)
             except ImportError:
                 reason = "scikit-misc is not installed"
                 break
@@ -221,52 +246,59 @@ def most_variable(adata: AnnData, batch_key: str | None, n_top_genes: int) -> tu
             if span != SPANS[0]:
                 # A wider window moves few genes; it is no reason to mistrust a result.
                 logger.info("seurat_v3: the fit needs a window of %g of the genes (%s).", span, reason)
-            chosen = found["highly_variable"].to_numpy(bool)
-            return "seurat_v3", pd.DataFrame(
-                {"chosen": chosen, "variance_norm": found["variances_norm"].to_numpy()}, index=adata.var_names
-            )
+            return "seurat_v3", chosen, variance_norm
         logger.warning("seurat_v3 cannot be used (%s); genes are ranked by their Pearson residuals instead.", reason)
-        found = scanpy.experimental.pp.highly_variable_genes(cells, flavor="pearson_residuals", **arguments)
-    # With batches the table comes sorted otherwise than the genes, but named.
-    found = found.reindex(adata.var_names)
-    chosen = found["highly_variable"].to_numpy(bool)
-    return "pearson_residuals", pd.DataFrame(
-        {"chosen": chosen, "variance_norm": found["residual_variances"].to_numpy()}, index=adata.var_names
+        return "pearson_residuals", *by_pearson_residuals(counts, batch, n_top_genes)
+
+
+def by_pearson_residuals(counts: ChunkedCounts, batch: np.ndarray, n_top_genes: int) -> tuple[np.ndarray, np.ndarray]:
+    """scanpy's choice of genes by the variance of their Pearson residuals, which needs all counts in memory."""
+    import scanpy
+
+    cells = AnnData(counts.read(np.arange(counts.shape[0])))
+    arguments: dict[str, object] = {}
+    if batch.max() > 0:
+        cells.obs["batch"] = pd.Categorical(batch.astype(str))
+        arguments["batch_key"] = "batch"
+    found = scanpy.experimental.pp.highly_variable_genes(
+        cells, flavor="pearson_residuals", n_top_genes=n_top_genes, inplace=False, **arguments
     )
+    # With batches the table comes sorted otherwise than the genes, but named.
+    found = found.reindex(cells.var_names)
+    return found["highly_variable"].to_numpy(bool), found["residual_variances"].to_numpy()
 
 
-def batches_to_rank(adata: AnnData, batch_key: str) -> pd.Series:
-    """The batch of each cell for the ranking of genes; batches too small for a ranking of their own are pooled.
+def batches(obs: pd.DataFrame, batch_key: str | None) -> tuple[np.ndarray, list[str]]:
+    """The batch of each cell, from 0, shape (n_obs,), and the names of the batches; one batch without a key."""
+    codes, names = pd.factorize(obs[batch_key].astype(str) if batch_key else np.full(len(obs), ""), sort=True)
+    return codes, list(names)
+
+
+def pooled_batches(sums: BatchSums, names: list[str], batch_key: str | None) -> np.ndarray:
+    """The batch in which the cells of each batch are ranked, from 0; batches too small for their own are pooled.
 
     A pool that is too small itself joins the largest batch.
     """
-    batches = adata.obs[batch_key].astype(str)
-    sizes = batches.value_counts()
 
-    def too_small(name: str) -> bool:
-        own = (batches == name).to_numpy()
-        return bool(own.sum() < SMALLEST_BATCH or n_varying_genes(adata.X[own]) < MIN_VARYING_GENES)
+    def too_small(sums: BatchSums) -> np.ndarray:
+        return (sums.n_obs < SMALLEST_BATCH) | (sums.n_varying() < MIN_VARYING_GENES)
 
-    small = [name for name in sizes.index if too_small(name)]
-    if not small or len(sizes) == 1:
-        return batches.astype("category")
-    pool = " + ".join(small)
+    small = too_small(sums)
+    if not small.any() or len(names) == 1:
+        return np.arange(len(names))
+    order = np.lexsort((np.arange(len(names)), -sums.n_obs))  # the largest first
+    found = [names[i] for i in order if small[i]]
     logger.warning(
         "%s: %d of %d batches are too small to rank genes on their own (fewer than %d cells or %d varying genes): %s. "
         "Their cells are ranked together.",
-        batch_key, len(small), len(sizes), SMALLEST_BATCH, MIN_VARYING_GENES, listed(small, 5),
+        batch_key, len(found), len(names), SMALLEST_BATCH, MIN_VARYING_GENES, listed(found, 5),
     )  # fmt: skip
-    batches = batches.where(~batches.isin(small), pool)
-    if len(small) < len(sizes) and too_small(pool):
-        batches = batches.replace(pool, sizes.drop(small).index[0])
-    return batches.astype("category")
-
-
-def n_varying_genes(counts: sparse.csr_matrix) -> int:
-    """Number of genes whose counts are not the same in all cells."""
-    if counts.shape[0] < 2:
-        return 0
-    return int((counts.max(axis=0) != counts.min(axis=0)).sum())
+    group = np.where(small, -1, np.cumsum(~small) - 1)
+    pool = int((~small).sum())  # the last one
+    group[small] = pool
+    if pool and too_small(sums.pooled(group))[pool]:
+        group[small] = group[next(i for i in order if not small[i])]
+    return group
 
 
 def listed_genes(path: str | None, var_names: pd.Index) -> Sequence[str]:
