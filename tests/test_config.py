@@ -429,6 +429,9 @@ def odd(tmp_path):
     (tmp_path / "short.gmt").write_text("set\tGENE1\n")
     (tmp_path / "empty.gmt").touch()
     (tmp_path / "genes.txt").write_text("Gene1\nGene2\n")
+    (tmp_path / "one_line.txt").write_text("GENE1,GENE2\n")
+    (tmp_path / "page.gmt").write_text("<!DOCTYPE html>\n")
+    (tmp_path / "sets.json").write_text('{"set": 3}')
     return tmp_path
 
 
@@ -475,13 +478,47 @@ def odd(tmp_path):
             {"de": {"contrasts": [{"column": "dose", "group1": "low", "group2": "low"}]}},
             "de.contrasts[0]: {'column': 'dose', 'group1': 'low', 'group2': 'low'} compares a group with itself",
         ),
+        ({"de": {"contrasts": [{"column": "dose", "within": "dose"}]}}, "'dose' is compared within itself"),
+        ({"de": {"contrasts": [{"column": "total_counts"}]}}, "'total_counts' is a measure of quality control"),
+        ({"de": {"contrasts": [{"column": "file"}]}}, "no obs column 'file'"),  # of several files alone
+        (
+            {"qc": {"doublets": False}, "de": {"contrasts": [{"column": "predicted_doublet"}]}},
+            "no obs column 'predicted",
+        ),
+        ({"setup": {"batch_key": "total_counts"}}, "setup.batch_key: 'total_counts' is a measure of quality control"),
+        ({"setup": {"batch_key": True}}, "found True. YAML takes yes, no, on, off, null and dates for other things"),
+        ({"setup": {"keep_genes": [False]}}, "keep_genes[0]: expected text, found False. YAML takes yes, no"),
+        ({"setup": {"keep_genes": "GENE3"}}, "keep_genes: expected a list, found 'GENE3'. Write [GENE3]."),
+        ({"setup": {"keep_genes": ["gene3"]}}, "'gene3' not among the 30 genes, such as .* Did you mean 'GENE3'?"),
+        ({"setup": {"categorical_covariate_keys": ["dose", "dose"]}}, "setup: obs column 'dose' is named twice"),
+        ({"setup": {"batch_key": "dose", "categorical_covariate_keys": ["dose"]}}, "_keys, batch_key); name it once"),
+        ({"setup": {"continuous_covariate_keys": ["level"]}}, "'level' holds categories (such as 1.0), not numbers"),
+        ({"setup": {"genes": "list", "gene_list": "gene.txt"}}, "gene.txt is not there .* Did you mean 'genes.txt'?"),
+        ({"setup": {"genes": "list", "gene_list": "one_line.txt"}}, "'GENE1,GENE2') is in .* Write one name per line."),
+        ({"qc": {"min_genes": 9, "max_genes": 5}}, "qc: min_genes (9) is above max_genes (5)"),
+        ({"qc": {"subset": ["d1"]}}, "qc.subset: names levels, but qc.subset_key names no obs column"),
+        ({"qc": {"obs_table": "."}}, "qc.obs_table: . is a folder; name a file."),
+        ({"qc": {"obs_table": "empty.gmt"}}, "empty.gmt: is empty"),
+        ({"qc": {"obs_table": "https://host/x.csv"}}, "is a URL, which is fetched for `input` alone"),
+        ({"datasets": {"a": "~/odd.h5ad"}}, "Paths are taken as they stand: ~, $ and * are not expanded."),
+        ({"datasets": {False: "odd.h5ad"}}, "datasets.False: YAML reads this name as False; put it in quotes"),
+        ({"outdir": "odd.h5ad"}, "outdir: expected the path of a folder, found 'odd.h5ad' (a file)"),
+        ({"outdir": ["a"]}, "outdir: expected the path of a folder, found ['a']"),
+        ({"programs": {"gene_sets": ["mouse.gmt"]}}, "But for capital letters, 2 names would agree"),
+        ({"programs": {"gene_sets": ["page.gmt"]}}, "page.gmt: is a web page"),
+        ({"programs": {"gene_sets": ["sets.json"]}}, "sets.json: is JSON, but of no gene sets"),
+        ({"programs": {"replicate_key": "dose", "condition_key": "dose"}}, "both name 'dose'; name two columns"),
+        ({"programs": {"replicate_key": "dose", "condition_key": "only"}}, "'only' has 1 value; there is nothing to"),
+        ({"programs": {"replicate_key": "dose", "condition_key": "score"}}, "'score' has 40 values for 40 cells"),
     ],
 )
 def test_what_the_data_cannot_do_is_told_before_the_first_job(odd, monkeypatch, sections, message):
     monkeypatch.chdir(odd)
     with pytest.raises(InputError) as caught:
         expand_checked({"datasets": {"a": "odd.h5ad"}, **sections})
-    assert message in str(caught.value)
+    first, _, last = message.partition(" .* ")
+    assert first in str(caught.value)
+    assert last in str(caught.value)
     assert "problems in" not in str(caught.value)
 
 
@@ -509,10 +546,10 @@ def test_a_column_with_a_slash_is_found_under_either_spelling(odd, monkeypatch):
     monkeypatch.chdir(odd)
     (odd / "cells.tsv").write_text("cell\tcell/type\n" + "".join(f"c{i}\t{'ab'[i % 2]}\n" for i in range(40)))
     for name in ("cell/type", "cell_type"):
-        sections = {"setup": {"batch_key": name}, "de": {"contrasts": [{"column": name, "within": name}]}}
+        sections = {"setup": {"batch_key": name}, "de": {"contrasts": [{"column": "dose", "within": name}]}}
         plan = expand_checked({"datasets": {"a": "odd.h5ad"}, "qc": {"obs_table": "cells.tsv"}, **sections})
         assert plan.datasets["a"].setup.batch_key == "cell_type"
-        assert plan.datasets["a"].de.contrasts == [{"column": "cell_type", "within": "cell_type"}]
+        assert plan.datasets["a"].de.contrasts == [{"column": "dose", "within": "cell_type"}]
 
 
 def test_files_of_genes_that_are_no_text_are_told_before_the_first_job(odd, monkeypatch):

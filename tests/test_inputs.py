@@ -23,7 +23,7 @@ from scipy import sparse
 
 from ldvae import cli
 from ldvae.errors import InputError
-from ldvae.io import files_of, objects_to_categories, read_annotation, read_input
+from ldvae.io import files_of, objects_to_categories, read_annotation, read_gene_list, read_gmt, read_input
 
 # Of each case of ../shared/data/cases: how it is read, and the message; or the shape, the first gene and cell.
 # All hold the counts of 16_plain.h5ad, or their first rows and columns.
@@ -859,6 +859,47 @@ def test_files_named_alike_are_told_why_they_share_no_gene(tmp_path: Path, caplo
     assert "a and b hold the same cells with the same counts" in caplog.text
     with pytest.raises(InputError, match="is named twice among the input files"):
         read_input([tmp_path / "a.h5ad", tmp_path / "." / "a.h5ad"], ["x", "y"])
+
+
+def test_gene_sets_are_read_from_every_variant_of_gmt(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    expected = {"one": ["CD3E", "ACTB"], "two": ["RPL3"]}
+    plain_text = "one\thttp://x\tCD3E\tACTB\ntwo\t\tRPL3\n"
+    for text in (
+        plain_text,
+        plain_text.replace("\n", "\r\n"),
+        "\ufeff" + plain_text,
+        "# of MSigDB\n\n" + plain_text.replace("\n", "\t\t\n"),
+        plain_text.replace("CD3E", '"CD3E"').replace("ACTB", "ACTB\tCD3E"),
+        "one\t\tCD3E,1.0\tACTB,2e-05\ntwo\t\tRPL3,1\n",  # Enrichr
+        '{"one": {"systematicName": "M1", "geneSymbols": ["CD3E", "ACTB"]}, "two": ["RPL3"]}',
+    ):
+        (tmp_path / "x.gmt").write_bytes(text.encode())
+        assert read_gmt(tmp_path / "x.gmt") == expected
+    assert not caplog.records
+    (tmp_path / "x.gmt").write_text("one\t\tCD3E\none\t\tACTB\ntwo\t\tRPL3\nthree\tnothing\n")
+    assert read_gmt(tmp_path / "x.gmt") == expected | {"three": []}
+    assert "1 terms stand in more than one line, such as 'one'; their genes are taken together" in caplog.text
+    assert "1 sets name no gene, such as 'three'" in caplog.text
+    for text, found in {"one CD3E ACTB\n": "1 field;", "one\tCD3E\ntwo\tACTB\n": "2 fields"}.items():
+        (tmp_path / "x.gmt").write_text(text)
+        with pytest.raises(InputError, match=f"line 1 has {found}.*Give a GMT file"):
+            read_gmt(tmp_path / "x.gmt")
+
+
+def test_lists_of_genes_and_tables_of_cells_may_have_quotes_and_decimal_commas(tmp_path: Path) -> None:
+    (tmp_path / "genes.txt").write_bytes(b'\xef\xbb\xbf"CD3E"\r\n"5S_rRNA"\r\nCD3E\r\n')
+    assert read_gene_list(tmp_path / "genes.txt") == ["CD3E", "5S_rRNA"]
+    (tmp_path / "cells.csv").write_text("cell;age;stage\na;1,5;1,a\nb;2;2\nc;NA;3\n")
+    table = read_annotation(tmp_path / "cells.csv")
+    assert table["age"].tolist()[:2] == [1.5, 2]
+    assert table["stage"].tolist() == ["1,a", "2", "3"]
+
+
+@pytest.mark.parametrize("levels", [["yes"], ["True"]])  # `subset: [yes]` is true for YAML
+def test_levels_of_a_subset_are_those_that_yaml_may_have_read_otherwise(levels: list[str], tmp_path: Path) -> None:
+    adata = plain()
+    adata.obs["smoker"] = ["yes", "no"] * 30
+    assert read_input([h5ad(tmp_path, adata)], subset_key="smoker", subset=levels).n_obs == 30
 
 
 # Random data

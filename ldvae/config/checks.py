@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 QC_COLUMNS = (
-    "file",
     "total_counts",
     "n_genes_by_counts",
     "pct_counts_mt",
@@ -31,6 +30,7 @@ QC_COLUMNS = (
     "doublet_score",
     "predicted_doublet",
 )  # obs columns that the step qc adds
+QC_MEASURES = QC_COLUMNS[:-1]  # numbers
 CLUSTERS = ("leiden", "leiden_ldvae")  # those that the step annotate adds; the second name if the first is taken
 
 
@@ -99,8 +99,9 @@ def _check_dataset(
     for section in SECTIONS:
         for option_name, path in named(getattr(dataset, section), "file"):
             if not made_elsewhere and not Path(path).is_file():
-                problems.append(f"{section}.{option_name}: {path} is not there.")
-    if dataset.inputs and not missing:
+                problems.append(f"{section}.{option_name}: {_not_there(path)}")
+    table = dataset.qc.obs_table
+    if dataset.inputs and not missing and (table is None or Path(table).is_file()):
         try:
             adata = read_header(dataset)
         except InputError as error:
@@ -197,8 +198,14 @@ def check_data(dataset: Dataset, adata: AnnData) -> list[str]:
             problems.append(f"qc.layer: no layer {layer!r} in {file['path']}.{suggestion(layer, file['matrices'])}")
     problems += _check_columns(dataset, adata.obs)
     for i, contrast in enumerate(dataset.de.contrasts):
-        problems += [f"de.contrasts[{i}]: {problem}" for problem in _check_contrast(contrast, adata.obs)]
+        found = _check_contrast(contrast, adata.obs, columns_of_qc(dataset))
+        problems += [f"de.contrasts[{i}]: {problem}" for problem in found]
     return problems + _check_genes(dataset, adata.var_names)
+
+
+def columns_of_qc(dataset: Dataset) -> list[str]:
+    """The obs columns that quality control will add."""
+    return [name for name in QC_COLUMNS if dataset.qc.doublets != "off" or "doublet" not in name]
 
 
 def _lacks(path: str) -> bool:
@@ -208,13 +215,17 @@ def _lacks(path: str) -> bool:
 
 def _check_columns(dataset: Dataset, obs: pd.DataFrame) -> list[str]:
     """Problems with the obs columns that the options name: absent, with missing values, or of the wrong kind."""
-    known, problems = [*map(str, obs.columns), *QC_COLUMNS], []
+    known, problems = [*map(str, obs.columns), *columns_of_qc(dataset)], []
+    labels = ["setup.batch_key", "setup.stratify_by", "setup.labels_key", "setup.categorical_covariate_keys"]
+    labels += ["de.replicate_key", "programs.replicate_key", "programs.condition_key"]
     for section in SECTIONS:
         # The clusters and the split are there once the report is written.
         made = [*CLUSTERS, "split"] if section in ("programs", "report") else []
         for option, column in named(getattr(dataset, section), "obs"):
             if column not in [*known, *made]:
                 problems.append(f"{section}.{option}: no obs column {column!r}.{suggestion(column, known)}")
+            elif column not in obs and column in QC_MEASURES and f"{section}.{option}" in labels:
+                problems.append(f"{section}.{option}: {_no_groups(column)}")
     setup = dataset.setup
     groups = [("setup.batch_key", setup.batch_key), ("setup.stratify_by", setup.stratify_by)]
     groups += [("setup.categorical_covariate_keys", key) for key in setup.categorical_covariate_keys]
@@ -233,17 +244,33 @@ def _check_columns(dataset: Dataset, obs: pd.DataFrame) -> list[str]:
         problems.append(f"setup.size_factor_key: obs column {key!r} must be above zero, found {obs[key].min():g}.")
     # Cells without a label or without a donor are left out of what labels and donors are for.
     partial = [("setup.labels_key", setup.labels_key), ("de.replicate_key", dataset.de.replicate_key)]
+    donors, condition = dataset.programs.replicate_key, dataset.programs.condition_key
+    partial += [("programs.replicate_key", donors), ("programs.condition_key", condition)]
     for where, key in (*groups, *partial):
         if key in obs and (problem := _too_many_groups(obs[key])):
             problems.append(f"{where}: {problem}")
+    if donors is not None and donors == condition:
+        problems.append(f"programs: replicate_key and condition_key both name {donors!r}; name two columns.")
+    elif condition in obs and (n := obs[condition].nunique()) < 2:
+        problems.append(f"programs.condition_key: obs column {condition!r} has {n} value; there is nothing to compare.")
     return problems
+
+
+def _no_groups(column: str) -> str:
+    return f"{column!r} is a measure of quality control, not groups; name an obs column of groups."
 
 
 def _check_numbers(column: pd.Series) -> list[str]:
     import numpy as np
+    import pandas as pd
 
     if column.dtype.kind not in "iufb":
         found = next(iter(column.dropna()), None)
+        if getattr(column.dtype, "categories", pd.Index([""])).dtype.kind in "iuf":
+            return [
+                f"obs column {column.name!r} holds categories (such as {found}), not numbers; name it among "
+                "categorical_covariate_keys, or store it as numbers."
+            ]
         return [f"obs column {column.name!r} must hold numbers, found {found!r}."]
     if infinite := int(np.isinf(column.to_numpy(float)).sum()):
         return [f"obs column {column.name!r} is infinite in {infinite} of {len(column)} cells; correct these values."]
@@ -258,18 +285,21 @@ def _too_many_groups(column: pd.Series) -> str:
     return f"obs column {column.name!r} has {n_groups} values for {len(column)} cells, but groups are expected."
 
 
-def _check_contrast(contrast: Contrast, obs: pd.DataFrame) -> list[str]:
+def _check_contrast(contrast: Contrast, obs: pd.DataFrame, made: Iterable[str]) -> list[str]:
     """Problems with the columns and groups of a contrast; clusters (leiden) are not known yet."""
     from ldvae.io import group_names, meant_group
 
     column, within = contrast["column"], contrast.get("within")
-    known = [*map(str, obs.columns), *QC_COLUMNS]
+    known = [*map(str, obs.columns), *made]
     problems = [
         f"no obs column {name!r}.{suggestion(name, known)}"
         for name in (column, within)
         if name is not None and name not in [*known, *CLUSTERS]
     ]
     problems += [problem for name in (column, within) if name in obs and (problem := _too_many_groups(obs[name]))]
+    problems += [_no_groups(name) for name in (column, within) if name in QC_MEASURES and name not in obs]
+    if column == within:
+        problems.append(f"{column!r} is compared within itself; name another column in `within`, or leave it out.")
     if column not in obs or _too_many_groups(obs[column]):
         return problems
     sizes = group_names(obs[column]).value_counts()
@@ -296,7 +326,8 @@ def _check_genes(dataset: Dataset, var_names: pd.Index) -> list[str]:
     absent = [gene for gene in dataset.setup.keep_genes if gene not in var_names]
     if absent:
         listed = ", ".join(map(repr, absent[:5])) + (", …" if len(absent) > 5 else "")
-        near = get_close_matches(absent[0], var_names.astype(str), n=1)
+        near = [name for name in var_names if str(name).lower() == absent[0].lower()]
+        near = near or get_close_matches(absent[0], var_names.astype(str), n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         problems.append(f"setup.keep_genes: {listed} not among the {len(var_names)} genes, such as {shown}.{hint}")
     path = dataset.setup.gene_list
@@ -307,7 +338,7 @@ def _check_genes(dataset: Dataset, var_names: pd.Index) -> list[str]:
             problems.append(f"setup.gene_list: {error}")
         else:
             if not var_names.isin(names).any():
-                problems.append(f"setup.gene_list: {_no_overlap(path, names, shown)}")
+                problems.append(f"setup.gene_list: {_no_overlap(path, names, var_names)}")
     for path in dataset.programs.gene_sets:
         if not Path(path).is_file():
             continue
@@ -318,7 +349,7 @@ def _check_genes(dataset: Dataset, var_names: pd.Index) -> list[str]:
             continue
         names = list(dict.fromkeys(gene for members in sets.values() for gene in members))
         if not var_names.isin(names).any():
-            problems.append(f"programs.gene_sets: {_no_overlap(path, names, shown)}")
+            problems.append(f"programs.gene_sets: {_no_overlap(path, names, var_names)}")
         elif empty := [term for term, members in sets.items() if not var_names.isin(members).any()]:
             logger.warning(
                 "programs.gene_sets: %d of the %d sets of %s have no gene in the data, such as %r: nothing will be "
@@ -328,21 +359,35 @@ def _check_genes(dataset: Dataset, var_names: pd.Index) -> list[str]:
     return problems
 
 
-def _no_overlap(path: str, names: list[str], shown: str) -> str:
+def _no_overlap(path: str, names: list[str], var_names: pd.Index) -> str:
     if not names:
         return f"{path} names no gene."
+    advice = "Give names of the same kind and species."
+    if (alike := int(var_names.str.upper().isin([name.upper() for name in names]).sum())) > 1:
+        advice = (
+            f"But for capital letters, {alike} names would agree: are they of another species (human ACTB, mouse "
+            "Actb)? Give those of the data's."
+        )
+    if len(names) == 1 and len(re.split(r"[,;\s]+", names[0])) > 1:
+        advice = "Write one name per line."
     return (
         f"none of the {len(names)} genes of {path} (such as {', '.join(map(repr, names[:3]))}) is in the data, whose "
-        f"genes are called {shown}. Give names of the same kind and species."
+        f"genes are called {', '.join(map(repr, var_names[:3]))}. {advice}"
     )
 
 
 def _not_there(path: str) -> str:
     """That a file is missing, and the file beside it that is probably meant."""
+    if Path(path).is_dir():
+        return f"{path} is a folder; name a file."
+    if re.match(r"\w+://", path):
+        return f"{path} is a URL, which is fetched for `input` alone; download it and name the file."
     folder = Path(path).parent
     siblings = sorted(other.name for other in folder.iterdir()) if folder.is_dir() else []
     near = get_close_matches(Path(path).name, siblings, n=1)
     hint = f" Did you mean {str(folder / near[0])!r}?" if near else ""
+    if re.search(r"^~|\$\w|\$\{|\*", path):
+        hint += " Paths are taken as they stand: ~, $ and * are not expanded."
     return f"{path} is not there (relative paths start at {Path.cwd()}).{hint}"
 
 

@@ -182,13 +182,13 @@ def _property(field: dict[str, Any], definitions: dict[str, Any]) -> dict[str, A
 def _as_read(part: dict[str, Any], definitions: dict[str, Any], nullable: bool = False) -> dict[str, Any]:
     if "$ref" in part:
         part = definitions[part["$ref"].split("/")[-1]]
-        groups = {"type": ["string", "number", "boolean"]}  # as `options.as_group` reads them
-        columns = {"type": ["string", "number"]}
-        properties = {name: groups if name.startswith("group") else columns for name in part["properties"]}
+        properties = {name: _as_read(kind, definitions) for name, kind in part["properties"].items()}
         return {"type": "object", "properties": properties, "required": part["required"], "additionalProperties": False}
     null = ["null"] * nullable
     plain = {key: value for key, value in part.items() if key not in ("title", "description", "default", "type")}
     kind = part["type"]
+    if isinstance(kind, list):  # the name of a group
+        return {"type": kind}
     if "enum" in part:
         return {"enum": [*part["enum"], *([False] if "off" in part["enum"] else [])]}
     if kind in ("integer", "number"):

@@ -16,6 +16,7 @@ from pydantic import (
     Field,
     ValidationError,
     ValidationInfo,
+    WithJsonSchema,
     field_validator,
 )
 from pydantic_core import PydanticCustomError
@@ -122,6 +123,9 @@ def as_group(value: Any) -> Any:
     return str(value) if isinstance(value, bool | int | float | datetime.date) else value
 
 
+Group = Annotated[str, BeforeValidator(as_group), WithJsonSchema({"type": ["string", "number", "boolean"]})]
+
+
 def mistakes(error: ValidationError, cls: type[BaseModel]) -> Iterator[str]:
     """What pydantic found, each mistake in our words after the name of its option."""
     for found in error.errors(include_url=False):
@@ -134,7 +138,17 @@ def mistakes(error: ValidationError, cls: type[BaseModel]) -> Iterator[str]:
         elif kind == "value_error" and isinstance(limits["error"], InputError):
             yield from (line if line.startswith(place) else f"{place}.{line}" for line in limits["error"].args)
         else:
-            yield f"{place}: expected {_expected(kind, limits)}, found {found['input']!r}."
+            hint = _how(place, kind, found["input"])
+            yield f"{place}: expected {_expected(kind, limits)}, found {found['input']!r}.{hint}"
+
+
+def _how(place: str, kind: str, found: Any) -> str:
+    """How to write what was probably meant by a value of another type."""
+    if kind == "string_type" and isinstance(found, bool | datetime.date | None):
+        return " YAML takes yes, no, on, off, null and dates for other things than text; put it in quotes, as in 'NO'."
+    if kind == "list_type" and isinstance(found, str | int | float) and place != "contrasts":
+        return f" Write [{found}]."
+    return ""
 
 
 def _place(location: Iterable[str | int]) -> str:
@@ -329,7 +343,7 @@ class QcConfig(Options):
     subset_key: ObsColumn | None = Field(
         None, description="Obs column by whose levels cells are chosen before anything else; null: all cells are read."
     )
-    subset: list[str] = Field([], description="Levels of subset_key whose cells are read.")
+    subset: list[Group] = Field([], description="Levels of subset_key whose cells are read.")
     species: Literal["human", "mouse"] = Field(
         "human", description="Species; sets the prefixes of mitochondrial, ribosomal and hemoglobin genes."
     )
@@ -673,8 +687,8 @@ class Contrast(TypedDict):
     __pydantic_config__ = STRICT  # type: ignore[misc]  # how pydantic wants it
 
     column: Column
-    group1: NotRequired[Annotated[str, BeforeValidator(as_group)]]
-    group2: NotRequired[Annotated[str, BeforeValidator(as_group)]]
+    group1: NotRequired[Group]
+    group2: NotRequired[Group]
     within: NotRequired[Column]
 
 

@@ -20,6 +20,7 @@ from ldvae.config.options import (
     ModelConfig,
     Options,
     ProjectConfig,
+    QcConfig,
     Sections,
     SetupConfig,
     SweepConfig,
@@ -197,6 +198,8 @@ def expand(config: Mapping[str, Any]) -> tuple[Plan, list[str]]:
     datasets = {}
     for name, entry in entries.items():
         where = f"datasets.{name}"
+        if isinstance(name, bool | None):
+            problems.append(f"{where}: YAML reads this name as {name}; put it in quotes, as in 'no'.")
         if not re.match(DATASET_NAME, str(name)):
             problems.append(f"{where}: a dataset's name is made of letters, digits, '_', '-' and '.'.")
         if not isinstance(entry, Mapping):
@@ -205,12 +208,17 @@ def expand(config: Mapping[str, Any]) -> tuple[Plan, list[str]]:
         given = {key: {key: config.get(key), f"{where}.{key}": entry.get(key)} for key in SECTIONS}
         options: dict[str, Any] = {key: _read_section(cls, given[key], problems) for key, cls in SECTIONS.items()}
         notes += [note for at, layer in given["de"].items() for note in _readings(at, layer)]
-        problems += [f"{where}.{problem}" for problem in _contradictions(options["setup"])]
+        problems += [f"{where}.{problem}" for problem in _contradictions(options["setup"], options["qc"])]
         inputs = _named_inputs(entry.get("input"), where, problems)
         runs = _runs(options["model"], options["train"], options["sweep"], where, problems)
         projections = _projections(entry.get("project"), f"{where}.project", problems)
         datasets[str(name)] = Dataset(name=str(name), inputs=inputs, runs=runs, projections=projections, **options)
     across = _across(config.get("across"), list(datasets), problems)
+    outdir = config.get("outdir")
+    if not isinstance(outdir, str | int | None) or isinstance(outdir, bool) or Path(str(outdir or ".")).is_file():
+        problems.append(
+            f"outdir: expected the path of a folder, found {outdir!r}{' (a file)' * isinstance(outdir, str)}."
+        )
     return Plan(str(config.get("outdir") or "."), datasets, list(dict.fromkeys(notes)), across), problems
 
 
@@ -267,9 +275,26 @@ def _read_section(cls: type[Options], layers: Mapping[str, Any], problems: list[
     return cls(**values)
 
 
-def _contradictions(setup: SetupConfig) -> list[str]:
+def _contradictions(setup: SetupConfig, qc: QcConfig) -> list[str]:
     """Options of a dataset that do not go together, whatever its data."""
     problems = []
+    for what in ("counts", "genes"):
+        least, most = getattr(qc, f"min_{what}"), getattr(qc, f"max_{what}")
+        if least is not None and most is not None and least > most:
+            problems.append(
+                f"qc: min_{what} ({least:g}) is above max_{what} ({most:g}), so that no cell could be kept."
+            )
+    if qc.subset and qc.subset_key is None:
+        problems.append("qc.subset: names levels, but qc.subset_key names no obs column that has them.")
+    columns = [
+        *(("categorical_covariate_keys", key) for key in setup.categorical_covariate_keys),
+        *(("continuous_covariate_keys", key) for key in setup.continuous_covariate_keys),
+        *([("batch_key", setup.batch_key)] if setup.batch_key is not None else []),
+    ]
+    repeated = {key for i, (_, key) in enumerate(columns) if key in [other for _, other in columns[:i]]}
+    for key in sorted(repeated):
+        places = ", ".join(option for option, other in columns if other == key)
+        problems.append(f"setup: obs column {key!r} is named twice ({places}); name it once.")
     if setup.genes == "list" and setup.gene_list is None:
         problems.append("setup.gene_list: `genes: list` needs the path of a file with one gene name per line.")
     if (held_out := setup.validation_size + setup.test_size) >= 1:

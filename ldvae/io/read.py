@@ -15,7 +15,7 @@ from scipy import sparse
 from ldvae.counts import common_total, is_counts, not_counts
 from ldvae.errors import InputError, suggestion
 from ldvae.features import genes_in_rows, named_by_symbol, wanted_features
-from ldvae.io.annotation import group_names, join_obs, objects_to_categories, tidy
+from ldvae.io.annotation import group_names, join_obs, meant_group, objects_to_categories, tidy
 from ldvae.io.chunks import ROWS, LoadedMatrix, StoredMatrix, same_genes
 from ldvae.io.formats import FORMATS, opened_input, samples_of
 from ldvae.io.matrices import as_csr, round_off
@@ -154,6 +154,7 @@ def with_level(adata: AnnData, key: str, levels: Sequence[str]) -> np.ndarray:
         raise InputError(f"subset_key: no obs column {key!r}.{suggestion(key, [str(name) for name in adata.obs])}")
     groups = group_names(adata.obs[key])
     known = sorted(groups.dropna().unique())
+    levels = [meant_group(level, known) for level in levels]
     for level in levels:
         if level not in known:
             raise InputError(f"subset: obs column {key!r} has no level {level!r}.{suggestion(level, known)}")

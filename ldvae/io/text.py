@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import json
+import logging
 import re
 from collections.abc import Iterator
 from functools import partial
@@ -18,9 +20,11 @@ from scipy import sparse
 
 from ldvae.errors import InputError
 from ldvae.features import SYMBOL_COLUMNS, gene_likeness
-from ldvae.io.content import first_bytes
+from ldvae.io.content import first_bytes, refuse_no_counts
 from ldvae.io.messages import reading
 from ldvae.io.stored import Stored
+
+logger = logging.getLogger(__name__)
 
 # Two fields with a space between, quoted as R does, or an identifier and a name.
 SPACED = re.compile(r'"[^"]*" "[^"]*"|(\d+|ENS\w*G\d+(\.\d+)?) \S+')
@@ -287,13 +291,22 @@ def read_annotation(path: Path) -> pd.DataFrame:
 
     Text is whatever does not look like a number, and numbers with zeros before them (donor 007).
     """
+    refuse_no_counts(path)
     table = layout(path)
     values = pd.concat([pd.DataFrame(), *rows_of(path, table)])
     if values.empty:
         raise InputError(f"{path}: holds no cells below its first row.")
     values = values.set_index(0)
     values.columns = pd.Index([name.strip() for name in table.header[1:]])
+    if table.sep == ";":  # where decimals may have commas
+        for name in [name for name in values if is_decimal(values[name]).all()]:
+            values[name] = values[name].str.replace(",", ".")
     return typed(values)
+
+
+def is_decimal(column: pd.Series) -> pd.Series:
+    """Which texts are numbers, with or without a decimal comma, or missing."""
+    return column.isin(MISSING) | column.str.fullmatch(r"[+-]?\d+(,\d+)?")
 
 
 def typed(table: pd.DataFrame) -> pd.DataFrame:
@@ -321,22 +334,73 @@ def typed(table: pd.DataFrame) -> pd.DataFrame:
 
 def read_lines(path: Path) -> list[str]:
     """The lines of a small text file that are not blank; gzipped or not, with or without a byte order mark."""
-    with reading(path, "text"), opened_text(path) as file:
-        return [line for line in file.read().splitlines() if line.strip()]
+    with reading(path, "text"):
+        if first_bytes(path)[0]:
+            refuse_no_counts(path)
+        with opened_text(path) as file:
+            return [line for line in file.read().splitlines() if line.strip()]
+
+
+def unquoted(text: str) -> str:
+    """A text without spaces and quotes around it.
+
+    Examples
+    --------
+    >>> unquoted(' "CD3E" '), unquoted("5'")
+    ('CD3E', "5'")
+    """
+    text = text.strip()
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" else text
 
 
 def read_gene_list(path: Path) -> list[str]:
     """The gene names of a file, one per line, each once."""
-    return list(dict.fromkeys(line.strip() for line in read_lines(path)))
+    return list(dict.fromkeys(unquoted(line) for line in read_lines(path)))
 
 
 def read_gmt(path: Path) -> dict[str, list[str]]:
-    """Gene sets by term: a line holds the term, a description and the genes, separated by tabs."""
-    lines = [line.split("\t") for line in read_lines(path)]
-    for number, line in enumerate(lines, 1):
-        if len(line) < 3:
+    """Gene sets by term, each gene once.
+
+    Parameters
+    ----------
+    path
+        GMT: a line holds the term, a description and the genes, separated by tabs; weights, as those of Enrichr
+        (``CD3E,1.0``), and lines that begin with # are left out. Or JSON, as MSigDB has it.
+    """
+    lines = [line for line in read_lines(path) if not line.startswith("#")]
+    if lines and lines[0].lstrip().startswith("{"):
+        return sets_of_json(path, "\n".join(lines))
+    rows = [[unquoted(field) for field in line.split("\t")] for line in lines]
+    sets: dict[str, list[str]] = {}
+    repeated: list[str] = []
+    empty: list[str] = []
+    for number, row in enumerate(rows, 1):
+        if len(row) < 2 or max(map(len, rows)) < 3:
             raise InputError(
-                f"{path}: line {number} has {len(line)} fields; expected a term, a description and at least one gene, "
-                "separated by tabs. Give a GMT file."
+                f"{path}: line {number} has {len(row)} field{'s' * (len(row) > 1)}; expected a term, a description and "
+                "at least one gene, separated by tabs. Give a GMT file."
             )
-    return {line[0]: [gene.strip() for gene in line[2:] if gene.strip()] for line in lines}
+        genes = [re.sub(r",[+-]?[\d.]+(e[+-]?\d+)?$", "", gene, flags=re.I) for gene in row[2:]]
+        (repeated if row[0] in sets else empty if not any(genes) else []).append(row[0])
+        sets[row[0]] = list(dict.fromkeys([*sets.get(row[0], []), *filter(None, genes)]))
+    if empty:
+        logger.warning("%s: %d sets name no gene, such as %r.", path, len(empty), empty[0])
+    if repeated:
+        message = "%s: %d terms stand in more than one line, such as %r; their genes are taken together."
+        logger.warning(message, path, len(repeated), repeated[0])
+    return sets
+
+
+def sets_of_json(path: Path, text: str) -> dict[str, list[str]]:
+    """Gene sets of JSON: lists of genes by term, or what MSigDB writes, which has them as geneSymbols."""
+    try:
+        found = json.loads(text)
+        sets = {term: entry["geneSymbols"] if isinstance(entry, dict) else entry for term, entry in found.items()}
+        if not all(isinstance(genes, list) for genes in sets.values()):
+            raise TypeError
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path}: is JSON, but of no gene sets; expected lists of genes by term, or `geneSymbols` of each term as "
+            "MSigDB writes them. Or give a GMT file."
+        ) from error
+    return {term: list(dict.fromkeys(map(str, genes))) for term, genes in sets.items()}

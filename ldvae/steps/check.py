@@ -68,7 +68,7 @@ def check(
 def check_config(path: Path, quick: bool) -> list[str]:
     """A line for each dataset of a config, whose data are read unless `quick`."""
     plan, problems = find_problems(load_config(path))
-    unreadable = {problem.split(".input: ")[0] for problem in problems}
+    unreadable = {re.split(r"\.(input|qc\.layer): ", problem)[0] for problem in problems}
     lines = []
     for name, dataset in plan.datasets.items():
         where, size = f"datasets.{name}", ""
