@@ -1,6 +1,7 @@
 """Which config a call of Snakemake uses, and that it reads the same values as `ldvae check`."""
 
 import json
+import re
 
 import pytest
 import yaml
@@ -77,6 +78,20 @@ def test_a_config_file_without_datasets_is_told_not_run_with_the_demo(clone):
     said = clone.snakemake("-n", "--configfile", "part.yaml", check=False)
     assert "datasets: expected at least one" in said
     assert "shipped" not in said
+
+
+def test_a_mistake_in_the_default_config_file_is_told_with_its_line(clone):
+    """Snakemake's own reader does not tell where it is, or ends in a traceback."""
+    wrong = {
+        b"datasets:\n\tmine: x.h5ad\n": "is not valid YAML: .*, line 2, column 1",
+        b"datasets: {a: caf\xe9.h5ad}\n": "is not valid YAML: 'utf-8' codec can't decode byte 0xe9",
+    }
+    for content, message in wrong.items():
+        (clone.folder / "config" / "config.yaml").write_bytes(content)
+        said = clone.snakemake("-n", check=False)
+        assert re.search(f"config/config.yaml: {message}", said)
+        assert "Traceback" not in said
+        assert len(said.splitlines()) < 10
 
 
 @pytest.mark.parametrize(

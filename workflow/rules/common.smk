@@ -7,20 +7,13 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 import threading
 import time
 import urllib.request
 from pathlib import Path
 
 import yaml
-from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
-
-# An `ldvae` that is installed beside Snakemake is found without its environment being active.
-os.environ.update(PATH=os.pathsep.join([*os.get_exec_path(), str(Path(sys.executable).parent)]))
-# In a clone, Snakemake may run in an environment of its own: the rules need nothing of ldvae but its config.
-sys.path.append(str(Path(workflow.basedir).parent))
 
 from ldvae import results as layout
 from ldvae.config import (
@@ -28,7 +21,6 @@ from ldvae.config import (
     expand_checked,
     expand_config,
     flags,
-    load_config,
     named,
     resolved,
     runs_table,
@@ -37,7 +29,6 @@ from ldvae.config import (
 )
 from ldvae.config.frozen import RUN, freeze, frozen
 from ldvae.config.inputs import input_files
-from ldvae.errors import InputError
 
 try:
     if workflow.is_main_process:
