@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData, read_h5ad
+from scipy import sparse
 from torch import Tensor
 
 from ldvae import posterior
@@ -55,7 +56,8 @@ from ldvae.errors import InputError, MissingKeyError, UntrainedError
 from ldvae.minified import given_posterior, kept_cells, minify
 from ldvae.module import LDVAE, ElboTerms
 from ldvae.posterior import Cells
-from ldvae.programs import Programs, find_programs
+from ldvae.programs import Programs, Reference, calibrate, find_programs, frame
+from ldvae.programs.projection import CELLS_JUDGED, with_identifiers
 from ldvae.progress import progress_bar
 from ldvae.rows import Rows, rows_of, rows_of_genes
 from ldvae.storage import (
@@ -864,19 +866,58 @@ class LinearSCVI:
                 raise InputError(
                     f"Model {i} of the others has other genes than this one. Give models of the same data."
                 )
-        theta = None
-        if self.module.likelihood.has_theta:
-            some = np.arange(len(source))[:: max(1, len(source) // 1000)]
-            found = [fit.get_likelihood_parameters(indices=some)["dispersions"] for fit in fits]
-            theta = np.stack([np.atleast_2d(values).mean(axis=0) for values in found])
         return find_programs(
             [fit.get_latent_representation() for fit in fits],
             [fit.get_loadings() for fit in fits],
             mean=gene_totals(source) / len(source),
-            theta=theta,
+            theta=self._theta(fits),
             cells=list(adata.obs_names),
             config=config,
         )
+
+    def get_reference(self, *others: LinearSCVI, config: ProgramsConfig | None = None) -> Reference:
+        """Gene programs with all that scoring other cells needs, and comparing them with those of other data.
+
+        Parameters
+        ----------
+        *others, config
+            As for `get_programs`.
+
+        Returns
+        -------
+        Reference
+            `reference.project(adata)` scores other cells, without training and with any genes, and says which cells the
+            programs cannot explain; `ldvae.programs.write_reference(reference.frame, path)` writes it into one file;
+            `ldvae.programs.meta_programs({name: reference.frame, …})` compares several.
+
+        Examples
+        --------
+        Continues the example of `LinearSCVI`.
+
+        >>> reference = model.get_reference()
+        >>> new = adata[:20, ::-1].copy()  # its genes in another order
+        >>> reference.project(new).scores.shape[0]
+        20
+        """
+        found = self.get_programs(*others, config=config)
+        adata, source = self._own_adata(), self.source
+        made = frame(found, gene_totals(source) / len(source), self._theta((self, *others)))
+        x, covariates = source.minibatch(np.unique(np.linspace(0, len(source) - 1, CELLS_JUDGED).astype(int)))
+        made = calibrate(
+            with_identifiers(made, adata.var),
+            sparse.csr_matrix(x.numpy()),
+            list(adata.var_names),
+            batch=covariates.batch_index.numpy(),
+        )
+        return Reference(made, {"n_obs": len(source), "n_runs": 1 + len(others)})
+
+    def _theta(self, fits: Sequence[LinearSCVI]) -> np.ndarray | None:
+        """Inverse dispersion of each gene in each fit, shape (n_fits, n_vars); None where the likelihood has none."""
+        if not self.module.likelihood.has_theta:
+            return None
+        some = np.arange(len(self.source))[:: max(1, len(self.source) // 1000)]
+        found = [fit.get_likelihood_parameters(indices=some)["dispersions"] for fit in fits]
+        return np.stack([np.atleast_2d(values).mean(axis=0) for values in found])
 
     @torch.inference_mode()
     @checked()

@@ -16,7 +16,7 @@ from ldvae.data import Split, split_cells
 from ldvae.devices import pick_device
 from ldvae.errors import InputError
 from ldvae.model import LinearSCVI
-from ldvae.programs import Programs, outliers
+from ldvae.programs import Programs, Reference, outliers
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +47,29 @@ class Sweep(NamedTuple):
         >>> programs.table["n_runs"].unique().tolist()
         [2]
         """
+        first, *others = self._kept(setting)
+        return first.get_programs(*others, config=config)
+
+    def get_reference(self, setting: str | None = None, config: ProgramsConfig | None = None) -> Reference:
+        """The programs of one setting with all that scoring other cells needs; see `LinearSCVI.get_reference`.
+
+        Parameters
+        ----------
+        setting, config
+            As for `get_programs`.
+
+        Examples
+        --------
+        Continues the example of `fit_sweep`.
+
+        >>> fits.get_reference().project(adata[:20]).scores.shape[0]
+        20
+        """
+        first, *others = self._kept(setting)
+        return first.get_reference(*others, config=config)
+
+    def _kept(self, setting: str | None) -> list[LinearSCVI]:
+        """Fits of a setting without those that lost a program."""
         settings = list(self.runs["setting"].unique())
         if setting is None and len(settings) > 1:
             raise InputError(f"The sweep has {len(settings)} settings: {', '.join(settings)}. Name one.")
@@ -58,8 +81,7 @@ class Sweep(NamedTuple):
         out = outliers(own["elbo_fitted"], own["elbo_fitted_se"])
         for run in own.index[out]:
             logger.warning("%s is left out: its ELBO is far from that of the other fits.", run)
-        first, *others = (self.models[run] for run in own.index[~out])
-        return first.get_programs(*others, config=config)
+        return [self.models[run] for run in own.index[~out]]
 
 
 def fit_sweep(

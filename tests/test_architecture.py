@@ -36,7 +36,7 @@ ALLOWED = {
     "backends": BASICS | {"module", "likelihoods", "data"},
     "module": BASICS | {"likelihoods", "data"},
     "likelihoods": {"errors"},
-    "programs": BASICS | {"methods"},
+    "programs": BASICS | {"methods", "features"},  # what is an identifier of a gene
     "markers": BASICS | {"methods"},
     "methods": set(),
     "results": BASICS | {"io"},

@@ -22,6 +22,7 @@ PUBLIC = {
     "simulate.simulate": simulate.simulate,
     "fit_sweep": sweep.fit_sweep,
     "Sweep.get_programs": sweep.Sweep.get_programs,
+    "Sweep.get_reference": sweep.Sweep.get_reference,
     "read_results": ldvae.read_results,
 }
 PUBLIC = {name: item for name, item in PUBLIC.items() if not name.split(".")[-1].startswith("_")}

@@ -56,6 +56,28 @@ def test_the_programs_that_fits_share_are_the_simulated_ones(adata, fits):
     assert (programs.table["n_runs_found"] >= 2).all()
 
 
+def test_a_reference_scores_other_cells_by_names_or_identifiers(adata, fits):
+    named = adata.copy()
+    named.var["gene_ids"] = [f"ENSG{g:011d}" for g in range(adata.n_vars)]
+    models = list(fits.models.values())
+    models[0].adata = named
+    try:
+        reference = models[0].get_reference(*models[1:])
+    finally:
+        models[0].adata = adata
+    programs = fits.get_programs()
+    other = named[::-1, 140::-1].copy()  # in another order, and without nine genes
+    other.var_names = [f"{name}.3" for name in other.var["gene_ids"]]
+    found = reference.project(other)
+    assert found.matched == "gene identifiers with the names of the data"
+    assert len(found.missing) == 9
+    for name in programs.scores:
+        assert abs(np.corrcoef(found.scores[name][::-1], programs.scores[name])[0, 1]) > 0.9
+    assert found.outside.mean() < 0.03
+    assert reference.frame.directions.shape == (adata.n_vars, 5)
+    assert fits.get_reference().frame.usual.shape == (101,)
+
+
 def test_a_single_model_gives_programs_and_says_what_they_lack(fits):
     programs = next(iter(fits.models.values())).get_programs()
     assert "Fit at least three seeds" in programs.warnings[0]

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 from scipy import sparse, special
 
 from ldvae.errors import InputError
+from ldvae.features import share_of_identifiers
 
 from .consensus import TINY, information, spread
 from .find import Programs, names_of
@@ -21,6 +22,8 @@ from .regression import regress_counts
 LEVEL_CELLS = 5000
 # Genes of a cell whose surprise is averaged: a foreign type has some dozens of its own, an ambient gene is one.
 N_SURPRISING = 30
+# Cells of the programs' own data on which it is measured how well the programs explain them.
+CELLS_JUDGED = 500
 # A gene of one rare type has a theta near zero, under which no count of it surprises.
 LEAST_THETA = 2.0
 
@@ -221,6 +224,14 @@ def calibrate(
     """
     misfit = project(frame, counts, genes, batch=batch).misfit
     return frame._replace(usual=np.quantile(misfit, np.linspace(0, 1, 101)))
+
+
+def with_identifiers(frame: Frame, var: pd.DataFrame) -> Frame:
+    """The frame with the identifiers of its genes, where a column of var has them; indexed by gene."""
+    for column in var:
+        if var[column].notna().any() and share_of_identifiers(var[column].dropna()) > 0.5:
+            return frame._replace(ids=var[column].astype(str).reindex(frame.genes).fillna("").to_numpy(dtype=np.str_))
+    return frame
 
 
 def _limit(usual: np.ndarray) -> float:

@@ -13,7 +13,6 @@ from scipy import sparse
 
 from ldvae import results as layout
 from ldvae.config import ProgramsConfig, RotationConfig
-from ldvae.features import share_of_identifiers
 from ldvae.io import atomic, read_gmt, read_h5ad, thinned, write_json, write_table
 from ldvae.methods import Sentence
 from ldvae.names import find_own
@@ -39,11 +38,10 @@ from ldvae.programs.donors import methods as methods_of_donors
 from ldvae.programs.effects import methods as methods_of_effects
 from ldvae.programs.evidence import methods as methods_of_evidence
 from ldvae.programs.find import methods as methods_of_consensus
+from ldvae.programs.projection import CELLS_JUDGED, with_identifiers
 from ldvae.steps.select import find, read_factors, read_programs
 
 logger = logging.getLogger(__name__)
-
-CELLS_JUDGED = 500  # on which it is measured how well the programs explain their own cells
 
 
 def programs(*, results: Path, config: ProgramsConfig = ProgramsConfig()) -> None:
@@ -191,13 +189,8 @@ def judged(model: Frame, counts: Path, batch_key: str) -> Frame:
     rows = thinned(np.arange(data.n_obs), CELLS_JUDGED)
     x, var, obs = sparse.csr_matrix(data.X[rows]), data.var, data.obs.iloc[rows]
     data.file.close()
-    for column in var:
-        if share_of_identifiers(var[column].dropna()) > 0.5 and var[column].notna().any():
-            ids = var[column].astype(str)
-            model = model._replace(ids=ids.reindex(model.genes).fillna("").to_numpy(dtype=np.str_))
-            break
     batch = obs[batch_key].to_numpy() if batch_key in obs else None
-    return calibrate(model, x, list(var.index), batch=batch)
+    return calibrate(with_identifiers(model, var), x, list(var.index), batch=batch)
 
 
 def write_model(model: Frame, path: Path) -> None:

@@ -1,18 +1,21 @@
 """Programs of several datasets against the truth, other methods, and real donors; the numbers are in docs/programs.md.
 
-python tests/benchmarks/across.py cohorts --first 10 --draws 5 [--cnmf cnmf]
+python tests/benchmarks/across.py cohorts --first 10 --draws 5 [--cnmf /path/to/bin/python]
 python tests/benchmarks/across.py kang ../shared/data/kang2018_stim_ctrl.h5ad --seeds 3
 python tests/benchmarks/across.py outside ../shared/data [--starcat]
 
 A cohort has 8 samples; 6 programs are shared (3 identities, 3 activities) and each sample has 2 of its own. Samples
 differ in composition, in the level of every gene (batch effects) and in depth; each shared identity is missing from a
-quarter of the samples. --cnmf names the command of a cNMF installed elsewhere (pip install cnmf); --starcat needs
+quarter of the samples. --cnmf names the Python of an environment with cNMF (pip install cnmf); --starcat needs
 starCAT beside ldvae (pip install starcatpy).
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import subprocess
 import tempfile
 import time
 from collections.abc import Mapping
@@ -23,7 +26,6 @@ import numpy as np
 import pandas as pd
 import scanpy as sc
 from anndata import AnnData
-from programs import run_cnmf
 from scipy import sparse
 from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import AgglomerativeClustering
@@ -49,7 +51,8 @@ def main() -> None:
     cohorts.add_argument("--seeds", type=int, default=2)
     cohorts.add_argument("--cells", type=int, default=700)
     cohorts.add_argument("--epochs", type=int, default=120)
-    cohorts.add_argument("--cnmf")
+    cohorts.add_argument("--cnmf", help="Python of an environment with cnmf")
+    cohorts.add_argument("--only", choices=["ldvae", "cnmf"], help="one of the two alone; rows of the other are kept")
     cohorts.add_argument("--rows", type=Path, help="add the rows to those of this file (tsv), and summarise all")
     kang = verbs.add_parser("kang")
     kang.add_argument("counts", type=Path)
@@ -128,63 +131,100 @@ def fitted(adata: AnnData, seeds: int, epochs: int | None, factors: int = 12) ->
         model=ModelConfig(n_latent=factors),
         train=TrainConfig(max_epochs=epochs),
     )
-    found = fits.get_programs()
-    theta = [np.ravel(m.get_likelihood_parameters(indices=[0])["dispersions"]) for m in fits.models.values()]
-    return Fitted(found, gp.frame(found, np.ravel(adata.X.mean(axis=0)), np.stack(theta)))
+    return Fitted(fits.get_programs(), fits.get_reference().frame)
 
 
 Table = tuple[np.ndarray, list[tuple[str, str]]]  # weighted loadings, genes by programs; (dataset, program) of each
 
 
 def run_cohorts(
-    first: int, draws: int, seeds: int, cells: int, epochs: int, cnmf: str | None, rows: Path | None
+    first: int,
+    draws: int,
+    seeds: int,
+    cells: int,
+    epochs: int,
+    cnmf: str | None,
+    only: str | None,
+    rows: Path | None,
 ) -> None:
     """Shared programs found in the samples that have them, and private ones that stay alone, by method."""
     found_rows = pd.read_csv(rows, sep="\t").to_dict("records") if rows and rows.exists() else []
     for draw in range(first, first + draws):
         samples = cohort(draw, cells)
-        started = time.perf_counter()
-        fits = {name: fitted(sample.adata, seeds, epochs) for name, sample in samples.items()}
-        seconds = time.perf_counter() - started
-        frames = {name: fit.frame for name, fit in fits.items()}
-        weight = np.sqrt(np.mean([frame.weight**2 for frame in frames.values()], axis=0))
-        mean = np.mean([np.exp(frame.offset) for frame in frames.values()], axis=0)
-        truth = {name: gp.gauge(sample.truth, mean).mul(weight, axis=0) for name, sample in samples.items()}
-        loadings = {name: gp.gauge(gp.loadings_of(frame), mean) for name, frame in frames.items()}
-        own = table_of({name: table.mul(weight, axis=0) for name, table in loadings.items()})
-        started = time.perf_counter()
-        found = gp.meta_programs(frames)
-        compared = time.perf_counter() - started
-        groups = {
-            "ldvae across": {
-                str(meta): Group(found.weighted[meta].to_numpy(), set(row["datasets"].split(", ")))
-                for meta, row in found.table.iterrows()
-            }
-        }
-        groups["ldvae, linkage"] = grouped(own, by_linkage(own))
-        groups["ldvae, silhouette"] = grouped(own, by_silhouette(own))
-        for method, assigned in groups.items():
-            row = {"draw": draw, "method": method, "seconds": seconds + compared * (method == "ldvae across")}
-            found_rows.append(row | judged(own, truth, assigned))
-        if cnmf:
-            started = time.perf_counter()
-            spectra = {}
-            for name, sample in samples.items():
-                k = sample.truth.shape[1] + 1  # one more: the cells without an identity
-                spectrum = run_cnmf(cnmf, sample.adata, [k], 20, 0).get(k)
-                if spectrum is not None:
-                    names = [f"N{i + 1}" for i in range(spectrum.score.shape[1])]
-                    score = spectrum.score - spectrum.score.mean(axis=0)
-                    spectra[name] = pd.DataFrame(score, sample.adata.var_names, names)
-            seconds, other = time.perf_counter() - started, table_of(spectra)
-            plain = {name: sample.truth - sample.truth.mean() for name, sample in samples.items()}
-            for method, labels in (("linkage", by_linkage(other)), ("silhouette", by_silhouette(other))):
-                row = {"draw": draw, "method": f"cNMF, {method}", "seconds": seconds}
-                found_rows.append(row | judged(other, plain, grouped(other, labels)))
+        if only != "cnmf":
+            found_rows += judged_ldvae(draw, samples, seeds, epochs)
+        if cnmf and only != "ldvae":
+            found_rows += judged_cnmf(draw, samples, cnmf)
         print(pd.DataFrame([r for r in found_rows if r["draw"] == draw]).round(3).to_string(index=False), flush=True)
         if rows:
             pd.DataFrame(found_rows).to_csv(rows, sep="\t", index=False)
     print(pd.DataFrame(found_rows).drop(columns="draw").groupby("method").agg(["mean", "min"]).round(3).to_string())
+
+
+def judged_ldvae(draw: int, samples: Mapping[str, Sample], seeds: int, epochs: int) -> list[dict[str, object]]:
+    """Programs of each sample, put together by ldvae and by the two clusterings."""
+    started = time.perf_counter()
+    frames = {name: fitted(sample.adata, seeds, epochs).frame for name, sample in samples.items()}
+    found = gp.meta_programs(frames)
+    seconds = time.perf_counter() - started
+    weight = np.sqrt(np.mean([frame.weight**2 for frame in frames.values()], axis=0))
+    mean = np.mean([np.exp(frame.offset) for frame in frames.values()], axis=0)
+    truth = {name: gp.gauge(sample.truth, mean).mul(weight, axis=0) for name, sample in samples.items()}
+    loadings = {name: gp.gauge(gp.loadings_of(frame), mean) for name, frame in frames.items()}
+    own = table_of({name: table.mul(weight, axis=0) for name, table in loadings.items()})
+    across = {
+        str(meta): Group(found.weighted[meta].to_numpy(), set(row["datasets"].split(", ")))
+        for meta, row in found.table.iterrows()
+    }
+    groups = {
+        "ldvae across": across,
+        "ldvae, linkage": grouped(own, by_linkage(own)),
+        "ldvae, silhouette": grouped(own, by_silhouette(own)),
+    }
+    return [
+        {"draw": draw, "method": method, "seconds": seconds} | judged(own, truth, assigned)
+        for method, assigned in groups.items()
+    ]
+
+
+CNMF = """
+import json, sys
+from cnmf import cNMF
+folder, n_genes, ks = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
+for name, k in ks.items():
+    run = cNMF(output_dir=folder, name=name)
+    run.prepare(f"{folder}/{name}.h5ad", components=[k], n_iter=20, seed=0, num_highvar_genes=n_genes)
+    run.factorize()
+    run.combine()
+    try:
+        run.consensus(k, density_threshold=0.1, show_clustering=False)
+    except Exception as error:  # its filter left too few spectra
+        print(name, error)
+"""
+
+
+def judged_cnmf(draw: int, samples: Mapping[str, Sample], python: str) -> list[dict[str, object]]:
+    """Programs of cNMF, of as many components as each sample truly has and one, put together by two clusterings."""
+    started, spectra = time.perf_counter(), {}
+    # One more than the programs: the cells without an identity.
+    ks = {name: sample.truth.shape[1] + 1 for name, sample in samples.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, sample in samples.items():
+            sample.adata.write_h5ad(f"{folder}/{name}.h5ad")
+        call = [python, "-W", "ignore", "-c", CNMF, folder, str(N_GENES), json.dumps(ks)]
+        environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        subprocess.run(call, check=True, capture_output=True, env=environment)
+        for name, sample in samples.items():
+            path = Path(folder) / f"{name}/{name}.gene_spectra_score.k_{ks[name]}.dt_0_1.txt"
+            if path.exists():
+                score = pd.read_csv(path, sep="\t", index_col=0).T.reindex(sample.adata.var_names).fillna(0)
+                spectra[name] = score - score.mean()
+    seconds, table = time.perf_counter() - started, table_of(spectra)
+    truth = {name: sample.truth - sample.truth.mean() for name, sample in samples.items()}
+    return [
+        {"draw": draw, "method": f"cNMF, {method}", "seconds": seconds} | judged(table, truth, grouped(table, labels))
+        for method, labels in (("linkage", by_linkage(table)), ("silhouette", by_silhouette(table)))
+    ]
 
 
 def table_of(tables: Mapping[str, pd.DataFrame]) -> Table:
@@ -345,7 +385,6 @@ def run_outside(data: Path, seeds: int, epochs: int | None, starcat: bool) -> No
     kang = read_input([data / "kang2018_stim_ctrl.h5ad"])
     kang = variable(kang, 2000)
     found, frame = fitted(kang, seeds, epochs, 14)
-    frame = gp.calibrate(frame, kang.X[:: max(1, kang.n_obs // 500)], list(kang.var_names))
     folder = data / "pbmc3k_10x_mtx"
     other = sc.read_10x_mtx(folder / "filtered_gene_bc_matrices" / "hg19")
     other.var_names_make_unique()
