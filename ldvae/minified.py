@@ -23,7 +23,7 @@ from ldvae.data import (
     minified_type,
     read_covariates,
 )
-from ldvae.errors import InputError
+from ldvae.errors import InputError, MissingKeyError
 from ldvae.module import LDVAE, Posterior
 from ldvae.posterior import Cells
 from ldvae.storage import weights_hash
@@ -31,6 +31,8 @@ from ldvae.storage import weights_hash
 logger = logging.getLogger(__name__)
 
 MINIFIED_BY_KEY = "_ldvae_minified_by"  # in adata.uns: hash of the weights of the model that encoded the cells
+
+USUAL_KEYS = ("X_latent_qzm", "X_latent_qzv")  # in adata.obsm, as in scvi-tools: mean and variance of q(z)
 
 
 class Minified(NamedTuple):
@@ -83,7 +85,13 @@ def read_minified(adata: AnnData, registry: Registry) -> tuple[Minified, Covaria
 
 
 def given_posterior(adata: AnnData, cells: Cells, mean_key: str, variance_key: str) -> Minified:
-    """The posterior of cells, that of z as obsm has it under these keys if it does."""
+    """The posterior of cells, that of z as obsm has it under these keys if it does and if it is this model's."""
+    for key, usual in zip((mean_key, variance_key), USUAL_KEYS, strict=True):
+        if key != usual and key not in adata.obsm:
+            raise MissingKeyError(
+                f"{key} not found in adata.obsm. It has {', '.join(adata.obsm) or 'nothing'}. Leave the argument out, "
+                "and the posterior is computed."
+            )
     z = [cells.q.z_mean.numpy(), cells.q.z_var.numpy()]
     if mean_key in adata.obsm and variance_key in adata.obsm:
         given = [np.asarray(adata.obsm[key], dtype=np.float32) for key in (mean_key, variance_key)]
@@ -93,6 +101,14 @@ def given_posterior(adata: AnnData, cells: Cells, mean_key: str, variance_key: s
                 f"variance (above zero) of {z[0].shape[0]} cells by {z[0].shape[1]} factors; found the shapes "
                 f"{given[0].shape} and {given[1].shape}. Remove them to have them computed."
             )
+        if not all(np.allclose(own, of_obsm, rtol=0.01, atol=0.01) for own, of_obsm in zip(z, given, strict=True)):
+            told = (
+                f"adata.obsm[{mean_key!r}] and [{variance_key!r}] are not what this model says of the cells: another "
+                "model made them, this one was trained further since, or the cells have changed."
+            )
+            if (mean_key, variance_key) == USUAL_KEYS:  # nobody has asked for these
+                raise InputError(f"{told} Remove them to have them computed, or name their keys to use them.")
+            warnings.warn(f"{told} They are used, as you name them.", UserWarning, stacklevel=4)
         z = given
     return Minified(*z, *(None if values is None else values.numpy() for values in (cells.q.l_mean, cells.q.l_var)))
 

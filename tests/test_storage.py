@@ -285,10 +285,23 @@ def test_minified_data_with_counts_still_train(model):
 def test_minification_takes_the_latent_space_that_it_is_told(model):
     mean, variance = model.get_latent_representation(return_dist=True)
     model.adata.obsm["X_mine"], model.adata.obsm["X_mine_var"] = mean + 1, variance
-    model.minify_adata(use_latent_qzm_key="X_mine", use_latent_qzv_key="X_mine_var")
+    with pytest.warns(UserWarning, match="are not what this model says of the cells"):
+        model.minify_adata(use_latent_qzm_key="X_mine", use_latent_qzv_key="X_mine_var")
     np.testing.assert_array_equal(model.get_latent_representation(), mean + 1)
     with pytest.raises(InputError, match="minified already"):
         model.minify_adata()
+
+
+def test_the_latent_space_of_another_model_in_obsm_is_not_kept_for_this_ones(model):
+    mean, variance = model.get_latent_representation(return_dist=True)
+    model.adata.obsm["X_latent_qzm"], model.adata.obsm["X_latent_qzv"] = mean[::-1], variance[::-1]
+    with pytest.raises(InputError, match="another model made them"):
+        model.minify_adata()
+    with pytest.raises(KeyError, match=r"X_mine not found in adata\.obsm"):
+        model.minify_adata(use_latent_qzm_key="X_mine")
+    model.adata.obsm["X_latent_qzm"], model.adata.obsm["X_latent_qzv"] = mean, variance
+    model.minify_adata()
+    np.testing.assert_array_equal(model.get_latent_representation(), mean)
 
 
 def test_an_unknown_kind_of_minification_is_refused(model):
