@@ -15,6 +15,8 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from ldvae import results as layout
+
 ROOT = Path(__file__).parents[2]
 # Another version of Snakemake, in an environment that may lack ldvae.
 PYTHON = os.environ.get("SNAKEMAKE_PYTHON", sys.executable)
@@ -63,6 +65,35 @@ class Workplace:
         """All files below the folder but Snakemake's own."""
         paths = (path.relative_to(self.folder) for path in self.folder.rglob("*") if path.is_file())
         return {str(path) for path in paths if path.parts[0] != ".snakemake"}
+
+
+QUICK = """#!/bin/bash
+# ldvae, with stubs for the files that a verb writes.
+verb=$1
+while [ $# -gt 0 ]; do
+    case $1 in
+        --results) results=$2 ;;
+        --run | --name) name=$2 ;;
+    esac
+    shift
+done
+while IFS= read -r file; do
+    file=$results/${{file//@NAME@/$name}}
+    mkdir -p "${{file%/*}}"
+    echo "{{}}" > "$file"
+done < "{folder}/$verb.txt"
+"""
+
+
+def quick_stubs(folder: Path) -> dict[str, str]:
+    """An environment in which `ldvae` is a script of the shell that writes stubs; `ldvae --stub` starts Python."""
+    folder.mkdir(exist_ok=True)
+    for verb in {file.writer for file in layout.FILES}:
+        paths = [path.format(projection="@NAME@") for path in layout.layout([verb], ["@NAME@"])]
+        (folder / f"{verb}.txt").write_text("".join(f"{path}\n" for path in paths))
+    (folder / "ldvae").write_text(QUICK.format(folder=folder))
+    (folder / "ldvae").chmod(0o755)
+    return {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
 
 
 def write_counts(path: Path) -> Path:

@@ -87,9 +87,12 @@ onerror:
 
 def image(kind):
     """The image of `--sdm apptainer`: what LDVAE_IMAGE names, else the file that containers/README.md makes."""
-    folder = Path(workflow.basedir).parent / "containers"
+    folder = (SOURCE or Path.cwd()) / "containers"
+    if re.search(r"\s", str(folder)):  # Snakemake refuses it, but not from here
+        folder = Path(os.path.relpath(folder))
     made = [folder / f"ldvae-{name}.sif" for name in (kind, "cpu")]
-    return os.environ.get("LDVAE_IMAGE") or str(next((path for path in made if path.exists()), made[-1]))
+    path = str(next((path for path in made if path.exists()), made[-1]))
+    return os.environ.get("LDVAE_IMAGE") or re.sub(r"\s", "_", path)  # of an image that cannot be named, none is there
 
 
 def options(section):

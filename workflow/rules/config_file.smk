@@ -8,8 +8,6 @@ from snakemake.exceptions import WorkflowError
 
 # An `ldvae` that is installed beside Snakemake is found without its environment being active.
 os.environ.update(PATH=os.pathsep.join([*os.get_exec_path(), str(Path(sys.executable).parent)]))
-# In a clone, Snakemake may run in an environment of its own: the rules need nothing of ldvae but its config.
-sys.path.append(str(Path(workflow.basedir).parent))
 
 from ldvae.config import load_config
 from ldvae.errors import InputError

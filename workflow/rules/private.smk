@@ -35,6 +35,27 @@ if isinstance(getattr(Job, "restart_times", None), property) and not hasattr(Job
     Job.ldvae_asked = True
 
 
+def source_for_pip():
+    """What pip installs this very version of ldvae from: its clone, its tag of a repository, or its release."""
+    if SOURCE is None:
+        here = workflow.current_basedir
+        repository = getattr(here, "repo_path", None) or getattr(here, "repo", None)
+        address = (
+            f"file://{repository}"
+            if hasattr(here, "repo_path")
+            else f"https://{getattr(here, 'host', '')}/{repository}"
+        )
+        return f"git+{address}@{here.ref}" if repository else ""
+    if (SOURCE / "pyproject.toml").exists():
+        return str(SOURCE)
+    releases = [path.name for path in SOURCE.parent.glob("ldvae-*.dist-info")]
+    return releases[0].removesuffix(".dist-info").replace("-", "==") if len(releases) == 1 else ""
+
+
+# The scripts in envs/ read it.
+os.environ["LDVAE_SOURCE"] = source_for_pip()
+
+
 def quiet_about_rules():
     """Whether --quiet leaves out the blocks of text on each job, but not everything."""
     quiet = getattr(getattr(workflow, "output_settings", None), "quiet", None) or set()

@@ -1,0 +1,121 @@
+"""The workflow as a module of another one: from a clone, from an installed package and from a tag.
+
+Snakemake runs as in an environment with nothing but its own packages, without ldvae.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+
+import pytest
+from workplace import ROOT, quick_stubs
+
+pytestmark = pytest.mark.thorough
+
+# Snakemake's own packages alone. Of ldvae, only what the workflow brings itself.
+BARE = """
+import runpy
+import sys
+
+class NotInstalled:
+    def find_spec(self, name, path=None, target=None):
+        package = name.partition(".")[0]
+        if package == "ldvae":
+            for finder in sys.meta_path:
+                if type(finder).__name__ == "LdvaeOfSource" and (spec := finder.find_spec(name)):
+                    return spec
+        if package in ("ldvae", "torch", "anndata", "h5py", "numba", "scipy", "scanpy"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, NotInstalled())
+runpy.run_module("snakemake", run_name="__main__", alter_sys=True)
+"""
+SNAKEFILE = """
+rule all:
+    input:
+        "summary.txt",
+
+rule prepare:
+    output:
+        "prepared/counts.h5ad",
+    shell:
+        "mkdir -p prepared && echo counts >{output}"
+
+module ldvae:
+    snakefile:
+        "ORIGIN"
+    config:
+        {"outdir": "programs", "datasets": {"mine": "prepared/counts.h5ad"}, "sweep": {"seeds": [0]}}
+
+use rule * from ldvae as mine_*
+
+rule summary:
+    input:
+        "programs/results/mine/programs/programs.tsv",
+        "programs/results/mine/report.html",
+        "programs/results/index.html",
+    output:
+        "summary.txt",
+    shell:
+        "wc -l {input} >{output}; echo $LDVAE_SOURCE >>{output}"
+"""
+LIBRARY = shutil.ignore_patterns("__pycache__", ".snakemake")
+
+
+def clone(folder):
+    return ROOT / "workflow" / "Snakefile", str(ROOT)
+
+
+def package(folder):
+    """The files as the wheel has them, in the site-packages of another environment."""
+    inside = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    shutil.copytree(ROOT / "ldvae", folder / "ldvae", ignore=LIBRARY)
+    for source, place in inside["force-include"].items():
+        shutil.copytree(ROOT / source, folder / place, ignore=LIBRARY)
+    (folder / "ldvae-1.2.3.dist-info").mkdir()
+    return folder / "ldvae" / "workflow" / "Snakefile", "ldvae==1.2.3"
+
+
+def tag(folder):
+    for name in ("ldvae", "workflow", "envs"):
+        shutil.copytree(ROOT / name, folder / name, ignore=LIBRARY)
+    git = ["git", "-C", folder, "-c", "user.name=x", "-c", "user.email=x@localhost", "-c", "commit.gpgsign=false"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "All"], ["tag", "v1.2.3"]):
+        subprocess.run([*git, *command], check=True)
+    shutil.rmtree(folder / "workflow")
+    return f"git+file://{folder}/workflow/Snakefile@v1.2.3", f"git+file://{folder}@v1.2.3"
+
+
+@pytest.mark.parametrize("origin", [clone, package, tag])
+def test_a_module_with_a_prefix_runs_to_the_report(tmp_path, origin):
+    (tmp_path / "origin").mkdir()
+    snakefile, for_pip = origin(tmp_path / "origin")
+    place = tmp_path / "my work"
+    place.mkdir()
+    (place / "Snakefile").write_text(SNAKEFILE.replace("ORIGIN", str(snakefile)))
+    (tmp_path / "bare.py").write_text(BARE)
+    environment = quick_stubs(tmp_path / "bin")
+    environment.pop("PYTHONPATH", None)
+
+    def snakemake(*arguments):
+        command = [sys.executable, tmp_path / "bare.py", "--cores", "2", *arguments]
+        done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    snakemake()
+    assert {path.name for path in place.iterdir()} == {
+        ".snakemake",
+        "Snakefile",
+        "prepared",
+        "programs",
+        "summary.txt",
+    }
+    assert (place / "summary.txt").read_text().splitlines()[-1] == for_pip
+    assert "Nothing to be done" in snakemake()
+    planned = snakemake("--dry-run", "--forcerun", "mine_select")
+    rules = set(re.findall(r"^(?:local)?rule (\w+):", planned, re.M))
+    assert {"mine_select", "mine_programs", "mine_annotate", "mine_report", "mine_index", "summary"} <= rules
+    assert "mine_train" not in rules
