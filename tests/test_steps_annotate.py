@@ -18,7 +18,7 @@ from ldvae.config import AnnotateConfig
 from ldvae.errors import InputError
 from ldvae.io import write_table
 from ldvae.neighbors import add_neighbors
-from ldvae.steps.annotate import add_embedding, annotate
+from ldvae.steps.annotate import add_embedding, annotate, methods
 
 pytestmark = pytest.mark.thorough
 
@@ -73,6 +73,29 @@ def test_factors_of_the_best_run_and_programs_are_aligned_by_name(annotated: Ann
     pd.testing.assert_frame_equal(annotated.varm["program_loadings"], loadings, check_names=False)
     assert annotated.uns["ldvae"]["run"] == "k3-s0-aaaaaa"
     assert list(annotated.uns["ldvae"]["programs"]) == ["P1", "P2"]
+
+
+def test_of_many_cells_a_sample_is_embedded_and_the_others_are_placed_in_it(inputs: Path, tmp_path: Path) -> None:
+    shutil.copytree(inputs, tmp_path / "r")
+    config = AnnotateConfig(resolution=0.5, n_neighbors=10).model_copy(update={"max_cells": 60})
+    annotate(results=tmp_path / "r", config=config)
+    adata = anndata.read_h5ad(tmp_path / "r" / "annotated.h5ad")
+    rows = adata.uns["ldvae"]["embedded"]
+    assert len(set(rows)) == 60
+    pairs = pd.crosstab(adata.obs["type"], adata.obs["leiden"])
+    assert ((pairs > 0).sum(axis=0) == 1).all()
+    others = np.setdiff1d(np.arange(90), rows)
+    for cloud in "abc":
+        own = adata.obs["type"].to_numpy() == cloud
+        sampled, placed = (adata.obsm["X_umap"][own & np.isin(np.arange(90), part)] for part in (rows, others))
+        assert (placed >= sampled.min(axis=0)).all()
+        assert (placed <= sampled.max(axis=0)).all()
+    assert "neighbors" not in adata.uns
+    assert "connectivities" not in adata.obsp
+    (sentence,) = methods(config.model_dump(), True, 90)
+    assert "both are of a random sample of 60 cells" in sentence.text
+    (sentence,) = methods(config.model_dump(), True, 60)
+    assert "sample" not in sentence.text
 
 
 def test_clusters_are_the_clouds(annotated: AnnData) -> None:

@@ -678,6 +678,12 @@ class AnnotateConfig(Options):
     normalized_layer: bool = Field(
         False, description="Add the expected expression (px_scale) as the dense layer ldvae_normalized."
     )
+    max_cells: int = Field(
+        200_000,
+        ge=1000,
+        description="Maximum number of cells in UMAP and clustering: of more, a random sample, and each other cell is "
+        "placed among its nearest neighbors in the sample.",
+    )
     seed: Seed = Field(0, description="Seed of UMAP and Leiden.")
 
 

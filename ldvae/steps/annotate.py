@@ -8,10 +8,11 @@ import warnings
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 
 from ldvae import results as layout
 from ldvae.config import AnnotateConfig
@@ -21,10 +22,9 @@ from ldvae.methods import Sentence
 from ldvae.names import find_own, own_name
 from ldvae.neighbors import add_neighbors
 
-if TYPE_CHECKING:
-    from anndata import AnnData
-
 logger = logging.getLogger(__name__)
+
+CELLS_PLACED = 20_000  # at once
 
 
 def annotate(*, results: Path, config: AnnotateConfig = AnnotateConfig()) -> None:
@@ -49,7 +49,7 @@ def annotate(*, results: Path, config: AnnotateConfig = AnnotateConfig()) -> Non
         warnings.simplefilter("ignore")
         scanpy.pp.normalize_total(adata)
         scanpy.pp.log1p(adata)
-    add_embedding(adata, config)
+    embedded = add_embedding(adata, config)
     adata.uns["ldvae"] = {
         "version": metadata.version("ldvae"),
         "run": run,
@@ -58,6 +58,8 @@ def annotate(*, results: Path, config: AnnotateConfig = AnnotateConfig()) -> Non
         "setup": adata.uns.pop("ldvae_setup", {}),
         "settings": json.dumps(config.model_dump()),
     }
+    if embedded is not None:
+        adata.uns["ldvae"]["embedded"] = embedded
     with atomic(layout.ANNOTATED.at(results)) as temporary:
         adata.write_h5ad(temporary, compression="gzip")
 
@@ -126,8 +128,68 @@ def add_programs(adata: AnnData, results: Path) -> list[str]:
     return list(values)
 
 
-def add_embedding(adata: AnnData, config: AnnotateConfig) -> None:
-    """Add neighbours in the latent space, and from them UMAP and Leiden clusters."""
+def add_embedding(adata: AnnData, config: AnnotateConfig) -> np.ndarray | None:
+    """Add neighbours in the latent space, and from them UMAP and Leiden clusters.
+
+    Of more cells than `config.max_cells`, a random sample gets its own neighbours, UMAP and clusters; every other cell
+    gets the mean position of its nearest cells in the sample, the closer ones counting more, and the cluster that most
+    of them are in. Neighbours are then not kept. Returned are the rows of the sample, ascending; None for all cells.
+    """
+    if adata.n_obs <= config.max_cells:
+        embed(adata, config)
+        return None
+    rows = np.sort(np.random.default_rng(config.seed).choice(adata.n_obs, config.max_cells, replace=False))
+    logger.info("UMAP and clusters are of %d of %d cells; the others are placed among them.", len(rows), adata.n_obs)
+    latent = adata.obsm[find_own("X_ldvae", adata.obsm)]
+    sample = AnnData(obs=pd.DataFrame(index=adata.obs_names[rows]), obsm={"X_ldvae": latent[rows]})
+    embed(sample, config)
+    positions, clusters = placed(latent, rows, sample.obsm["X_umap"], sample.obs["leiden"].cat.codes, config)
+    names = sample.obs["leiden"].cat.categories
+    taken = "X_umap" in adata.obsm or "umap" in adata.uns
+    adata.obsm["X_umap_ldvae" if taken else "X_umap"] = positions
+    adata.obs[own_name("leiden", [*adata.obs, *adata.uns])] = pd.Categorical.from_codes(clusters, names)
+    return rows
+
+
+def placed(
+    latent: np.ndarray, rows: np.ndarray, positions: np.ndarray, clusters: pd.Series, config: AnnotateConfig
+) -> tuple[np.ndarray, np.ndarray]:
+    """Positions and clusters of all cells, from those of a sample; the cells of the sample keep their own.
+
+    Parameters
+    ----------
+    latent
+        Of all cells, shape (n_obs, n_latent).
+    rows
+        Cells of the sample.
+    positions, clusters
+        Of the sample: UMAP, and the number of the cluster.
+    config
+        Number of neighbours.
+    """
+    from sklearn.neighbors import NearestNeighbors
+
+    search = NearestNeighbors(n_neighbors=config.n_neighbors).fit(latent[rows])
+    onto = np.empty((len(latent), positions.shape[1]), np.float32)
+    into = np.empty(len(latent), np.int64)
+    onto[rows], into[rows] = positions, clusters
+    others = np.setdiff1d(np.arange(len(latent)), rows)
+    n_clusters = int(clusters.max()) + 1
+    for start in range(0, len(others), CELLS_PLACED):
+        own = others[start : start + CELLS_PLACED]
+        distance, nearest = search.kneighbors(latent[own])
+        weight = 1 / np.maximum(distance, 1e-12)
+        weight /= weight.sum(axis=1, keepdims=True)
+        onto[own] = (positions[nearest] * weight[:, :, None]).sum(axis=1)
+        members = clusters.to_numpy()[nearest]
+        share = np.zeros((len(own), n_clusters))
+        np.add.at(share, (np.arange(len(own))[:, None], members), weight)
+        into[own] = share.argmax(axis=1)
+    return onto, into
+
+
+def embed(adata: AnnData, config: AnnotateConfig) -> None:
+    """Add neighbours, UMAP and Leiden clusters of all cells."""
     import scanpy
 
     n_neighbors = min(config.n_neighbors, adata.n_obs - 1)
@@ -176,7 +238,7 @@ REFERENCES = {
 }
 
 
-def methods(settings: dict[str, Any], clustered: bool) -> Iterator[Sentence]:
+def methods(settings: dict[str, Any], clustered: bool, n_obs: int) -> Iterator[Sentence]:
     """How cells are shown and grouped, from the options that annotated.h5ad keeps."""
     neighbors = f" (the {settings['n_neighbors']} nearest cells)" if "n_neighbors" in settings else ""
     text = f"Cells are shown by UMAP [@umap] of the latent space{neighbors}"
@@ -185,4 +247,9 @@ def methods(settings: dict[str, Any], clustered: bool) -> Iterator[Sentence]:
         resolution = f" at resolution {settings['resolution']:g}" if "resolution" in settings else ""
         text += f" and grouped by Leiden clustering [@leiden]{resolution}"
         tools.append("scanpy.tl.leiden")
+    if n_obs > (most := settings.get("max_cells", n_obs)):
+        text += (
+            f"; both are of a random sample of {most:,} cells, and each other cell was placed at the weighted mean of "
+            "its nearest cells in the sample" + (", in the cluster of most of them" if clustered else "")
+        )
     yield Sentence(text + ".", REFERENCES, tuple(tools))

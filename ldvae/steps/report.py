@@ -88,7 +88,7 @@ def report(*, results: Path, benchmarks: Path | None = None, config: ReportConfi
         ],
         methods_of_programs(programs_summary, len(programs), sorted(enriched["library"].astype(str).unique())),
         [
-            *methods_of_cells(cells["settings"], find_own("leiden", cells["obs"]) in cells["obs"]),
+            *methods_of_cells(cells["settings"], find_own("leiden", cells["obs"]) in cells["obs"], len(cells["obs"])),
             *(methods_of_contrasts(de_summary.get("settings", {}), contrasts, choice["run"]) if len(contrasts) else ()),
             *methods_of_engine(benchmarks is not None and bool(_read_benchmarks(benchmarks, dataset))),
         ],

@@ -221,7 +221,7 @@ def commands(atlas: Path, results: Path, threads: int) -> dict[str, list[str]]:
     """Each verb of the workflow, as a person would call it."""
     contrasts = json.dumps([{"column": "condition", "group1": "stim", "within": "cell_type"}, {"column": "cell_type"}])
     options = {
-        "qc": ["--input", str(atlas), "--batch-key", "donor", "--labels-key", "cell_type"],
+        "qc": ["--input", str(atlas), "--batch-key", "donor", "--labels-key", "cell_type", "--threads", str(threads)],
         "setup": ["--batch-key", "donor", "--labels-key", "cell_type"],
         **{
             f"train {i}": ["--seed", str(i), "--max-epochs", str(EPOCHS), "--threads", str(threads)]
