@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -20,6 +20,7 @@ from scipy import sparse
 
 from ldvae.config import QcConfig
 from ldvae.io import ChunkedCounts, atomic
+from ldvae.methods import Sentence
 
 logger = logging.getLogger(__name__)
 
@@ -195,3 +196,21 @@ def version() -> str:
     from importlib import metadata
 
     return metadata.version("scanpy")
+
+
+# What the methods section says
+
+REFERENCES = {
+    "scrublet": "Wolock SL, Lopez R, Klein AM. Scrublet: computational identification of cell doublets in single-cell "
+    "transcriptomic data. Cell Systems 8, 281–291 (2019). doi:10.1016/j.cels.2018.11.005",
+}
+
+
+def methods(summary: dict[str, Any]) -> Iterator[Sentence]:
+    """How doublets were treated, from qc/summary.json; nothing where none were sought."""
+    doublets = summary.get("doublets") or {}
+    if doublets.get("mode") in ("annotate", "filter"):
+        where = " in each batch" if len(summary.get("per_batch", {})) > 1 else ""
+        done = "removed" if doublets["mode"] == "filter" else "marked but kept"
+        text = f"Doublets were predicted with Scrublet [@scrublet]{where} and {done}"
+        yield Sentence(f"{text} ({doublets.get('n_predicted', 0):,} cells).", REFERENCES, ("scanpy.pp.scrublet",))

@@ -37,6 +37,7 @@ from ldvae.methods import listed as phrase
 from ldvae.names import column_name, own_name
 from ldvae.neighbors import add_neighbors
 from ldvae.steps.doublets import find_doublets
+from ldvae.steps.doublets import methods as methods_of_doublets
 
 logger = logging.getLogger(__name__)
 
@@ -433,8 +434,6 @@ REFERENCES = {
     "Biology 19, 15 (2018). doi:10.1186/s13059-017-1382-0",
     "anndata": "Virshup I, Rybakov S, Theis FJ, Angerer P, Wolf FA. anndata: access and store annotated data "
     "matrices. Journal of Open Source Software 9, 4371 (2024). doi:10.21105/joss.04371",
-    "scrublet": "Wolock SL, Lopez R, Klein AM. Scrublet: computational identification of cell doublets in single-cell "
-    "transcriptomic data. Cell Systems 8, 281–291 (2019). doi:10.1016/j.cels.2018.11.005",
 }
 
 
@@ -465,12 +464,7 @@ def methods(summary: dict[str, Any], versions: dict[str, str]) -> Iterator[Sente
     if (least := settings.get("min_cells", 0)) > 1:
         text += f" Genes were kept that were seen in at least {least} cells."
     yield Sentence(text)
-    doublets = summary.get("doublets") or {}
-    if doublets.get("mode") in ("annotate", "filter"):
-        where = " in each batch" if len(summary.get("per_batch", {})) > 1 else ""
-        done = "removed" if doublets["mode"] == "filter" else "marked but kept"
-        text = f"Doublets were predicted with Scrublet [@scrublet]{where} and {done}"
-        yield Sentence(f"{text} ({doublets.get('n_predicted', 0):,} cells).", REFERENCES, ("scanpy.pp.scrublet",))
+    yield from methods_of_doublets(summary)
 
 
 WORDS = {

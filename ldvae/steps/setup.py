@@ -378,11 +378,10 @@ REFERENCES = {
 def methods(summary: dict[str, Any]) -> Iterator[Sentence]:
     """How genes were chosen and cells split, from setup/summary.json."""
     n_vars = f"{summary['n_vars']:,}"
-    variable = "scanpy.pp.highly_variable_genes"
     match summary.get("method"):
         case "seurat_v3":
             text = f"The {n_vars} most variable genes were chosen by the method of Seurat v3 [@seurat_v3]."
-            yield Sentence(text, REFERENCES, (variable,))
+            yield Sentence(text, REFERENCES, ("ldvae.steps.variable.seurat_v3",))
         case "pearson_residuals":
             text = f"The {n_vars} most variable genes were chosen by their Pearson residuals [@pearson_residuals]."
             yield Sentence(text, REFERENCES, ("scanpy.experimental.pp.highly_variable_genes",))
