@@ -352,9 +352,9 @@ def _check_genes(dataset: Dataset, var_names: pd.Index) -> list[str]:
             problems.append(f"programs.gene_sets: {_no_overlap(path, names, var_names)}")
         elif empty := [term for term, members in sets.items() if not var_names.isin(members).any()]:
             logger.warning(
-                "programs.gene_sets: %d of the %d sets of %s have no gene in the data, such as %r: nothing will be "
-                "found of them.",
-                len(empty), len(sets), path, empty[0],
+                "programs.gene_sets: sets of %s without a gene in the data, of which nothing will be found: %d of %d, "
+                "such as %r.",
+                path, len(empty), len(sets), empty[0],
             )  # fmt: skip
     return problems
 

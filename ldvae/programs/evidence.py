@@ -160,7 +160,8 @@ def technical_flags(
     Groups of fewer than 20 cells, or 1 % of the cells, are joined. A technical variable must explain its share *beyond*
     the biological variable that explains the program best: a T cell program that follows the ribosomal share because T
     cells do is innocent.
-    A doublet call or any other yes-or-no column counts only where its cells score high. A biological column with
+    A doublet call or any other yes-or-no column counts only where its cells score high, a number only where the scores
+    rise or fall with it (Spearman's r above half the limit). A biological column with
     the same groups as a technical one cannot excuse it, nor be told from it, and the reason says so.
 
     Examples
@@ -197,7 +198,7 @@ def technical_flags(
                 _beyond(values, codes, rivals, own)
                 for values, own in zip(scales[:kinds], explained[:kinds], strict=True)
             )
-            if beyond >= least and _artefact_side(scores[program], obs[name]):
+            if beyond >= least and _has_direction(scores[program], obs[name], np.sqrt(least) / 2):
                 doubt = f", which cannot be told from {' or '.join(copies[name])}" if copies[name] else ""
                 reasons.append((beyond, f"follows {_relation(scores[program], obs[name])}{doubt}"))
         weak = "weak, and " if weight < WEAK_SHARE else ""
@@ -290,9 +291,14 @@ def _yes_or_no(values: pd.Series) -> bool:
     return pd.api.types.is_bool_dtype(values[values.notna()].infer_objects())
 
 
-def _artefact_side(scores: pd.Series, values: pd.Series) -> bool:
-    """Whether the cells that a yes-or-no column marks score high; any other column counts in both directions."""
+def _has_direction(scores: pd.Series, values: pd.Series, least_r: float) -> bool:
+    """Whether the cells that a yes-or-no column marks score high, or scores rise or fall with a number.
+
+    A program that is high where a number is neither low nor high follows some kind of cell, not the number.
+    """
     known = values.notna().to_numpy()
+    if _kind(values[known]) == "continuous":
+        return bool(abs(scores[known].corr(values[known].astype(float), method="spearman")) >= least_r)
     if not _yes_or_no(values):
         return True
     marked = values[known].astype(bool).to_numpy()

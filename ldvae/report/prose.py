@@ -42,7 +42,10 @@ def warnings(results: Results) -> list[Warning]:
         for file in results.qc.get("inputs", []):
             text = text.replace(str(file["path"]), PurePath(file["path"]).name)
         found.append(Warning(sentence(text), section))
-    return list(dict.fromkeys(found))
+    once: dict[str, Warning] = {}
+    for warning in found:  # two steps may say the same: it stands with the first
+        once.setdefault(warning.text, warning)
+    return list(once.values())
 
 
 def _about_cells(results: Results) -> Iterator[str]:

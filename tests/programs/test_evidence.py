@@ -127,6 +127,16 @@ def test_weak_programs_are_flagged_sooner_and_very_weak_ones_in_any_case():
     assert flags["P3"] == "very weak (0.3% of the contribution)"
 
 
+def test_a_weak_program_follows_no_number_with_which_it_neither_rises_nor_falls():
+    rng = np.random.default_rng(0)
+    obs = pd.DataFrame({"pct_counts_ribo": rng.normal(25, 5, 2000)}, [f"c{i}" for i in range(2000)])
+    middle = np.abs(obs["pct_counts_ribo"] - 25) < 3
+    table = pd.DataFrame({"P1": stats.zscore(middle + rng.normal(0, 0.5, 2000))}, obs.index)
+    assert gp.technical_flags(table, obs, pd.Series({"P1": 0.01}), technical=["pct_counts_ribo"])["P1"] == ""
+    table["P1"] += 0.5 * stats.zscore(obs["pct_counts_ribo"])
+    assert "r = 0.4" in gp.technical_flags(table, obs, pd.Series({"P1": 0.01}), technical=["pct_counts_ribo"])["P1"]
+
+
 def test_enrichment_is_fishers_exact_test(found):
     members = gp.gene_sets(found)["P1_positive"]
     genes = list(found.loadings.index)
