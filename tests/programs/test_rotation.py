@@ -7,13 +7,13 @@ from made_fits import cosines, make_fits, weighted_truth
 from ldvae import programs as gp
 
 
-def test_on_the_scores_alone_the_rotation_is_quartimax_of_rows_divided_by_the_root_of_their_length():
+def test_on_the_scores_alone_the_rotation_is_quartimax_of_rows_divided_by_a_power_of_their_length():
     from statsmodels.multivariate.factor_rotation import rotate_factors
 
     rng = np.random.default_rng(0)
     whole = gp.consensus([rng.laplace(size=(500, 4))], [rng.normal(size=(50, 4))])
     ours = gp.rotate(whole, 4, intercept=False, balance=0, power=1)
-    root = np.sqrt(np.linalg.norm(whole.scores, axis=1, keepdims=True))
+    root = np.linalg.norm(whole.scores, axis=1, keepdims=True) ** 0.75
     theirs, turn = rotate_factors(whole.scores / root, "quartimax")
     np.testing.assert_allclose(((ours.scores / root) ** 4).sum(), (theirs**4).sum(), rtol=1e-6)
     np.testing.assert_allclose(np.abs(cosines(ours.scores, whole.scores @ turn)[0]), 1, atol=1e-5)
