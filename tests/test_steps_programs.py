@@ -319,7 +319,7 @@ def test_programs_are_found_once_for_the_default_rotation(dataset, tmp_path, mon
 def test_programs_refuse_missing_runs_and_files_that_are_no_gene_sets(dataset, tmp_path):
     root = shutil.copytree(dataset[0], tmp_path / "results")
     (tmp_path / "bad.gmt").write_text("TERM GENE1 GENE2\n")
-    with pytest.raises(InputError, match="line 1 has 1 fields; expected a term, a description and at least one gene"):
+    with pytest.raises(InputError, match="line 1 has 1 field; expected a term, a description and at least one gene"):
         programs(results=root, config=ProgramsConfig(gene_sets=[str(tmp_path / "bad.gmt")]))
     shutil.rmtree(root / "runs" / "k10-s0-bbbbbb")
     with pytest.raises(InputError, match=r"k10-s0-bbbbbb/factors\.npz is not there .*`ldvae train` writes it"):
