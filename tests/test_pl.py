@@ -56,6 +56,12 @@ MEMBERS = pd.DataFrame({"dataset": ["a", "a", "b"], "program": ["P1", "P2", "P1"
 MEMBERS = MEMBERS.assign(sign=[1, 1, -1])
 ALIKE = pd.DataFrame([[1, 0.1, -0.9], [0.1, 1, 0], [-0.9, 0, 1]], ["a P1", "a P2", "b P1"], ["a P1", "a P2", "b P1"])
 EFFECTS = DONORS.head(2).assign(reference="none", effect=[1.0, 2.0], lower=0.5, upper=2.5, padj=[0.2, 0.01])
+METAS = pd.DataFrame(
+    {"label": ["T cells", ""], "datasets": ["a, b", "a, b"], "shared": True, "top_positive": ["CD3D, IL7R", "IFIT1"]},
+    index=["M1", "M2"],
+)
+PRESENCE = pd.DataFrame({"a": [0.9, 0.8], "b": [0.95, 0.7], "c": [0.1, 0.2]}, METAS.index)
+OF_METAS = EFFECTS.assign(program=["M1", "M2"])
 
 FIGURES = {
     "training": lambda **how: pl.training(HISTORY, **how),
@@ -80,6 +86,7 @@ FIGURES = {
     "similarity": lambda **how: pl.similarity(ALIKE, MEMBERS, **how),
     "network": lambda **how: pl.network(ALIKE, MEMBERS, **how),
     "effects": lambda **how: pl.effects(EFFECTS, **how),
+    "meta_programs": lambda **how: pl.meta_programs(METAS, MEMBERS, PRESENCE, OF_METAS, **how),
 }
 
 

@@ -3,7 +3,7 @@
 Every function takes `ax` (draw there), `show` and `save`, as scanpy's do, and returns the axes.
 """
 
-from ldvae.pl.across import effects, network, similarity
+from ldvae.pl.across import effects, meta_programs, network, similarity
 from ldvae.pl.choice import rank, selection
 from ldvae.pl.de import agreement, volcano
 from ldvae.pl.genes import loadings
@@ -25,6 +25,7 @@ __all__ = [
     "heatmap",
     "kl",
     "loadings",
+    "meta_programs",
     "network",
     "palette",
     "ppc",

@@ -9,9 +9,123 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from ldvae.errors import InputError
-from ldvae.pl.style import INK, MUTED, PAPER, RULE, Save, Show, finish, need, new_axes, palette, short, styled
+from ldvae.pl.style import BLUE, INK, MUTED, PAPER, RULE, Save, Show, finish, need, new_axes, palette, short, styled
 
 MOST_ROWS = 40  # of the figure of effects
+
+
+@styled
+def meta_programs(
+    table: pd.DataFrame,
+    members: pd.DataFrame,
+    presence: pd.DataFrame,
+    effects: pd.DataFrame | None = None,
+    *,
+    n_genes: int = 4,
+    ax: Axes | None = None,
+    show: Show = None,
+    save: Save = None,
+) -> Axes:
+    """Shared meta-programs in one figure: their genes, the datasets that have each, and how conditions change them.
+
+    Parameters
+    ----------
+    table
+        Indexed by meta-program: `label`, `datasets` (joined by ", "), `shared` and `top_positive`:
+        across/meta_programs.tsv. At most 40 are drawn, in the order given.
+    members
+        `dataset` and `meta` of each program: across/members.tsv. A filled point is a dataset with a program of its own,
+        a ring one that has the meta-program without, a dot one that lacks it.
+    presence
+        Meta-programs by datasets, from 0 to 1: across/presence.tsv. The area of a point.
+    effects
+        As in `effects`, across/donors.tsv: for each meta-program and pair of conditions that of all cells; where these
+        were not compared, that with the smallest p value. None, or no rows: not drawn.
+    n_genes
+        Genes named for each meta-program.
+    ax, show, save
+        As in `similarity`.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from ldvae import pl
+    >>> row = {"label": "interferon", "datasets": "a, b", "shared": True, "top_positive": "IFIT1, ISG15"}
+    >>> table = pd.DataFrame([row], index=["M1"])
+    >>> members = pd.DataFrame({"dataset": ["a"], "meta": ["M1"]})
+    >>> ax = pl.meta_programs(table, members, pd.DataFrame({"a": [0.9], "b": [0.7]}, ["M1"]), show=False)
+    >>> [label.get_text() for label in ax.get_xticklabels()]
+    ['a', 'b']
+    """
+    need(table, ["label", "datasets", "shared", "top_positive"], "meta_programs", "across/meta_programs.tsv")
+    need(members, ["dataset", "meta"], "meta_programs", "across/members.tsv")
+    rows = table[table["shared"].astype(bool)].head(MOST_ROWS)
+    if rows.empty:
+        raise InputError("pl.meta_programs: no meta-program is in two datasets; there is nothing to draw.")
+    datasets = list(presence.columns)
+    own = set(zip(members["meta"], members["dataset"], strict=True))
+    compared = _main_effects(effects, rows.index) if effects is not None and len(effects) else None
+    # Dots to the left, effects in the middle, genes to the right: shares of one panel, so that ax can be any axes.
+    dots = 0.24 * len(datasets)
+    middle = 1.8 if compared is not None else 0.0
+    whole = dots + middle + 0.055 * n_genes * 8
+    ax = new_axes(ax, show, save, (1.9 + whole, 1.1 + 0.3 * max(len(rows), 3)))
+    for place, (meta, row) in enumerate(rows.iterrows()):
+        ax.axhline(place, color=RULE, linewidth=0.4, zorder=0)
+        has = set(str(row["datasets"]).split(", "))
+        for column, name in enumerate(datasets):
+            if str(name) not in has:
+                ax.scatter(column, place, s=3, color=MUTED, linewidth=0, zorder=1)
+                continue
+            face = BLUE if (meta, name) in own else PAPER
+            size = 80 * float(presence.at[meta, name]) ** 2
+            ax.scatter(column, place, s=size, facecolor=face, edgecolor=BLUE, linewidth=1, zorder=2)
+    ax.set_yticks(range(len(rows)), [f"{meta} {short(str(row['label']))}".strip() for meta, row in rows.iterrows()])
+    ax.set_xticks(range(len(datasets)), [short(str(name)) for name in datasets], rotation=90)
+    ax.set(xlim=(-0.6, -0.6 + len(datasets) * whole / dots), ylim=(len(rows) - 0.5, -0.5))
+    ax.xaxis.tick_top()
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    if compared is not None:
+        inset = ax.inset_axes(((dots + 0.12) / whole, 0, (middle - 0.24) / whole, 1))
+        _draw_effects(inset, compared, list(rows.index))
+    for place, genes in enumerate(rows["top_positive"].fillna("")):
+        named = ", ".join(str(genes).split(", ")[:n_genes])
+        start = -0.6 + len(datasets) * (dots + middle) / dots
+        ax.text(start, place, named, va="center", fontsize=7, fontstyle="italic", color=INK)
+    finish(ax.figure, show, save)
+    return ax
+
+
+def _main_effects(effects: pd.DataFrame, metas: pd.Index) -> pd.DataFrame:
+    """One row for each meta-program and pair of conditions: of all cells, or with the smallest p value."""
+    columns = ["program", "cell_type", "condition", "reference", "effect", "lower", "upper", "padj"]
+    need(effects, columns, "meta_programs", "across/donors.tsv")
+    rows = effects[effects["program"].isin(metas)]
+    whole = rows["cell_type"] == "all cells"
+    rows = rows.assign(part=~whole).sort_values(["part", "padj"], kind="stable")
+    return rows.drop_duplicates(["program", "condition", "reference"]).drop(columns="part")
+
+
+def _draw_effects(ax: Axes, rows: pd.DataFrame, metas: list[str]) -> None:
+    pairs = list(dict.fromkeys(zip(rows["condition"], rows["reference"], strict=True)))
+    colours = dict(zip(pairs, palette(len(pairs)), strict=True))
+    ax.axvline(0, color=RULE, linewidth=0.8, zorder=0)
+    for row in rows.itertuples():
+        pair = (row.condition, row.reference)
+        place = metas.index(row.program) + 0.5 * (pairs.index(pair) - (len(pairs) - 1) / 2) / len(pairs)
+        ax.plot([row.lower, row.upper], [place, place], color=colours[pair], linewidth=1.2, zorder=1)
+        face = colours[pair] if row.padj < 0.05 else PAPER
+        ax.scatter(row.effect, place, s=22, facecolor=face, edgecolor=colours[pair], zorder=2)
+    ax.set(ylim=(len(metas) - 0.5, -0.5), yticks=[])
+    ax.spines[["left", "right", "top"]].set_visible(False)
+    first, second = pairs[0]
+    title = f"{short(first)} − {short(second)}" if len(pairs) == 1 else "Conditions"
+    ax.set_xlabel(f"{title} (SD, 95 % interval)", fontsize=8)
+    if len(pairs) > 1:
+        for (condition, reference), colour in colours.items():
+            ax.plot([], [], color=colour, label=f"{short(condition)} − {short(reference)}")
+        ax.legend(loc="lower left", bbox_to_anchor=(0, 1.0), fontsize=7)
 
 
 @styled

@@ -17,6 +17,7 @@ from ldvae.report.prose import listed
 
 LOOSE = 0.25  # silhouette below which a meta-program is hardly apart from the next
 LEAST_P = 0.05
+MOST_LINES = 3  # datasets whose own programs have a line each
 N_EFFECTS = 8  # effects that are told in words
 
 
@@ -68,9 +69,14 @@ def findings(compared: Compared) -> list[str]:
             where = f"in all but {listed(absent)}"
         lines.append(f"{compared.title(str(meta))} is {where}.")
     private = compared.members[compared.members["meta"].isin(compared.table.index[~compared.table["shared"]])]
-    for name, rows in private.groupby("dataset", sort=False):
-        titles = [f"{row.program} {row.label}".strip() for row in rows.itertuples()]
-        lines.append(f"Of {name} alone: {listed(titles)}.")
+    alone = {
+        str(name): listed([f"{row.program} {row.label}".strip() for row in rows.itertuples()])
+        for name, rows in private.groupby("dataset", sort=False)
+    }
+    if len(alone) > MOST_LINES:
+        lines.append(f"Of one dataset alone: {'; '.join(f'{name} {titles}' for name, titles in alone.items())}.")
+    else:
+        lines += [f"Of {name} alone: {titles}." for name, titles in alone.items()]
     return lines
 
 
@@ -116,21 +122,7 @@ def render_across(compared: Compared) -> tuple[str, dict[str, str]]:
     page = Page()
     members = compared.members
     order = list(dict.fromkeys(members["meta"]))
-    presence = compared.presence.loc[compared.shared.index, list(compared.n_obs)]
-    drawings = []
-    if len(presence):
-        drawings.append(
-            figures.heatmap(
-                presence.rename(index=compared.title),
-                name="presence",
-                title="Which datasets have each meta-program",
-                caption="Cosine of the meta-program with what the fits of each dataset span; from "
-                f"{compared.settings['min_presence']:g} on the dataset has it, with or without a program of its own.",
-                value="Cosine",
-                limits=(0, 1),
-                cmap="viridis",
-            )
-        )
+    drawings = [_overview(compared)] if len(compared.shared) else []
     drawings.append(_network(compared))
     drawings.append(
         Drawing(
@@ -177,6 +169,32 @@ def render_across(compared: Compared) -> tuple[str, dict[str, str]]:
     context["blocks"] = as_blocks(page)
     html = environment().get_template("across.html.j2").render(context)
     return html, {name: rendered.document for name, rendered in page.rendered.items()}
+
+
+def _overview(compared: Compared) -> Drawing:
+    """The figure of a paper: meta-programs by datasets, with the effects of conditions."""
+    presence = compared.presence[list(compared.n_obs)]
+    ax = pl.meta_programs(compared.table, compared.members, presence, compared.donors, show=False)
+    rows = compared.shared.index[: len(ax.get_yticks())]
+    block = presence.loc[rows].rename_axis("meta").reset_index().melt("meta", var_name="dataset", value_name="presence")
+    block["x"] = block["dataset"].map({name: k for k, name in enumerate(presence)})
+    block["y"] = block["meta"].map({meta: k for k, meta in enumerate(rows)})
+    least = compared.settings["min_presence"]
+    caption = (
+        f"Points: a dataset's fits contain the meta-program (cosine of {least:g} or more, the area); filled: it has a "
+        "program of its own for it; small dots: it lacks it. Right: genes that rise the most"
+    )
+    if len(compared.donors):
+        caption += ", and the difference between conditions with donors as units; filled: adjusted p below 0.05"
+    show = {"meta": "meta-program", "presence": "cosine"}
+    return Drawing(
+        name="presence",
+        figure=figure_of(ax),
+        title="Which datasets have each meta-program",
+        caption=f"{caption}.",
+        hover=(Hover(axes=ax, block="presence", x="x", y="y", name="dataset", show=show),),
+        blocks={"presence": block},
+    )
 
 
 def _network(compared: Compared) -> Drawing:

@@ -59,6 +59,7 @@ def main() -> None:
     kang.add_argument("--seeds", type=int, default=2)
     kang.add_argument("--epochs", type=int, default=200)
     kang.add_argument("--genes", type=int, default=2000)
+    kang.add_argument("--cells", type=int, help="most cells of a donor; not given: all")
     outside = verbs.add_parser("outside")
     outside.add_argument("data", type=Path)
     outside.add_argument("--seeds", type=int, default=5)
@@ -332,10 +333,14 @@ def variable(adata: AnnData, n_top_genes: int) -> AnnData:
     return adata[:, most_variable(adata, None, n_top_genes)[1]["chosen"].to_numpy()].copy()
 
 
-def run_kang(counts: Path, seeds: int, epochs: int, genes: int) -> None:
+def run_kang(counts: Path, seeds: int, epochs: int, genes: int, cells: int | None) -> None:
     """Eight donors as eight datasets: which donors have the interferon program and those of the cell types."""
     donor, kind = "donor", "cell_type"
     whole = read_input([counts])
+    if cells:
+        order = pd.Series(np.random.default_rng(0).permutation(whole.n_obs), whole.obs_names)
+        rank = order.groupby(whole.obs[donor].astype(str)).rank()
+        whole = whole[(rank <= cells).to_numpy()].copy()
     fits, datasets = {}, {}
     for name in sorted(set(whole.obs[donor].astype(str)) - {"doublet_or_unknown"}):
         own = whole[(whole.obs[donor].astype(str) == name).to_numpy()].copy()
@@ -363,6 +368,8 @@ def run_kang(counts: Path, seeds: int, epochs: int, genes: int) -> None:
             f"{meta:4} in {len(own)} donors, similarity {found.table.at[meta, 'similarity']:.2f}: {' '.join(top[:6])}"
         )
         best = max((auc(table[meta], known[kind] == level), level) for level in kinds)
+        absent = [name for name in datasets if name not in own]
+        line += f"; not in {', '.join(f'{d} ({found.presence.at[meta, d]:.2f})' for d in absent)}" if absent else ""
         print(f"{line}; {best[1]} AUC {best[0]:.3f}; stimulated AUC {auc(table[meta], stim):.3f}", end="")
         if len(set(top) & set(INTERFERON)) > 2:
             each = [auc(table.loc[rows, meta], stim[rows]) for rows in (known["dataset"] == d for d in datasets)]
