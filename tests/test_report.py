@@ -670,6 +670,14 @@ def test_predictions_that_are_not_finite_are_a_warning_and_the_page_is_made(tmp_
     assert "The predicted variance is not finite in 1 of 120 genes" in text
 
 
+@pytest.mark.parametrize(
+    ("said", "other"),
+    [("cell_type = CD14+ Monocytes (AUC 0.13)", "CD14+ Monocytes"), ("donor = 1 (AUC 0.35)", ""), ("", "")],
+)
+def test_a_program_that_is_low_in_some_cells_is_said_to_stand_against_them(said, other):
+    assert prose.other_side(pd.Series({"opposite_association": said})) == other
+
+
 def test_the_end_of_a_run_says_what_was_found_and_what_to_open(small: tuple[Page, dict[str, Any]]) -> None:
     summary = json.loads(small[1]["summary"].read_text())
     text = prose.end_of_run([summary], "results/index.html")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import PurePath
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from ldvae.methods import listed
 from ldvae.programs.find import DISAGREES
 from ldvae.report.results import Results
 
+OPPOSITE = 0.2  # AUC of a group of cells below which a program is said to stand against it
 CALLED = "is_de_fdr_"  # scvi-tools' column, followed by the rate
 
 
@@ -203,6 +205,12 @@ def short_name(results: Results, program: str) -> str:
     return f"{program} ({headline(label) or label})" if label else program
 
 
+def other_side(program: pd.Series) -> str:
+    """The group of cells in which a program is low (AUC below 0.2), such as "CD14+ Monocytes"; empty where none is."""
+    found = re.fullmatch(r"[^=]* = (.*) \(AUC (\d\.\d+)\)", str(program.get("opposite_association", "")))
+    return found[1] if found and float(found[2]) < OPPOSITE else ""
+
+
 def headline(label: str) -> str:
     """The cell type or gene set in a label of a program ("B cells: MS4A1, CD79A, CD74"); empty for genes alone."""
     name, mark, _ = label.rpartition(": ")
@@ -214,8 +222,9 @@ def _found_programs(results: Results) -> Findings:
     first = programs.index[0]
     text = f"{counted(n, 'program')} in {counted(results.qc['n_obs_after'], 'cell')}."
     text += (
-        f" The largest, {short_name(results, first)}, makes {programs.at[first, 'share']:.0%} of what they contribute."
+        f" The largest, {short_name(results, first)}, makes {programs.at[first, 'share']:.0%} of what they contribute"
     )
+    text += f"; it sets its cells against {other}." if (other := other_side(programs.loc[first])) else "."
     found, missing = [Warning(text, "programs")], []
     named = [name for name, label in programs["label"].items() if headline(str(label))]
     if named:
