@@ -24,6 +24,8 @@ from scipy import sparse
 from ldvae import cli
 from ldvae.errors import InputError
 from ldvae.io import files_of, objects_to_categories, read_annotation, read_gene_list, read_gmt, read_input
+from ldvae.steps.annotate import add_layers
+from ldvae.steps.qc import others_apart
 
 # Of each case of ../shared/data/cases: how it is read, and the message; or the shape, the first gene and cell.
 # All hold the counts of 16_plain.h5ad, or their first rows and columns.
@@ -900,6 +902,36 @@ def test_levels_of_a_subset_are_those_that_yaml_may_have_read_otherwise(levels: 
     adata = plain()
     adata.obs["smoker"] = ["yes", "no"] * 30
     assert read_input([h5ad(tmp_path, adata)], subset_key="smoker", subset=levels).n_obs == 30
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("n_files", [1, 2])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_raw_and_pairs_of_cells_and_genes_are_kept(n_files: int, chunked: bool, tmp_path: Path) -> None:
+    adata = plain(layers={"counts": sparse.csr_matrix(X)})
+    adata.X = adata.X.log1p()
+    adata.raw = adata.copy()
+    adata = adata[:, 5:].copy()  # raw has all genes
+    adata.obsp["kin"], adata.varp["near"] = sparse.csr_matrix(np.eye(60) * 2), np.eye(55) * 3
+    adata.varm["PCs"] = np.arange(110.0).reshape(55, 2)
+    paths = [tmp_path / f"{i}.h5ad" for i in range(n_files)]
+    for i, path in enumerate(paths):
+        adata.obs_names = [f"{name}_{i}" for name in BARCODES]
+        adata.write_h5ad(path)
+    read = read_input(paths, layer="counts", layers=True, chunked=chunked)
+    n = 60 * n_files
+    np.testing.assert_array_equal(read.raw.X.toarray(), np.tile(np.log1p(X), (n_files, 1)))
+    assert read.raw.var_names.tolist() == SYMBOLS
+    np.testing.assert_array_equal(read.obsp["kin"].toarray(), 2 * np.eye(n))
+    np.testing.assert_array_equal(read.varp["near"], 3 * np.eye(55))
+    np.testing.assert_array_equal(read.varm["PCs"], adata.varm["PCs"])
+    kept = read[10:50].copy()
+    others = others_apart(kept)
+    assert kept.raw is None
+    others.write_h5ad(tmp_path / "layers.h5ad")
+    add_layers(kept, anndata.read_h5ad(tmp_path / "layers.h5ad"))
+    np.testing.assert_array_equal(kept.raw.X.toarray(), read.raw.X.toarray()[10:50])
+    assert kept.obsp["kin"].sum() == 2 * 40
 
 
 # Random data

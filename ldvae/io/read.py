@@ -18,7 +18,7 @@ from ldvae.features import genes_in_rows, named_by_symbol, wanted_features
 from ldvae.io.annotation import group_names, join_obs, meant_group, objects_to_categories, tidy
 from ldvae.io.chunks import ROWS, LoadedMatrix, StoredMatrix, same_genes
 from ldvae.io.formats import FORMATS, opened_input, samples_of
-from ldvae.io.matrices import as_csr, round_off
+from ldvae.io.matrices import as_csr, as_numbers, round_off
 from ldvae.io.messages import listed, reading
 from ldvae.io.several import concatenate
 from ldvae.io.stored import Stored, has_neighbors
@@ -72,8 +72,7 @@ def read_input(
         rules; `uns["ldvae_input"]` then names the matrices of each file.
     layers
         Keep the other matrices of the files, too: those of cells and genes in layers (`X` is called ``input_X`` there),
-        obsp and varp. Not kept are `adata.raw`, which has genes of its own, and obsp and varp of several files.
-
+        obsp and varp, and `raw`, which has genes of its own; of several files what all have, varp where they agree.
     chunked
         Leave the counts in the files, where their format lets some cells be read at a time (h5ad, zarr and h5mu whose
         matrix is CSR or dense, and 10x h5): `X` is none, and `uns["ldvae_counts"]` reads them (`ChunkedCounts`).
@@ -290,7 +289,23 @@ def counts_of(
         adata.X = x.astype(np.float32, copy=False)
         warn_if_normalised(np.asarray(x.sum(axis=1), dtype=float).ravel(), where)
         keep_others(adata, others, where)
+    if x is not None and layers and chosen != "raw" and stored.raw_var is not None and obs is stored.obs:
+        adata.raw = raw_of(stored, adata, where)
     return adata
+
+
+def raw_of(stored: Stored, adata: AnnData, where: str) -> AnnData | None:
+    """What a file has as `adata.raw`, cells named as those of `adata`; None where it does not fit them."""
+    from anndata.utils import make_index_unique
+
+    with reading(where, "raw"):
+        x = stored.matrices["raw"]()
+        var = objects_to_categories(pd.DataFrame(stored.raw_var))
+        var.index = make_index_unique(var.index.astype(str).rename(None))
+        if x.shape != (adata.n_obs, len(var)):
+            logger.warning("%s: raw is left out: it is %d by %d, with %d genes.", where, *x.shape, len(var))
+            return None
+        return AnnData(as_numbers(x) if isinstance(x, np.ndarray) else x, adata.obs[[]], var)
 
 
 def warn_if_normalised(totals: np.ndarray, where: str) -> None:

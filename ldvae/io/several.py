@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -55,8 +56,10 @@ def concatenate(files: Mapping[str, AnnData]) -> AnnData:
         name: {file.obsm[name].shape[1:] if name in file.obsm else None for file in files.values()}
         for name in first.obsm
     }
+    raws = [file.raw.to_adata() for file in files.values() if file.raw is not None]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        raw = anndata.concat(raws, join="inner", merge="same") if len(raws) == len(files) else None
         adata = anndata.concat(
             {
                 name: AnnData(
@@ -67,6 +70,9 @@ def concatenate(files: Mapping[str, AnnData]) -> AnnData:
                         name: matrix[:, file.var_names.get_indexer(shared)] for name, matrix in file.layers.items()
                     },
                     obsm={name: values for name, values in file.obsm.items() if len(widths.get(name, ())) == 1},
+                    varm=dict(file[:, shared].varm),
+                    obsp=dict(file.obsp),
+                    varp={name: of_genes(values, file, shared) for name, values in file.varp.items()},
                     uns=file.uns,
                 )
                 for name, file in files.items()
@@ -74,6 +80,7 @@ def concatenate(files: Mapping[str, AnnData]) -> AnnData:
             join="inner",
             merge="same",
             uns_merge="unique",
+            pairwise=True,
             index_unique="-" if repeated else None,
         )
     obs.index = adata.obs_names
@@ -83,7 +90,16 @@ def concatenate(files: Mapping[str, AnnData]) -> AnnData:
     for name in [name for name in adata.uns if has_neighbors(adata.uns[name])]:
         del adata.uns[name]  # of one file alone
     adata.uns["ldvae_file_key"] = key
+    if raw is not None:
+        raw.obs_names = adata.obs_names
+        adata.raw = raw
     return adata
+
+
+def of_genes(values: Any, file: AnnData, genes: pd.Index) -> Any:
+    """Entries of pairs of some genes, of a matrix of all pairs of genes of a file."""
+    at = file.var_names.get_indexer(genes)
+    return (values.tocsr() if sparse.issparse(values) else values)[at][:, at]
 
 
 def alike(files: Mapping[str, AnnData]) -> str:

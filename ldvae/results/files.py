@@ -108,7 +108,7 @@ FILTERED = File(
 )
 LAYERS = File(
     path="qc/layers.h5ad",
-    holds="AnnData of the same cells and genes without counts: the layers, obsp and varp of the input.",
+    holds="AnnData of the same cells and genes without counts: the layers, obsp, varp and raw of the input.",
     writer="qc",
     readers=("annotate",),
 )

@@ -65,12 +65,14 @@ def annotate(*, results: Path, config: AnnotateConfig = AnnotateConfig()) -> Non
 
 
 def add_layers(adata: AnnData, others: AnnData) -> None:
-    """Add the layers, obsp and varp of the input, of the cells and genes that are modelled, in place."""
+    """Add the layers, obsp and varp of the input, of the cells and genes that are modelled, and its raw, in place."""
     own = others[adata.obs_names, adata.var_names]
     for kind in ("layers", "obsp", "varp"):
         for name, values in getattr(own, kind).items():
             if name is not None:  # X, since anndata 0.13
                 getattr(adata, kind)[name] = values.copy()
+    if own.raw is not None:
+        adata.raw = own.raw.to_adata()
 
 
 def normalized(adata: AnnData, model: Path) -> np.ndarray:

@@ -216,11 +216,14 @@ def batches(adata: AnnData, batch_key: str | None) -> pd.Series:
 
 
 def others_apart(adata: AnnData) -> AnnData:
-    """Layers, obsp and varp, taken from `adata`: of the later steps only annotate needs them."""
+    """Layers, obsp, varp and raw, taken from `adata`: of the later steps only annotate needs them."""
     others = AnnData(obs=adata.obs[[]], var=adata.var[[]])
     for kind in ("layers", "obsp", "varp"):
         for name in list(getattr(adata, kind)):
             getattr(others, kind)[name] = getattr(adata, kind).pop(name)
+    if adata.raw is not None:
+        others.raw = adata.raw.to_adata()
+        adata.raw = None
     return others
 
 
