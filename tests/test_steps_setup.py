@@ -159,6 +159,7 @@ def test_genes_of_a_list_in_the_order_of_the_data(
         ({"batch_key": "doner"}, r"no obs column 'doner'\. Did you mean 'donor'"),
         ({"batch_key": "age"}, "'age' .batch_key. has 200 values for 200 cells, but groups are expected"),
         ({"size_factor_key": "type"}, "'type' .size_factor_key. must hold numbers, found 'B'"),
+        ({"continuous_covariate_keys": ["endless"]}, "'endless' .* is infinite in 1 of 200 cells"),
         ({"size_factor_key": "below"}, "must be above zero, found -1"),
         ({"continuous_covariate_keys": ["partly"]}, "'partly' has no value for 199 of 200 cells"),
         ({"validation_size": 0.5, "test_size": 0.5}, "validation_size and test_size together are 1"),
@@ -169,6 +170,7 @@ def test_what_cannot_be_set_up_says_why(
     options: dict[str, object], message: str, filtered: AnnData, tmp_path: Path
 ) -> None:
     filtered.obs["below"] = -1.0
+    filtered.obs["endless"] = [np.inf, *[1.0] * 199]
     filtered.obs["partly"] = [1.0, *[np.nan] * 199]
     with pytest.raises(InputError, match=message):
         run(filtered, tmp_path, **({"genes": "all"} | options))

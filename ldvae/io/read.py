@@ -278,7 +278,8 @@ def counts_of(
                 stored, where, kind, layer, transpose=transpose, feature_types=feature_types, gene_names=gene_names,
                 layers=layers,
             )  # fmt: skip
-        warn_if_normalised(totals, where)
+        if "ldvae_qc" not in others.get("uns", {}):  # qc has said it
+            warn_if_normalised(totals, where)
         adata.uns["ldvae_counts"] = x
         keep_others(adata, others, where)
     elif x is not None:
@@ -287,7 +288,8 @@ def counts_of(
         x.sum_duplicates()
         x.eliminate_zeros()
         adata.X = x.astype(np.float32, copy=False)
-        warn_if_normalised(np.asarray(x.sum(axis=1), dtype=float).ravel(), where)
+        if "ldvae_qc" not in others.get("uns", {}):
+            warn_if_normalised(np.asarray(x.sum(axis=1), dtype=float).ravel(), where)
         keep_others(adata, others, where)
     if x is not None and layers and chosen != "raw" and stored.raw_var is not None and obs is stored.obs:
         adata.raw = raw_of(stored, adata, where)

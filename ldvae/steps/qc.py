@@ -212,7 +212,7 @@ def batches(adata: AnnData, batch_key: str | None) -> pd.Series:
     """The batch of each cell as text; ``all`` without a batch key."""
     if batch_key is None:
         return pd.Series("all", index=adata.obs_names)
-    return obs_column(adata.obs, column_name(batch_key)).astype(str)
+    return group_names(obs_column(adata.obs, column_name(batch_key)))
 
 
 def others_apart(adata: AnnData) -> AnnData:

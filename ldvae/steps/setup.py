@@ -139,6 +139,11 @@ def registered_fields(adata: AnnData, batch_key: str, config: SetupConfig) -> di
             if kind in ("continuous_covariate_keys", "size_factor_key"):
                 if not pd.api.types.is_numeric_dtype(column):
                     raise InputError(f"obs column {key!r} ({kind}) must hold numbers, found {column.iloc[0]!r}.")
+                if infinite := int(np.isinf(column.to_numpy(float)).sum()):
+                    raise InputError(
+                        f"obs column {key!r} ({kind}) is infinite in {infinite} of {len(column)} cells; correct these "
+                        "values."
+                    )
                 if kind == "size_factor_key" and not (column > 0).all():
                     raise InputError(f"obs column {key!r} ({kind}) must be above zero, found {column.min():g}.")
                 continue
