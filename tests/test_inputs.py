@@ -914,6 +914,7 @@ def test_raw_and_pairs_of_cells_and_genes_are_kept(n_files: int, chunked: bool, 
     adata = adata[:, 5:].copy()  # raw has all genes
     adata.obsp["kin"], adata.varp["near"] = sparse.csr_matrix(np.eye(60) * 2), np.eye(55) * 3
     adata.varm["PCs"] = np.arange(110.0).reshape(55, 2)
+    adata.uns["neighbors"] = {"connectivities_key": "kin", "distances_key": "kin", "params": {"n_neighbors": 3}}
     paths = [tmp_path / f"{i}.h5ad" for i in range(n_files)]
     for i, path in enumerate(paths):
         adata.obs_names = [f"{name}_{i}" for name in BARCODES]
@@ -928,10 +929,12 @@ def test_raw_and_pairs_of_cells_and_genes_are_kept(n_files: int, chunked: bool, 
     kept = read[10:50].copy()
     others = others_apart(kept)
     assert kept.raw is None
+    assert "neighbors" not in kept.uns
     others.write_h5ad(tmp_path / "layers.h5ad")
     add_layers(kept, anndata.read_h5ad(tmp_path / "layers.h5ad"))
     np.testing.assert_array_equal(kept.raw.X.toarray(), read.raw.X.toarray()[10:50])
     assert kept.obsp["kin"].sum() == 2 * 40
+    assert ("neighbors" in kept.uns) == (n_files == 1)  # of several files, each had its own
 
 
 # Random data

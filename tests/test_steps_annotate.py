@@ -212,6 +212,10 @@ def test_what_the_user_brought_stays_beside_what_is_added(inputs: Path, annotate
     counts.varm["program_loadings"] = rng.random((30, 2))
     counts.uns |= {"leiden": {"params": "mine"}, "leiden_colors": np.array(["#000000"] * 3), "umap": {"a": 1}}
     counts.write_h5ad(path)
+    others = anndata.read_h5ad(tmp_path / "r" / "qc" / "layers.h5ad")
+    others.obsp["connectivities"] = sparse.csr_matrix(np.eye(91))  # as scanpy calls neighbours; so do we
+    others.uns["neighbors"] = {"connectivities_key": "connectivities", "params": {"n_neighbors": 3}}
+    others.write_h5ad(tmp_path / "r" / "qc" / "layers.h5ad")
     annotate(results=tmp_path / "r", config=AnnotateConfig(resolution=0.5))
     found = anndata.read_h5ad(tmp_path / "r" / "annotated.h5ad")
     for name in ("leiden", "P1", "Z_0"):
@@ -220,6 +224,9 @@ def test_what_the_user_brought_stays_beside_what_is_added(inputs: Path, annotate
         np.testing.assert_array_equal(found.obsm[name], counts.obsm[name])
     np.testing.assert_array_equal(found.varm["program_loadings"], counts.varm["program_loadings"])
     assert found.uns["leiden"]["params"] == "mine"
+    np.testing.assert_array_equal(found.obsp["connectivities"].toarray(), np.eye(90))
+    assert found.uns["neighbors"]["params"]["n_neighbors"] == 3
+    assert "neighbors_ldvae_connectivities" in found.obsp
     assert found.uns["umap"]["a"] == 1
     assert found.obs["leiden_ldvae"].tolist() == annotated.obs["leiden"].tolist()
     np.testing.assert_array_equal(found.obsm["X_umap_ldvae"], annotated.obsm["X_umap"])

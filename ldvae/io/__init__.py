@@ -10,7 +10,7 @@ from ldvae.io.formats import files_of, sha256_of_input
 from ldvae.io.hdf5 import read_h5ad
 from ldvae.io.messages import collected_warnings, listed
 from ldvae.io.read import counts_of, read_file, read_input, reading_options
-from ldvae.io.stored import in_memory
+from ldvae.io.stored import has_neighbors, in_memory
 from ldvae.io.text import read_annotation, read_gene_list, read_gmt
 from ldvae.io.write import atomic, plain, read_table, write_json, write_table
 
@@ -22,6 +22,7 @@ __all__ = [
     "counts_of",
     "files_of",
     "group_names",
+    "has_neighbors",
     "in_memory",
     "listed",
     "meant_group",

@@ -65,12 +65,13 @@ def annotate(*, results: Path, config: AnnotateConfig = AnnotateConfig()) -> Non
 
 
 def add_layers(adata: AnnData, others: AnnData) -> None:
-    """Add the layers, obsp and varp of the input, of the cells and genes that are modelled, and its raw, in place."""
+    """Add the layers, obsp (with its entries of uns) and varp of the cells and genes that are modelled, and raw."""
     own = others[adata.obs_names, adata.var_names]
     for kind in ("layers", "obsp", "varp"):
         for name, values in getattr(own, kind).items():
             if name is not None:  # X, since anndata 0.13
                 getattr(adata, kind)[name] = values.copy()
+    adata.uns.update(own.uns)
     if own.raw is not None:
         adata.raw = own.raw.to_adata()
 
@@ -195,9 +196,10 @@ def embed(adata: AnnData, config: AnnotateConfig) -> None:
     import scanpy
 
     n_neighbors = min(config.n_neighbors, adata.n_obs - 1)
-    neighbors = own_name("neighbors", adata.uns)
+    taken = ["neighbors"] if {"connectivities", "distances"} & set(adata.obsp) else []
+    neighbors = own_name("neighbors", [*adata.uns, *taken])
     leiden = own_name("leiden", [*adata.obs, *adata.uns])
-    taken = "X_umap" in adata.obsm or "umap" in adata.uns
+    has_umap = "X_umap" in adata.obsm or "umap" in adata.uns
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         add_neighbors(
@@ -215,7 +217,7 @@ def embed(adata: AnnData, config: AnnotateConfig) -> None:
             init_pos=start,
             random_state=config.seed,
             neighbors_key=neighbors,
-            key_added="X_umap_ldvae" if taken else None,
+            key_added="X_umap_ldvae" if has_umap else None,
         )
         scanpy.tl.leiden(
             adata,

@@ -23,6 +23,7 @@ from ldvae.io import (
     atomic,
     collected_warnings,
     group_names,
+    has_neighbors,
     listed,
     obs_column,
     read_input,
@@ -221,6 +222,8 @@ def others_apart(adata: AnnData) -> AnnData:
     for kind in ("layers", "obsp", "varp"):
         for name in list(getattr(adata, kind)):
             getattr(others, kind)[name] = getattr(adata, kind).pop(name)
+    for name in [name for name, value in adata.uns.items() if has_neighbors(value)]:  # it speaks of entries of obsp
+        others.uns[name] = adata.uns.pop(name)
     if adata.raw is not None:
         others.raw = adata.raw.to_adata()
         adata.raw = None
