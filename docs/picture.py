@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-WIDTH, HEIGHT = 1400, 2050  # of the part of the page that is shown, in CSS pixels
+WIDTH, HEIGHT = 1400, 1985  # of the part of the page that is shown, in CSS pixels
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--virtual-time-budget=3000"]
 
 
