@@ -80,6 +80,16 @@ def test_small_groups_are_skipped_with_a_warning(counts: AnnData, caplog: pytest
     assert contrasts_of(counts, {"column": "rare"}, min_cells=3) == ["few vs rest", "many vs rest"]
 
 
+def test_a_group_that_quality_control_removed_does_not_stop_the_other_comparisons(
+    counts: AnnData, caplog: pytest.LogCaptureFixture
+) -> None:
+    entries = [{"column": "condition", "group1": "lost"}, {"column": "condition", "group1": "stim"}]
+    (found,) = find_contrasts(counts.obs, DeConfig(contrasts=entries))
+    assert found.name == "stim vs rest"
+    assert "no group 'lost' in 'condition'" in caplog.text
+    assert "The comparison is skipped." in caplog.text
+
+
 @pytest.mark.parametrize(
     ("entries", "message"),
     [

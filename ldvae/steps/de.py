@@ -177,7 +177,7 @@ def find_contrasts(obs: pd.DataFrame, config: DeConfig) -> list[Contrast]:
     """
     if not config.contrasts:
         raise InputError("There is nothing to compare; name contrasts, such as [{'column': 'cell_type'}].")
-    found = []
+    found, absent = [], []
     for given in config.contrasts:
         groups = levels(obs, given["column"])
         entry = {
@@ -189,11 +189,12 @@ def find_contrasts(obs: pd.DataFrame, config: DeConfig) -> list[Contrast]:
                 f"obs column {entry['column']!r} has a group called {REST!r}, which here means all others; rename it."
             )
         firsts = [entry["group1"]] if "group1" in entry else [g for g in groups.categories if g != entry.get("group2")]
-        for group in (*firsts, *([entry["group2"]] if "group2" in entry else [])):
-            if group not in groups.categories:
-                raise InputError(
-                    f"contrasts: no group {group!r} in {entry['column']!r}.{suggestion(group, groups.categories)}"
-                )
+        named = [*firsts, *([entry["group2"]] if "group2" in entry else [])]
+        if lost := [group for group in named if group not in groups.categories]:
+            absent.append(
+                f"contrasts: no group {lost[0]!r} in {entry['column']!r}.{suggestion(lost[0], groups.categories)}"
+            )
+            continue
         within = entry.get("within", "")
         insides = levels(obs, within) if within else pd.Categorical([""] * len(obs))
         for inside in insides.categories:
@@ -210,6 +211,10 @@ def find_contrasts(obs: pd.DataFrame, config: DeConfig) -> list[Contrast]:
                     )
                 else:
                     found.append(contrast)
+    if absent and not found:
+        raise InputError(absent[0])
+    for said in absent:  # quality control may have removed its cells: the other comparisons are made
+        logger.warning("%s The comparison is skipped.", said)
     return found
 
 
