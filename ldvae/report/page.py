@@ -1080,7 +1080,8 @@ def _by_counts(name: str, title: str, counts: pd.DataFrame, n_rows: int, fdr: fl
         counts = counts.assign(by_pseudobulk=counts["pseudobulk_padj"] < fdr, distance=distance)
         ranked = counts.sort_values(["pseudobulk_padj", "distance"], ascending=[True, False], kind="stable")
     else:
-        ranked = counts.assign(distance=distance).sort_values("distance", ascending=False, kind="stable")
+        telling = distance * counts["log2fc"].abs()  # as in the file
+        ranked = counts.assign(telling=telling).sort_values("telling", ascending=False, kind="stable")
     bulk = [
         Column(key="by_pseudobulk", title="Called, pseudobulks", help=f"adjusted p below {fdr:g}"),
         Column(key="pseudobulk_lfc", title="log2 fc, pseudobulks", kind="number"),

@@ -158,11 +158,12 @@ def markers(data: Path) -> None:
                 if kind not in tables:
                     outside = np.setdiff1d(np.arange(adata.n_obs), inside)
                     table = rank_sum_test(counts, list(adata.var_names), inside, outside)
-                    tables[kind] = table.sort_values("auc", ascending=False, kind="stable")
+                    tables[kind] = table.assign(telling=(table["auc"] - 0.5) * table["log2fc"].abs())
+                    tables[kind] = tables[kind].sort_values("telling", ascending=False, kind="stable")
                 table = tables[kind]
                 own = table.loc[gene]
                 row = {"gene": gene, "type": kind, "cells": len(inside), "rank": table.index.get_loc(gene) + 1}
-                row |= {"rank by log fold change": int((table["log2fc"] > own["log2fc"]).sum()) + 1}
+                row |= {f"rank by {k}": int((table[k] > own[k]).sum()) + 1 for k in ("auc", "log2fc")}
                 rows.append(row | {k: own[k] for k in ("auc", "log2fc", "detected1", "detected2")})
         print(name)
         print(pd.DataFrame(rows).round(2).to_string(index=False), flush=True)
