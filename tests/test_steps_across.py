@@ -15,6 +15,7 @@ from ldvae.cli import main
 from ldvae.config import AcrossConfig, describe, expand_checked, expand_config
 from ldvae.errors import InputError
 from ldvae.io import write_table
+from ldvae.report.across import Compared, doubts
 from ldvae.steps.across import across
 from ldvae.steps.index import index
 from ldvae.steps.programs import write_model
@@ -71,6 +72,27 @@ def finished(tmp_path_factory):
     shared, names = write_datasets(root)
     across(results=root, datasets=names, config=AcrossConfig(condition_key="stim"))
     return root, shared
+
+
+def test_presence_is_told_by_dataset_and_doubted_where_one_program_alone_shows_it(finished):
+    root, _ = finished
+    presence = layout.META_PRESENCE.read_table(root)
+    table = layout.META_PROGRAMS.read_table(root)
+    assert list(presence.columns) == ["d0", "d1", "d2", "d3"]
+    assert (presence[table["shared"]] > 0.6).all(axis=None)
+    assert (table["n_programs"] == table["n_datasets"]).all()  # these frames know no more than their programs
+    doubted = {"silhouette": [0.9], "n_programs": [1], "n_datasets": [3], "label": ["B cells"], "shared": [True]}
+    compared = Compared(
+        n_obs={},
+        table=pd.DataFrame(doubted, ["M1"]),
+        **dict.fromkeys(("members", "loadings", "presence", "similarity", "donors", "donor_means"), pd.DataFrame()),
+        settings={},
+        versions={},
+    )
+    assert doubts(compared) == [
+        "M1 B cells: one dataset alone has a program of its own for it; the fits of the others contain it. It may be a "
+        "mixture. Fit more seeds before building on it."
+    ]
 
 
 def test_shared_and_private_programs_are_told_apart(finished):

@@ -107,6 +107,12 @@ def doubts(compared: Compared) -> list[str]:
             f"{listed([compared.title(meta) for meta in loose])}: the members are hardly more alike than they are to "
             f"another meta-program (silhouette below {LOOSE:g}). Read them with their neighbours in the network."
         )
+    few = compared.shared.index[compared.shared["n_programs"] < 2]
+    if len(few):
+        lines.append(
+            f"{listed([compared.title(meta) for meta in few])}: one dataset alone has a program of its own for it; the "
+            "fits of the others contain it. It may be a mixture. Fit more seeds before building on it."
+        )
     if compared.settings.get("condition_key") and compared.donors.empty:
         lines.append("No comparison of conditions has three donors on each side.")
     return lines
