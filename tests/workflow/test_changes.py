@@ -30,6 +30,7 @@ RERUN = {
     "report": ["report"],
 }
 EXCEPT = {
+    "programs.n_top": ["programs", "report"],  # lists of genes, which the report alone reads
     "setup.batch_key": RERUN["qc"],  # doublets are looked for in each batch
     "setup.labels_key": RERUN["qc"],  # kept and removed cells are counted by label
     "sweep.seeds": RERUN["sweep"],
@@ -74,7 +75,8 @@ CHANGED = {
         "batch_correction": True, "n_samples": 100, "seed": 1,
     },
     "report": {
-        "groupby": ["donor"], "n_genes": 10, "n_cells": 1000, "n_genes_searchable": 1000, "n_de_rows": 1000,
+        "groupby": ["donor"], "n_genes": 10, "n_cells": 1000, "n_genes_searchable": 1000, "n_genes_mapped": 500,
+        "n_de_rows": 1000,
     },
     "compute": {
         "device": "cuda", "threads": 2, "runs_per_job": 2, "checkpoint_minutes": 1, "max_mem_mb": 10_000,

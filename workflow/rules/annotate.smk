@@ -18,6 +18,7 @@ rule annotate:
         runtime=minutes("annotate"),
     params:
         results=results_of("annotate"),
+        made_with=lambda wildcards: programs_but_for_lists(wildcards.dataset),
         flags=options("annotate"),
     shell:
         "ldvae annotate --results {params.results:q} {params.flags:q} 2>{log:q}"

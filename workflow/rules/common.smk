@@ -182,10 +182,43 @@ def inputs(verb):
     def found(wildcards):
         make_again_if_made_otherwise(verb, wildcards.dataset)
         dataset = plan.datasets[wildcards.dataset]
-        paths = layout.paths(layout.inputs(verb, dataset), list(dataset.runs))
-        return [f"<results>/{wildcards.dataset}/{path}" for path in paths]
+        files = layout.inputs(verb, dataset)
+        paths = [
+            (file, f"<results>/{wildcards.dataset}/{path}")
+            for file in files
+            for path in layout.paths([file], list(dataset.runs))
+        ]
+        stays = verb == "annotate" and programs_stay(wildcards.dataset)
+        return [ancient(path) if stays and file.writer == "programs" else path for file, path in paths]
 
     return found
+
+
+@functools.cache
+def programs_stay(name):
+    """Whether scores and loadings of programs that are there stay as they are: at most the lists of genes (n_top) change.
+
+    Snakemake would otherwise run all that reads any file of the step programs. What else changes them is among the params
+    of annotate, in case it was interrupted.
+    """
+    results = Path(plan.path("results", name))
+    configured = json.loads(json.dumps(plan.datasets[name].programs.model_dump()))
+    summary = layout.PROGRAMS_SUMMARY.at(results)
+    try:
+        made = json.loads(summary.read_text()).get("settings") or json.loads(layout.RESOLVED.at(results).read_text())
+        made = made.get("programs", made)
+        remade = made["n_top"] != configured["n_top"]
+        newer = layout.ANNOTATED.at(results).stat().st_mtime >= summary.stat().st_mtime
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+    same = made | {"n_top": None} == configured | {"n_top": None}
+    return same and (newer or not remade) and not is_forced("programs")
+
+
+def programs_but_for_lists(name):
+    """Options of the step programs but for that of the lists of genes, which the report alone reads."""
+    programs = plan.datasets[name].programs
+    return shlex.join(flags(programs.model_copy(update={"n_top": type(programs)().n_top})))
 
 
 # What `snakemake --report` shows, and where.

@@ -70,6 +70,12 @@ def make_again(path):
         forced.add(path)
 
 
+def is_forced(rule):
+    """Whether --forcerun names a rule."""
+    forced = getattr(getattr(workflow, "dag", None), "forcerules", None) or ()
+    return workflow.modifier.modify_rulename(rule) in [one.name for one in forced]
+
+
 def like_train(pack):
     """Let what --set-resources and --set-threads (or a profile) say of the rule train hold for a pack of trainings."""
     of_pack, of_train = (workflow.modifier.modify_rulename(name) for name in (pack, "train"))
