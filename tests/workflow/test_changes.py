@@ -134,9 +134,7 @@ def planned_steps(place):
     for name in place.pending():
         rule, _, of = name.partition(":")
         if of:
-            found.setdefault(of, set()).add(rule)
-        elif match := re.match(r"train_(.+)_k\d+-", rule):
-            found.setdefault(match[1], set()).add("train")
+            found.setdefault(of, set()).add(re.sub(r"^train_.+_k\d+-.*", "train", rule))  # a pack
     return found
 
 
