@@ -217,10 +217,10 @@ def scanpys(path: Path, threads: int, out: Path) -> None:
     step("scanpy: neighbours", lambda: scanpy.pp.neighbors(adata, n_neighbors=15))
 
 
-def commands(atlas: Path, results: Path, threads: int) -> dict[str, list[str]]:
+def commands(atlas: Path, results: Path, threads: int, doublets: bool) -> dict[str, list[str]]:
     """Each verb of the workflow, as a person would call it."""
     contrasts = json.dumps([{"column": "condition", "group1": "stim", "within": "cell_type"}, {"column": "cell_type"}])
-    options = {
+    options: dict[str, list[str]] = {
         "qc": ["--input", str(atlas), "--batch-key", "donor", "--labels-key", "cell_type", "--threads", str(threads)],
         "setup": ["--batch-key", "donor", "--labels-key", "cell_type"],
         **{
@@ -233,16 +233,18 @@ def commands(atlas: Path, results: Path, threads: int) -> dict[str, list[str]]:
         "de": ["--contrasts", contrasts, "--replicate-key", "donor"],
         "report": [],
     }
+    if not doublets:
+        options = {"qc without doublets": [*options.pop("qc"), "--doublets", "off"], **options}
     start = [sys.executable, "-c", "from ldvae.cli import main; import sys; sys.exit(main())"]
     return {step: [*start, step.split()[0], "--results", str(results), *flags] for step, flags in options.items()}
 
 
-def run(n_obs: int, folder: Path, threads: int, only: list[str] | None) -> None:
+def run(n_obs: int, folder: Path, threads: int, only: list[str] | None, doublets: bool) -> None:
     """Measure every step on one atlas, and add the rows to the table."""
     atlas, results = folder / f"atlas-{n_obs}.h5ad", folder / f"results-{n_obs}"
     if not atlas.exists():
         make(n_obs, atlas)
-    for step, command in commands(atlas, results, threads).items():
+    for step, command in commands(atlas, results, threads, doublets).items():
         if only and step.split()[0] not in only:
             continue
         record(folder, n_obs, step, measured(command, folder / f"{n_obs}-{step}.log", threads), threads)
@@ -332,6 +334,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="of the atlases, their results and the table")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", nargs="+", help="verbs to measure, or scanpy")
+    parser.add_argument("--no-doublets", action="store_true", help="measure qc without doublets, its longest part")
     parser.add_argument("--figure", type=Path, help="where `table` draws the figure")
     parser.add_argument("--remove", action="store_true", help="remove the results of a size once it is measured")
     arguments = parser.parse_args()
@@ -345,7 +348,7 @@ def main() -> None:
         elif arguments.what == "scanpy":
             scanpys(path, arguments.threads, arguments.folder / f"scanpy-{n_obs}.jsonl")
         elif arguments.what == "run":
-            run(n_obs, arguments.folder, arguments.threads, arguments.only)
+            run(n_obs, arguments.folder, arguments.threads, arguments.only, not arguments.no_doublets)
             if arguments.remove:
                 shutil.rmtree(arguments.folder / f"results-{n_obs}", ignore_errors=True)
     if arguments.what == "table":
