@@ -362,6 +362,7 @@ def test_an_empty_section_means_the_defaults():
         ("a: [", "not valid YAML"),
         ("- a", "holds list"),
         ("", "is empty; expected the keys"),
+        ("datasets:\n  no: x.h5ad\n", "YAML takes the name no in line 2 for other things than text; put it in quotes"),
         ("datasets:\n  a: {}\n  b: {}\n  a: {}\n", "a stands twice in one mapping, in lines 2 and 4"),
     ],
 )

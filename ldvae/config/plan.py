@@ -147,6 +147,11 @@ def load_config(path: Path) -> dict[str, Any]:
             first: dict[str, int] = {}
             for key, _ in node.value:
                 line = key.start_mark.line + 1
+                if key.tag in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:null"):
+                    raise InputError(
+                        f"{path}: YAML takes the name {key.value} in line {line} for other things than text; put it in "
+                        "quotes."
+                    )
                 if key.value in first and key.tag != "tag:yaml.org,2002:merge":
                     raise InputError(
                         f"{path}: {key.value} stands twice in one mapping, in lines {first[key.value]} and {line}, and "
