@@ -9,6 +9,7 @@ import yaml
 from workplace import Workplace
 
 from ldvae import results as layout
+from ldvae.results.state import SETTINGS_OF
 
 pytestmark = pytest.mark.slow
 
@@ -42,9 +43,7 @@ def test_results_of_a_config_edited_in_mid_run_are_of_the_config_that_the_run_st
     results = tmp_path / "results" / "a"
 
     def made_with():
-        settings = {
-            verb: json.loads((results / path).read_text())["settings"] for verb, path in layout.SETTINGS_OF.items()
-        }
+        settings = {verb: json.loads((results / path).read_text())["settings"] for verb, path in SETTINGS_OF.items()}
         epochs = {json.loads(path.read_text())["params"]["max_epochs"] for path in results.glob("runs/*/metrics.json")}
         return settings["programs"]["n_top"], settings["de"]["delta"], epochs
 
