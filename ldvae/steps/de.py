@@ -417,7 +417,7 @@ def sum_by_replicate(
     """
     keys = pd.DataFrame({str(i): pd.factorize(column)[0] for i, column in enumerate(columns)})
     keys["replicate"] = pd.factorize(replicates)[0]
-    part = keys.groupby(list(keys), sort=False).ngroup().to_numpy()
+    part = keys.groupby(list(keys), sort=False).ngroup().to_numpy(copy=True)  # pandas 3 gives none to write to
     part[pd.isna(replicates)] = -1
     sums = np.zeros((part.max() + 1, measured.n_vars))
     rows = np.flatnonzero(part >= 0)
