@@ -35,7 +35,7 @@ myst_heading_anchors = 3
 nb_execution_mode = "force"
 nb_execution_in_temp = True
 nb_execution_raise_on_error = True
-nb_execution_timeout = 600
+nb_execution_timeout = 1800  # seconds a cell; the workflow tutorial runs the whole workflow, on a busy machine too
 nb_merge_streams = True
 
 autosummary_generate = True
