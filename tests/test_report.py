@@ -672,7 +672,12 @@ def test_predictions_that_are_not_finite_are_a_warning_and_the_page_is_made(tmp_
 
 @pytest.mark.parametrize(
     ("said", "other"),
-    [("cell_type = CD14+ Monocytes (AUC 0.13)", "CD14+ Monocytes"), ("donor = 1 (AUC 0.35)", ""), ("", "")],
+    [
+        ("cell_type = CD14+ Monocytes (AUC 0.13)", "CD14+ Monocytes"),
+        ("louvain = 2 (AUC 0.08)", "those with louvain = 2"),
+        ("donor = 1 (AUC 0.35)", ""),
+        ("", ""),
+    ],
 )
 def test_a_program_that_is_low_in_some_cells_is_said_to_stand_against_them(said, other):
     assert prose.other_side(pd.Series({"opposite_association": said})) == other

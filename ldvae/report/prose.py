@@ -206,9 +206,15 @@ def short_name(results: Results, program: str) -> str:
 
 
 def other_side(program: pd.Series) -> str:
-    """The group of cells in which a program is low (AUC below 0.2), such as "CD14+ Monocytes"; empty where none is."""
-    found = re.fullmatch(r"[^=]* = (.*) \(AUC (\d\.\d+)\)", str(program.get("opposite_association", "")))
-    return found[1] if found and float(found[2]) < OPPOSITE else ""
+    """The group of cells in which a program is low (AUC below 0.2), such as "CD14+ Monocytes"; empty where none is.
+
+    A group whose name is a number, as those of clusters are, is told with its column: "those with louvain = 2".
+    """
+    found = re.fullmatch(r"([^=]*) = (.*) \(AUC (\d\.\d+)\)", str(program.get("opposite_association", "")))
+    if not found or float(found[3]) >= OPPOSITE:
+        return ""
+    column, group = found[1], found[2]
+    return f"those with {column} = {group}" if re.fullmatch(r"[\d.]+", group) else group
 
 
 def headline(label: str) -> str:
