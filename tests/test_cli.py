@@ -70,6 +70,7 @@ def test_parameters_and_options_become_flags_of_their_types(given):
         "input": ["a.h5ad", "b c.h5ad"],
         "names": ["x", "y"],
         "labels_key": None,
+        "threads": 1,
     }
     expected = {"min_genes": 7, "doublets": "off", "n_mads": None, "max_pct_mt": 10.0, "mt_genes": ["A", "B"]}
     assert options == {"config": expected}

@@ -245,10 +245,10 @@ def test_a_matrix_whose_offsets_are_longer_integers_than_its_indices(tmp_path: P
         ("object.rds", "is of no format that can be read: h5ad.*Convert the R object"),
         ("empty", "holds no matrix.mtx"),
         ("x.h5ad", "cannot be read as h5ad"),
-        ("other.h5", "is HDF5, but neither of 10x nor of anndata; it holds something"),
+        ("other.h5", "is HDF5, but neither 10x h5, h5ad, h5mu nor loom; it holds something"),
         ("text.csv", "column 'cell_type' holds text .e.g. 'B'. where counts are expected"),
         ("numbers.csv", "the first row holds numbers"),
-        ("blank.csv", "cannot be read as a table of counts"),
+        ("blank.csv", "is empty. Copy or download it again"),
         ("alone.mtx", "has no table of genes beside it"),
     ],
 )
@@ -256,7 +256,7 @@ def test_what_cannot_be_read_says_why(path: str, message: str, tmp_path: Path) -
     import h5py
 
     (tmp_path / "x.h5ad").write_text("no HDF5")
-    (tmp_path / "object.rds").touch()
+    (tmp_path / "object.rds").write_text("an R object")
     (tmp_path / "blank.csv").touch()
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.csv").write_text("cell,CD3E,cell_type\nAAACATACAACCAC,1,B\n")

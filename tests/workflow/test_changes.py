@@ -69,7 +69,10 @@ CHANGED = {
         "n_starts": 10, "seed": 1, "n_top": 20, "variables": ["donor"], "technical": ["total_counts"],
         "technical_r": 0.6, "replicate_key": "donor", "condition_key": "condition", "gene_sets": ["sets.gmt"],
     },
-    "annotate": {"n_neighbors": 10, "min_dist": 0.4, "resolution": 0.5, "normalized_layer": True, "seed": 1},
+    "annotate": {
+        "n_neighbors": 10, "min_dist": 0.4, "resolution": 0.5, "normalized_layer": True, "max_cells": 500,
+        "seed": 1,
+    },
     "de": {
         "contrasts": [{"column": "donor"}], "replicate_key": "donor", "delta": 0.5, "fdr": 0.1, "min_cells": 5,
         "batch_correction": True, "n_samples": 100, "seed": 1,

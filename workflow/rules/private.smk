@@ -53,7 +53,7 @@ def source_for_pip():
 
 
 # The scripts in envs/ read it.
-os.environ["LDVAE_SOURCE"] = source_for_pip()
+os.environ.update(LDVAE_SOURCE=source_for_pip())
 
 
 def quiet_about_rules():
