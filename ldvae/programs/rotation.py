@@ -78,10 +78,10 @@ def rotate(
     -----
     The criterion is f(scores) + balance f(loadings), where f is the mean simplicity of the rows a of a table,
     sum_k a_k⁴ / (sum_k a_k²)²: 1 for a row with one entry, 1 / n_programs for one whose entries are all alike. Cells
-    weigh by the length ``|a|`` of their row, genes by ``|a|³``: what a program is, its strongest genes say, and a few extreme
-    cells do not. (Plain fourth powers weigh rows by ``|a|⁴``, and then one gene that two programs share can turn both by 45
-    degrees; Kaiser's normalisation weighs all rows alike, and then noise does.) It depends on a table only through
-    fourth moments, so the search costs the same for a thousand and for a million cells.
+    weigh by the length of their row, genes by its cube: what a program is, its strongest genes say, and a few extreme
+    cells do not. (Plain fourth powers weigh rows by the fourth power of their length, and then one gene that two
+    programs share can turn both by 45 degrees; Kaiser's normalisation weighs all rows alike, and then noise does.) It
+    depends on a table only through fourth moments, so the search costs the same for a thousand and for a million cells.
 
     Examples
     --------
