@@ -214,3 +214,12 @@ if __name__ == "__main__":
     PICTURES.mkdir(exist_ok=True)
     for name in FIGURES:
         picture(name, PICTURES / f"{name}.png")
+
+
+def test_metrics_that_are_the_same_in_all_cells_are_drawn_too():
+    """One cell alone, or cells downsampled to one total, pass quality control with a figure."""
+    cells = pd.DataFrame({"total_counts": [180.0] * 3, "n_genes_by_counts": [60] * 3, "kept": True})
+    drawn = pl.qc_violins(cells, show=False)
+    assert [ax.get_xlabel() for ax in drawn] == ["Total counts"]
+    with pytest.raises(InputError, match="has none of the metrics"):
+        pl.qc_violins(cells[["kept"]], show=False)

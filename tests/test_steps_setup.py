@@ -163,7 +163,10 @@ def test_genes_of_a_list_in_the_order_of_the_data(
         ({"size_factor_key": "below"}, "must be above zero, found -1"),
         ({"continuous_covariate_keys": ["partly"]}, "'partly' has no value for 199 of 200 cells"),
         ({"validation_size": 0.5, "test_size": 0.5}, "validation_size and test_size together are 1"),
-        ({"validation_size": 0.001}, "200 cells are too few to give 0% of them to the validation part"),
+        (
+            {"validation_size": 0.001},
+            "200 cells are too few to give 0.001 of them to the validation part. .* change setup.validation_size",
+        ),
     ],
 )
 def test_what_cannot_be_set_up_says_why(

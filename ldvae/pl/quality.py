@@ -29,8 +29,9 @@ Thresholds = Mapping[str, Mapping[str, Mapping[str, float | None]]]
 
 
 def drawn_metrics(cells: pd.DataFrame) -> list[str]:
-    """Metrics of the table that are not the same in all cells."""
-    return [name for name in METRIC_TITLES if name in cells and cells[name].nunique() > 1]
+    """Metrics of the table that are not the same in all cells; where all are, the first."""
+    known = [name for name in METRIC_TITLES if name in cells]
+    return [name for name in known if cells[name].nunique() > 1] or known[:1]
 
 
 @styled
@@ -80,7 +81,7 @@ def qc_violins(
     names = [metrics] if isinstance(metrics, str) else list(metrics or drawn_metrics(cells))
     need(cells, names, "qc_violins", "qc/cells.tsv.gz")
     if not names:
-        raise InputError("pl.qc_violins: no metric varies between the cells, so there is nothing to draw.")
+        raise InputError(f"pl.qc_violins: the table has none of the metrics {', '.join(METRIC_TITLES)}.")
     if ax is not None and len(names) > 1:
         raise InputError(f"pl.qc_violins: one ax was given for {len(names)} metrics. Name one metric.")
     batch = cells["batch"].astype(str) if "batch" in cells else pd.Series("all", index=cells.index)

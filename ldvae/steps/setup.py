@@ -354,7 +354,11 @@ def split(obs: pd.DataFrame, fields: dict[str, str | list[str]], config: SetupCo
         parts[held[spread(len(held), config.test_size / held_out)]] = "test"
     for part, share in (("train", 1 - held_out), ("validation", config.validation_size), ("test", config.test_size)):
         if share > 0 and not (parts == part).any():
-            raise InputError(f"{len(obs)} cells are too few to give {share:.0%} of them to the {part} part.")
+            option = "validation_size and test_size" if part == "train" else f"{part}_size"
+            raise InputError(
+                f"{len(obs)} cells are too few to give {share:.2g} of them to the {part} part. Keep more cells in "
+                f"quality control, or change setup.{option}."
+            )
     return pd.Categorical(parts, categories=["train", "validation", "test"])
 
 
