@@ -17,6 +17,7 @@ from pipelines import BIN, REPORTED, ROOT, SMALL
 
 from ldvae import results as layout
 from ldvae.config import ComputeConfig
+from ldvae.steps import VERBS
 
 pytestmark = pytest.mark.nextflow
 
@@ -292,12 +293,10 @@ def test_the_syntax_is_strict(engine):
 
 
 def test_every_step_of_the_snakemake_workflow_has_its_process():
-    rules = {path.stem for path in (ROOT / "workflow" / "rules").glob("*.smk")} - {"common", "private", "terminal"}
-    processes = {path.stem for path in (ROOT / "workflow" / "processes").glob("*.nf")} - {
-        "resources",
-        "inputs",
-        "index",
-    }
+    steps = VERBS.keys() - {"index"}  # its rule stands with that of the report
+    rules = {path.stem for path in (ROOT / "workflow" / "rules").glob("*.smk")} & steps
+    processes = {path.stem for path in (ROOT / "workflow" / "processes").glob("*.nf")} & steps
+    assert len(rules) > 8
     assert rules == processes
 
 
