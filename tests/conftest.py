@@ -10,6 +10,10 @@ from anndata import AnnData
 from scipy import sparse
 from shared_data import MissingDataError, fetch
 
+if pd.__version__ < "3":
+    # As in pandas 3: what a table gives out as an array is not to be written to.
+    pd.options.mode.copy_on_write = True
+
 # Tests run side by side in several processes (pytest-xdist), which share the cores: one thread each.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

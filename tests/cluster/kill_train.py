@@ -51,6 +51,7 @@ def command(counts: Path, run: Path, epochs: int = 60) -> list[str]:
     """Arguments of `ldvae train` that puts its outputs into a folder."""
     results = layout.COUNTS.results_of(counts)
     place = results / "runs" / hashlib.sha256(str(run).encode()).hexdigest()[:12]
+    run.mkdir(parents=True, exist_ok=True)
     if not place.is_symlink():
         place.parent.mkdir(exist_ok=True)
         place.symlink_to(run.absolute())

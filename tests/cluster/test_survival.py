@@ -113,7 +113,8 @@ def test_a_signal_writes_the_checkpoint_within_ten_seconds_and_asks_to_be_run_ag
 
 
 def test_a_torn_checkpoint_is_set_aside_and_training_starts_over(counts, tmp_path):
-    assert train(counts, tmp_path / "alone")[0] == 0
+    code, messages = train(counts, tmp_path / "alone")
+    assert code == 0, messages
     assert train(counts, tmp_path / "torn", "--keep-checkpoint")[0] == 0
     checkpoint = tmp_path / "torn" / "checkpoint" / "checkpoint"
     os.truncate(checkpoint, checkpoint.stat().st_size - 1000)
@@ -133,7 +134,8 @@ def test_an_attempt_that_compiles_the_kernels_and_one_that_finds_them_compiled_g
 
 
 def test_two_that_train_the_same_run_by_accident_do_not_harm_each_other(counts, tmp_path):
-    assert train(counts, tmp_path / "alone")[0] == 0
+    code, messages = train(counts, tmp_path / "alone")
+    assert code == 0, messages
     twins = [start(counts, tmp_path / "twins") for _ in range(2)]
     messages = [process.communicate(timeout=900)[1] for process in twins]
     assert [process.returncode for process in twins] == [0, 0], messages
