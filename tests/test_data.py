@@ -170,7 +170,9 @@ def test_the_variance_of_a_batch_is_left_alone_unless_it_is_far_below_that_of_th
     within = (2 * own["pair"] + 197 * own["rest"] + 100 * own["same"]) / 299
     expected = {"alone": within * 5 / 6, "pair": own["pair"], "rest": own["rest"], "same": within * 5 / 105}
     np.testing.assert_allclose(variances, [expected[name] for name in ("alone", "pair", "rest", "same")], rtol=1e-5)
-    assert variances[2] == np.float32(torch.from_numpy(logs[103:].to_numpy(copy=True)).float().double().var(correction=0))
+    assert variances[2] == np.float32(
+        torch.from_numpy(logs[103:].to_numpy(copy=True)).float().double().var(correction=0)
+    )
 
 
 def test_setup_survives_a_copy_and_a_file(tmp_path):

@@ -192,6 +192,10 @@ def test_the_search_is_scanpys_own_whatever_kind_of_array_pynndescent_returns(mo
     )
     add_neighbors(adata, 15, seed=0, use_rep="X_ldvae")
     monkeypatch.undo()
+    # scanpy itself takes matrices alone.
+    monkeypatch.setattr(
+        PyNNDescentTransformer, "fit_transform", lambda self, X, y=None: sparse.csr_matrix(own(self, X, y))
+    )
     transformer = PyNNDescentTransformer(
         n_neighbors=15, metric="euclidean", metric_kwds={}, random_state=0, n_trees=6, n_iters=9
     )

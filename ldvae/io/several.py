@@ -67,7 +67,9 @@ def concatenate(files: Mapping[str, AnnData]) -> AnnData:
                     obs=pd.DataFrame(index=file.obs_names),
                     var=file.var.loc[shared],
                     layers={
-                        name: matrix[:, file.var_names.get_indexer(shared)] for name, matrix in file.layers.items()
+                        layer: matrix[:, file.var_names.get_indexer(shared)]
+                        for layer, matrix in file.layers.items()
+                        if layer is not None  # X, since anndata 0.13
                     },
                     obsm={name: values for name, values in file.obsm.items() if len(widths.get(name, ())) == 1},
                     varm=dict(file[:, shared].varm),
