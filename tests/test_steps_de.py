@@ -240,7 +240,7 @@ def test_pseudobulk_pairs_donors_that_are_on_both_sides(counts: AnnData) -> None
 def test_sums_by_replicate_are_those_of_the_cells_and_cells_without_one_are_left_out(counts: AnnData) -> None:
     config = DeConfig(contrasts=[{"column": "condition", "group1": "stim", "group2": "ctrl", "within": "type"}])
     pair = find_contrasts(counts.obs, config)[1]
-    donors = counts.obs["donor"].astype(str).to_numpy(object)
+    donors = counts.obs["donor"].astype(str).to_numpy(object, copy=True)
     donors[:30] = None
     bulks = sum_by_replicate(counts, np.arange(counts.n_obs), donors, [counts.obs["condition"], counts.obs["type"]])
     for donor in "0123":

@@ -70,7 +70,7 @@ CHANGED = {
         "technical_r": 0.6, "replicate_key": "donor", "condition_key": "condition", "gene_sets": ["sets.gmt"],
     },
     "annotate": {
-        "n_neighbors": 10, "min_dist": 0.4, "resolution": 0.5, "normalized_layer": True, "max_cells": 500,
+        "n_neighbors": 10, "min_dist": 0.4, "resolution": 0.5, "normalized_layer": True, "max_cells": 5000,
         "seed": 1,
     },
     "de": {
