@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import subprocess
 from collections.abc import Sequence
 from importlib import metadata
@@ -26,7 +27,8 @@ def versions(packages: Sequence[str]) -> dict[str, str]:
 def commit(root: Path = ROOT) -> str:
     """The commit of the clone that the code lies in, with -dirty if it was changed since; empty where there is none.
 
-    What lies outside of the package and the workflow, such as config/ and docs/, is no code of a result.
+    An archive that git made of a commit names it too; whether its files were changed since is not known. What lies
+    outside of the package and the workflow, such as config/ and docs/, is no code of a result.
 
     Parameters
     ----------
@@ -35,7 +37,9 @@ def commit(root: Path = ROOT) -> str:
     """
     # Installed into an environment that lies in somebody's repository, the code is not of that repository.
     if not (root / ".git").exists():
-        return ""
+        archive = root / ".git_archival.txt"
+        found = re.match(r"commit: ([0-9a-f]{40})$", archive.read_text(), re.M) if archive.exists() else None
+        return found[1] if found else ""
     # Jobs side by side must not wait for each other's lock of the index.
     git = ["git", "--no-optional-locks", "-C", str(root)]
     status = ["status", "--porcelain", "--untracked-files=no", "--", *CODE]

@@ -77,24 +77,53 @@ def test_the_api_page_lists_every_public_function():
     assert {"LinearSCVI", "fit_sweep", "read_results", "simulate", "settings", "InputError"} <= listed
 
 
-def test_messages_of_the_faq_are_those_of_the_code():
-    said = []
+def strings_of_the_code() -> list[str]:
+    """Every string constant of the package; what an f-string computes is a NUL in it."""
+    found = []
     for path in sorted((ROOT / "ldvae").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                said.append(node.value)
+                found.append(node.value)
             elif isinstance(node, ast.JoinedStr):
                 parts = (part.value if isinstance(part, ast.Constant) else "\0" for part in node.values)
-                said.append("".join(map(str, parts)))
-    texts = "\n".join(said)
+                found.append("".join(map(str, parts)))
+    return found
+
+
+def said_in_one(message: str, strings: list[str]) -> bool:
+    """Whether one string holds all words of a message, in their order; … stands for what differs."""
+    parts = [re.escape(part.strip()) for part in message.split("…") if part.strip()]
+    return any(re.search("[^\n]*?".join(parts), text) for text in strings)
+
+
+# Of other programs: Snakemake, the kernel, Slurm.
+OF_OTHERS = (
+    "Directory cannot be locked", "No space left on device", "Read-only file system", "sbatch: error: ",
+    "Requested node configuration",
+)  # fmt: skip
+
+
+def test_messages_of_the_faq_are_those_of_the_code():
+    strings = strings_of_the_code()
     faq = (ROOT / "docs" / "faq.md").read_text(encoding="utf-8").split("## Questions")[0]
-    messages = re.findall(r"^\*(.+)\*$", faq, re.M)
-    assert messages
-    unknown = [
-        part.strip()
-        for message in messages
-        if "Directory cannot be locked" not in message  # Snakemake's
-        for part in re.split(r"…|\*, \*", message)
-        if part.strip() and part.strip().strip("`") not in texts
-    ]
-    assert not unknown
+    messages = re.findall(r"(?<![*\w])\*([^*]+)\*(?!\*)", faq)
+    assert len(messages) > 5
+    assert [one for one in messages if not one.startswith(OF_OTHERS) and not said_in_one(one, strings)] == []
+
+
+def test_messages_of_the_cluster_page_are_those_of_the_code():
+    strings = strings_of_the_code()
+    page = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
+    rows = page.split("| what is seen | why |")[1].split("\n\n")[0].splitlines()[2:]
+    messages = [one for row in rows for one in re.findall(r"`([^`]+ [^`]+)`", row.split(" | ")[0])]
+    assert len(messages) > 3
+    assert [one for one in messages if not one.startswith(OF_OTHERS) and not said_in_one(one, strings)] == []
+
+
+def test_the_cluster_page_says_what_jobs_ask_for():
+    asked = yaml.safe_load((ROOT / "workflow" / "resources.yaml").read_text())
+    page = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
+    told = re.findall(r"^\| (\w+) \| [^|]+ \| (\d+) \+ (\d+) x \|", page, re.M)
+    assert len(told) > 5
+    for verb, base, per_mb in told:
+        assert [int(base), int(per_mb)] == asked[verb]["mem_mb"], verb

@@ -1,10 +1,15 @@
 """What is released: one version everywhere, and a wheel with all that the workflow needs."""
 
 import re
+import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
+import pytest
 import yaml
+from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -14,8 +19,67 @@ def test_files_that_cannot_read_the_tag_name_one_version():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"]
     pipeline = re.search(r"version\s*= '([^']+)'", (ROOT / "nextflow.config").read_text())[1]
     assert citation == pipeline
-    fallback = PYPROJECT["tool"]["hatch"]["version"]["fallback-version"]
-    assert fallback.startswith(citation)
+    assert f'default="{citation}"' in (ROOT / "recipes" / "ldvae" / "recipe.yaml").read_text()
+    # A clone without tags is not older than what was released.
+    released = f"## [{citation}]" in (ROOT / "CHANGELOG.md").read_text()
+    fallback = Version(PYPROJECT["tool"]["hatch"]["version"]["fallback-version"])
+    assert fallback.is_devrelease
+    assert fallback > Version(citation) if released else fallback.base_version == citation
+
+
+@pytest.fixture
+def project(tmp_path: Path):
+    """A repository of one commit with the files that decide the version."""
+    pytest.importorskip("hatch_vcs")
+    folder = tmp_path / "project"
+    (folder / "ldvae").mkdir(parents=True)
+    for name in ("pyproject.toml", ".git_archival.txt", ".gitattributes", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
+    git(folder, "init", "-q")
+    git(folder, "add", ".")
+    git(folder, "commit", "-q", "-m", "first")
+    return folder
+
+
+def git(folder: Path, *arguments: str) -> None:
+    subprocess.run(["git", "-C", folder, "-c", "user.name=a", "-c", "user.email=a@b.c", *arguments], check=True)
+
+
+def built_version(folder: Path) -> str:
+    """Version of a wheel that is built in a folder."""
+    done = subprocess.run(
+        [sys.executable, "-m", "hatchling", "version"], cwd=folder, capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+def archive_of(folder: Path, commit: str) -> Path:
+    """What `git archive` makes of a commit, unpacked; the zip of a forge is the same."""
+    made = folder.parent / f"archive of {commit}"
+    git(folder, "archive", "-o", str(made.with_suffix(".tar")), commit)
+    shutil.unpack_archive(made.with_suffix(".tar"), made)
+    return made
+
+
+def test_without_any_tag_the_version_is_the_next_one(project):
+    next_version = PYPROJECT["tool"]["hatch"]["version"]["fallback-version"]
+    assert built_version(project) == next_version.replace("dev0", "dev1")  # and its number of commits
+    assert built_version(archive_of(project, "HEAD")) == next_version
+    shutil.copytree(project, project.parent / "copy", ignore=shutil.ignore_patterns(".git"))
+    assert built_version(project.parent / "copy") == next_version
+
+
+def test_with_a_tag_the_version_is_read_off_it(project):
+    git(project, "tag", "v7.8.0")
+    git(project, "commit", "-q", "--allow-empty", "-m", "second")
+    assert built_version(project) == "7.8.1.dev1"
+    assert built_version(archive_of(project, "v7.8.0")) == "7.8.0"
+    assert built_version(archive_of(project, "HEAD")) == "7.8.1.dev1"
+    # An sdist keeps what it was built as.
+    sdist = project.parent / "sdist"
+    shutil.copytree(project, sdist, ignore=shutil.ignore_patterns(".git"))
+    (sdist / "PKG-INFO").write_text("Metadata-Version: 2.4\nName: ldvae\nVersion: 7.8.0\n")
+    assert built_version(sdist) == "7.8.0"
 
 
 def test_the_conda_recipe_has_the_requirements_of_the_package():

@@ -1,10 +1,13 @@
 """Versions are those of what is installed; the commit is that of the clone the code lies in, and of no other."""
 
+import shutil
 import subprocess
 from importlib import metadata
 from pathlib import Path
 
 from ldvae.provenance import commit, versions
+
+ROOT = Path(__file__).parents[1]
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -35,6 +38,19 @@ def test_the_commit_of_a_clone_says_whether_the_code_was_changed_since(tmp_path)
     # Installed below it, the code is not that of the repository.
     (tmp_path / "site-packages").mkdir()
     assert commit(tmp_path / "site-packages") == ""
+
+
+def test_an_archive_names_the_commit_that_it_was_made_of(tmp_path):
+    (tmp_path / "clone").mkdir()
+    shutil.copy(ROOT / ".git_archival.txt", tmp_path / "clone")
+    shutil.copy(ROOT / ".gitattributes", tmp_path / "clone")
+    assert commit(tmp_path / "clone") == ""  # neither a clone nor an archive: an sdist
+    git(tmp_path / "clone", "init", "-q")
+    git(tmp_path / "clone", "add", ".")
+    git(tmp_path / "clone", "commit", "-q", "-m", "first")
+    git(tmp_path / "clone", "archive", "--prefix", "archive/", "-o", str(tmp_path / "a.tar"), "HEAD")
+    shutil.unpack_archive(tmp_path / "a.tar", tmp_path)
+    assert commit(tmp_path / "archive") == git(tmp_path / "clone", "rev-parse", "HEAD")
 
 
 def test_without_git_there_is_no_commit(tmp_path, monkeypatch):
