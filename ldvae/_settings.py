@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import operator
 import secrets
+from typing import Any
 
 from ldvae.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+# Settings of scvi-tools that change no number: accepted, and said to do nothing.
+NO_EFFECT = (
+    "dl_num_workers",
+    "dl_persistent_workers",
+    "jax_preallocate_gpu_memory",
+    "logging_dir",
+    "progress_bar_style",
+    "warnings_stacklevel",
+)
 
 
 class Settings:
@@ -18,6 +32,7 @@ class Settings:
     >>> ldvae.settings.seed
     0
     >>> ldvae.settings.seed = None  # each draws a fresh one again
+    >>> ldvae.settings.num_threads = 2  # of the CPU
     """
 
     def __init__(self) -> None:
@@ -44,6 +59,43 @@ class Settings:
         if isinstance(value, bool) or not 0 <= seed < 2**32:
             raise InputError(f"settings.seed is {value!r}; it must be a whole number from 0 to {2**32 - 1}, or None.")
         self._seed = seed
+
+    @property
+    def num_threads(self) -> int:
+        """Threads on a CPU: those of PyTorch."""
+        import torch
+
+        return torch.get_num_threads()
+
+    @num_threads.setter
+    def num_threads(self, value: int) -> None:
+        import torch
+
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InputError(f"settings.num_threads is {value!r}; it must be a whole number of at least 1.")
+        torch.set_num_threads(value)
+
+    @property
+    def verbosity(self) -> int:
+        """Level of the messages of ldvae, as `logging` has it."""
+        return logging.getLogger("ldvae").getEffectiveLevel()
+
+    @verbosity.setter
+    def verbosity(self, value: int | str) -> None:
+        try:
+            logging.getLogger("ldvae").setLevel(value)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"settings.verbosity is {value!r}; it must be a level of logging: {error}.") from error
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in NO_EFFECT:
+            logger.warning("settings.%s: accepted as in scvi-tools, without effect in ldvae.", name)
+        elif name == "batch_size":
+            raise InputError("There is no settings.batch_size; give batch_size to `train`, and to the methods.")
+        elif name != "_seed" and not isinstance(getattr(type(self), name, None), property):
+            raise InputError(f"There is no settings.{name}; there are seed, num_threads and verbosity.")
+        else:
+            super().__setattr__(name, value)
 
 
 settings = Settings()

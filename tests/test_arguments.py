@@ -370,3 +370,25 @@ def test_callbacks_are_honoured_or_refused_by_name():
         model.train(1, callbacks=[SaveCheckpoint()])
     with pytest.raises(InputError, match="mode 'max'"):
         model.train(1, callbacks=EarlyStopping(mode="max"))
+
+
+def test_settings_are_honoured_or_refused_by_name(caplog):
+    threads, level = torch.get_num_threads(), logging.getLogger("ldvae").level
+    try:
+        ldvae.settings.num_threads = 1
+        ldvae.settings.verbosity = logging.ERROR
+        assert (torch.get_num_threads(), ldvae.settings.num_threads) == (1, 1)
+        assert logging.getLogger("ldvae").level == ldvae.settings.verbosity == logging.ERROR
+        ldvae.settings.verbosity = "WARNING"
+        ldvae.settings.dl_num_workers = 4
+        assert "settings.dl_num_workers: accepted as in scvi-tools, without effect" in caplog.text
+        for name, value in (("num_threads", 0), ("num_threads", True), ("verbosity", "loud")):
+            with pytest.raises(InputError, match=rf"settings\.{name} is "):
+                setattr(ldvae.settings, name, value)
+        with pytest.raises(InputError, match=r"no settings\.batch_size; give batch_size to `train`"):
+            ldvae.settings.batch_size = 64
+        with pytest.raises(InputError, match=r"no settings\.sead; there are seed, num_threads and verbosity"):
+            ldvae.settings.sead = 1
+    finally:
+        torch.set_num_threads(threads)
+        logging.getLogger("ldvae").setLevel(level)

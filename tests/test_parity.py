@@ -1,6 +1,7 @@
 """Equality with scvi-tools 1.4.2, by what it computed once (tests/reference, frozen by make_reference.py)."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import torch
 import torch.nn.functional as F
 from anndata import AnnData
 
+import ldvae
 from ldvae import LinearSCVI, posterior
+from ldvae._settings import NO_EFFECT
 from ldvae.config import FitConfig
 from ldvae.data import read_counts
 from ldvae.differential import DeOptions, compare, comparisons, differential_expression, expected_fdr
@@ -313,3 +316,23 @@ def test_flagged_genes_are_those_whose_expected_false_discoveries_stay_below_the
     rate = expected_fdr(proba)
     expected = [(1 - proba[: i + 1]).mean() for i in range(len(proba))]
     np.testing.assert_allclose(rate, expected)
+
+
+def test_every_public_name_of_scvi_tools_is_there_or_told(reference, reference_adata):
+    """What dir() shows of a trained LinearSCVI of scvi-tools, of its data manager, its module and the settings."""
+    names = json.loads((reference / "public_names.json").read_text())
+    model = LinearSCVI.load(reference / "nb", reference_adata)
+    ours = {"model": model, "adata_manager": model.adata_manager, "module": model.module, "settings": ldvae.settings}
+    absent = {label: {name for name in names[label] if not hasattr(of, name)} for label, of in ours.items()}
+    assert "train" not in absent["model"]
+    for name in absent["model"]:
+        with pytest.raises(AttributeError, match=rf"^LinearSCVI\.{name} of scvi-tools is not in ldvae: "):
+            getattr(model, name)
+    page = (Path(__file__).parents[1] / "docs" / "differences.md").read_text(encoding="utf-8")
+    section = page.split("## Names that are not there")[1].split("\n## ")[0]
+    tables = section.split("| of ")[1:]
+    for label, table in zip(("model", "adata_manager", "module"), tables, strict=True):
+        rows = [row.split(" | ")[0] for row in table.splitlines() if row.startswith("| `")]
+        assert set(re.findall(r"`(\w+)`", "".join(rows))) == absent[label]
+    of_settings = absent["settings"] - set(NO_EFFECT)
+    assert all(f"`{name}`" in section or f"`settings.{name}`" in section for name in of_settings)
