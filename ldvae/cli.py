@@ -11,7 +11,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         datefmt="%H:%M:%S",
         force=True,
     )
+    if verb == "check":
+        logging.getLogger().handlers[0].addFilter(_each_warning_once())
     try:
         _prepare_environment(arguments)
         _run(verb, arguments)
@@ -59,6 +61,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _write_failure(arguments, message, code)
         return code
     return 0 if arguments else 2
+
+
+def _each_warning_once() -> Callable[[logging.LogRecord], bool]:
+    """A filter that drops a warning that was shown already: `check` reads headers, then counts."""
+    shown: set[str] = set()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        if record.levelno != logging.WARNING or message not in shown:
+            shown.add(message)
+            return True
+        return False
+
+    return is_new
 
 
 def _not_ours(error: BaseException) -> tuple[str, int] | None:

@@ -478,3 +478,19 @@ def test_check_tells_mistakes_of_the_config_of_headers_and_of_counts_in_one_mess
         "datasets.c.setup.batch_key: no obs column 'donor'",
     ):
         assert told.count(part) == 1, part
+
+
+def test_check_says_each_warning_once_and_of_which_dataset(tmp_path, capsys):
+    """Files are read for their headers and then for their counts, gene sets for problems and for notes."""
+    (tmp_path / "sets.gmt").write_text("known\t\tCD3D\tNKG7\nother\t\tABC9\nother\t\tABC8\n")
+    (tmp_path / "cells.csv").write_text("cell,donor\nAAAGCCTGGCTAAC-1,d1\n")
+    (tmp_path / "config.yaml").write_text(
+        "datasets: {a: {input: 'demo:pbmc68k'}}\n"
+        f"qc: {{obs_table: '{tmp_path}/cells.csv'}}\nprograms: {{gene_sets: ['{tmp_path}/sets.gmt']}}\n"
+    )
+    assert cli.main(["check", str(tmp_path / "config.yaml")]) == 0
+    said = capsys.readouterr()
+    assert said.err.count("cells.csv: says nothing of 699 of 700 cells.") == 1, said
+    assert said.err.count("1 terms stand in more than one line") == 1, said
+    assert said.out.count("datasets.a.programs.gene_sets: 1 of 2 sets of") == 1, said
+    assert "such as 'other'; nothing will be found of them." in said.out

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import shlex
 from collections.abc import Iterable, Mapping
@@ -18,8 +17,6 @@ from ldvae.errors import InputError, suggestion
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
-
-logger = logging.getLogger(__name__)
 
 QC_COLUMNS = (
     "total_counts",
@@ -145,6 +142,25 @@ def _notes_on_data(dataset: Dataset, adata: AnnData) -> list[str]:
         )
     if (dataset.programs.replicate_key is None) != (dataset.programs.condition_key is None):
         notes.append("programs: replicate_key and condition_key go together; with one of them nothing is compared.")
+    return notes + _notes_on_gene_sets(dataset, adata.var_names)
+
+
+def _notes_on_gene_sets(dataset: Dataset, var_names: pd.Index) -> list[str]:
+    """Which gene sets have no gene in the data; files of which none has any are problems."""
+    from ldvae.io import read_gmt
+
+    notes = []
+    for path in dataset.programs.gene_sets:
+        try:
+            sets = read_gmt(Path(path))
+        except (InputError, OSError):  # told among the problems
+            continue
+        empty = [term for term, members in sets.items() if not var_names.isin(members).any()]
+        if 0 < len(empty) < len(sets):
+            notes.append(
+                f"programs.gene_sets: {len(empty)} of {len(sets)} sets of {path} have no gene in the data, such as "
+                f"{empty[0]!r}; nothing will be found of them."
+            )
     return notes
 
 
@@ -350,12 +366,6 @@ def _check_genes(dataset: Dataset, var_names: pd.Index) -> list[str]:
         names = list(dict.fromkeys(gene for members in sets.values() for gene in members))
         if not var_names.isin(names).any():
             problems.append(f"programs.gene_sets: {_no_overlap(path, names, var_names)}")
-        elif empty := [term for term, members in sets.items() if not var_names.isin(members).any()]:
-            logger.warning(
-                "programs.gene_sets: sets of %s without a gene in the data, of which nothing will be found: %d of %d, "
-                "such as %r.",
-                path, len(empty), len(sets), empty[0],
-            )  # fmt: skip
     return problems
 
 
