@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from ldvae.arguments import ACCELERATORS, scalar
+from ldvae.distributed import local_rank
 from ldvae.errors import InputError
 
 
@@ -53,7 +54,7 @@ def device_named(device: int | str | torch.device) -> torch.device:
             f"The device {device!r} is asked for, but torch {torch.__version__} sees no GPU (CUDA_VISIBLE_DEVICES, "
             "driver, or a CPU build of torch). Use 'cpu', or run where a GPU is visible."
         )
-    index = index or 0
+    index = local_rank() if index is None else index
     if not 0 <= index < torch.cuda.device_count():
         raise InputError(
             f"The device {device!r} is asked for, but there are {torch.cuda.device_count()} GPUs, from 0 on."

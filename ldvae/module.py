@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from ldvae.config import ModelConfig
 from ldvae.data import Covariates, DataShape
+from ldvae.distributed import Processes
 from ldvae.likelihoods import LIKELIHOODS, Generative
 
 # scvi-tools' constants: of both batch norms, and what is added to the variance of q(z).
@@ -58,8 +60,16 @@ class Noise(NamedTuple):
 
     def to(self, device: torch.device | str) -> Noise:
         """The same on another device."""
-        masks = (tuple(mask.to(device) for mask in masks) for masks in (self.z_masks, self.l_masks))
-        return Noise(self.z.to(device), self.library.to(device), *masks)
+        return self.each(lambda values: values.to(device))
+
+    def of(self, cells: np.ndarray) -> Noise:
+        """That of some cells of the minibatch, by a mask."""
+        return self if cells.all() else self.each(lambda values: values[torch.from_numpy(cells)])
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Noise:
+        """A copy with a function applied to every tensor."""
+        masks = (tuple(change(mask) for mask in masks) for masks in (self.z_masks, self.l_masks))
+        return Noise(change(self.z), change(self.library), *masks)
 
 
 class LDVAE(nn.Module):
@@ -295,12 +305,64 @@ def dropout_masks(shape: tuple[int, int, int], drop: float, generator: torch.Gen
     return torch.from_numpy(kept * np.float32(1 / (1 - drop))).view(shape).unbind()  # numpy: ten times less time here
 
 
+class Shared(NamedTuple):
+    """A minibatch of which several processes have a part each."""
+
+    processes: Processes
+    n_obs: int  # cells of all parts
+
+    def moments(self, values: Tensor, products: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean of the values and population covariance of the products, over the cells of all parts.
+
+        Parameters
+        ----------
+        values
+            Of the cells of this part, float64, shape (cells, n).
+        products
+            Their sums of squares, shape (n,), or of products, (n, n).
+        """
+        total = self.processes.sum(torch.cat([values.sum(dim=0), products.flatten()])) / self.n_obs
+        mean, second = total[: values.shape[1]], total[values.shape[1] :].view_as(products)
+        return mean, second - (mean * mean if products.dim() == 1 else torch.outer(mean, mean))
+
+
 class BatchNorm(nn.BatchNorm1d):
-    """Batch norm that has running moments."""
+    """Batch norm that has running moments.
+
+    Attributes
+    ----------
+    shared
+        The minibatch, while several processes have a part of it each.
+    """
 
     running_mean: Tensor
     running_var: Tensor
     num_batches_tracked: Tensor
+    shared: Shared | None = None
+
+    def n_obs(self, values: Tensor) -> int:
+        """Number of cells of the minibatch that some values are of."""
+        return len(values) if self.shared is None else self.shared.n_obs
+
+    @torch.no_grad()
+    def track(self, mean: Tensor, var: Tensor, n_obs: int) -> None:
+        """Move the running moments to those of a minibatch; `var` is that of a population."""
+        self.num_batches_tracked += 1
+        self.running_mean.lerp_(mean, BN_MOMENTUM)
+        self.running_var.lerp_(var * (n_obs / (n_obs - 1)), BN_MOMENTUM)
+
+
+@contextmanager
+def sharing(module: nn.Module, processes: Processes, n_obs: int) -> Iterator[None]:
+    """Inside the block, batch norms take the moments of the minibatch of `n_obs` cells that the processes share."""
+    norms = [norm for norm in module.modules() if isinstance(norm, BatchNorm)] if processes.are_several else []
+    for norm in norms:
+        norm.shared = Shared(processes, n_obs)
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.shared = None
 
 
 class Encoder(nn.Module):
@@ -384,23 +446,28 @@ class LinearDecoder(nn.Module):
         if self.norm is None:
             return self.weight, bias
         mean, var = self.norm.running_mean, self.norm.running_var
-        if u is not None and len(u) > 1:  # one cell has no variance: like inference
-            n_obs = len(u)
-            centre = u.mean(dim=0)
-            covariance = (u - centre).T @ (u - centre) / n_obs
+        if u is not None and (n_obs := self.norm.n_obs(u)) > 1:  # one cell has no variance: like inference
+            if self.norm.shared is None:
+                centre = u.mean(dim=0)
+                covariance = (u - centre).T @ (u - centre) / n_obs
+            else:
+                wide = u.double()
+                centre, covariance = (found.to(u) for found in self.norm.shared.moments(wide, wide.T @ wide))
             mean = self.weight @ centre + bias
             var = ((self.weight @ covariance) * self.weight).sum(dim=1)
-            with torch.no_grad():
-                self.norm.num_batches_tracked += 1
-                self.norm.running_mean.lerp_(mean, BN_MOMENTUM)
-                self.norm.running_var.lerp_(var * (n_obs / (n_obs - 1)), BN_MOMENTUM)
+            self.norm.track(mean, var, n_obs)
         scale = self.norm.weight / torch.sqrt(var + BN_EPS)
         return scale[:, None] * self.weight, self.norm.bias + scale * (bias - mean)
 
 
 def batch_norm(hidden: Tensor, norm: BatchNorm) -> Tensor:
     """Batch norm of shape (n_obs, n_hidden); a minibatch of one cell uses the running moments."""
-    training = norm.training and len(hidden) > 1
+    training = norm.training and norm.n_obs(hidden) > 1
+    if training and norm.shared is not None:
+        wide = hidden.double()
+        mean, var = (found.to(hidden) for found in norm.shared.moments(wide, (wide * wide).sum(dim=0)))
+        norm.track(mean, var, norm.shared.n_obs)
+        return (hidden - mean) * torch.rsqrt(var + BN_EPS) * norm.weight + norm.bias
     if training:
         norm.num_batches_tracked += 1
     return F.batch_norm(

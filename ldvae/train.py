@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -27,6 +27,7 @@ from torch import Tensor
 from ldvae.backends import Backend, pick_backend
 from ldvae.config import FitConfig
 from ldvae.data import BackedCounts, Counts, Split
+from ldvae.distributed import Processes, join
 from ldvae.errors import InputError
 from ldvae.module import LDVAE
 
@@ -166,9 +167,12 @@ def fit(
     checkpoint: Checkpoint | None = None,
     on_epoch: Callable[[EpochReport], None] | None = None,
     stop: Callable[[], bool] | None = None,
-    make_backend: Callable[[LDVAE, torch.optim.Optimizer, float | None], Backend] = pick_backend,
+    make_backend: Callable[[LDVAE, torch.optim.Optimizer, float | None, Processes], Backend] = pick_backend,
 ) -> Fit:
-    """Train a module in place.
+    """Train a module in place; under `torchrun`, in all its processes together (`ldvae.distributed`).
+
+    Each process reads its part of every minibatch. All hold the same parameters at all times, end with the same module
+    and history, and stop together. The first alone writes checkpoints and calls `on_epoch`.
 
     Parameters
     ----------
@@ -203,14 +207,20 @@ def fit(
         raise InputError("There is no cell to train on; train_size must leave at least one.")
     if config.early_stopping and len(split.validation) == 0:
         raise InputError("Can't run early stopping with no validation set; lower train_size, or do not stop early.")
+    processes = join()
     optimizer = make_optimizer(module, config)
-    backend = make_backend(module, optimizer, config.gradient_clip_val)
+    backend = make_backend(module, optimizer, config.gradient_clip_val, processes)
     state = State(lr=config.lr)
-    mark = fingerprint(module, source, split, config, seed) if checkpoint else ""
+    mark = fingerprint(module, source, split, config, seed) if checkpoint or processes.are_several else ""
+    if not processes.is_first:
+        checkpoint = on_epoch = None
     if checkpoint:
         state = resume(checkpoint.path, module, optimizer, mark) or state
-    if config.start_at_mean and module.is_untrained:
+    if config.start_at_mean and processes.is_first and module.is_untrained:
         module.decoder.start_at(mean_profile(source, split.train))
+    if processes.are_several:
+        state = start_alike(processes, module, optimizer, state, mark)
+    stop = processes.agreed(stop)
     saved_at = started = first_step_ended = time.monotonic()
     seconds_before, done_before = state.seconds, state.global_step
     interrupted = False
@@ -227,7 +237,7 @@ def fit(
                 noise_generator.set_state(state.noise)
             optimizer.param_groups[0]["lr"] = learning_rate(config, state)
             module.train()
-            for i, (counts, rows) in enumerate(training_minibatches(source, split.train, config, order)):
+            for i, (counts, rows) in enumerate(training_minibatches(source, split.train, config, order, processes)):
                 if i < len(state.sums):
                     continue  # done before the interruption
                 if stop is not None and stop():
@@ -244,7 +254,7 @@ def fit(
                     save_checkpoint(noise_generator)
                     saved_at = time.monotonic()
             module.eval()
-            finish_epoch(state, module, backend, source, split, config, seed)
+            finish_epoch(state, module, backend, source, split, config, seed, processes)
             if on_epoch is not None:
                 # Without the first step, which may have been compiled, unless there was no other.
                 steps, since = state.global_step - done_before, started
@@ -268,6 +278,22 @@ def fit(
         seconds=state.seconds,
         cells_per_s=state.epoch * len(split.train) / max(state.seconds, 1e-9),
     )
+
+
+def start_alike(
+    processes: Processes, module: LDVAE, optimizer: torch.optim.Optimizer, state: State, mark: str
+) -> State:
+    """Start all processes from the parameters and the state of the first; they must train the same."""
+    others = [rank for rank, theirs in enumerate(processes.of_all(mark)) if theirs != mark]
+    if others:
+        raise InputError(
+            f"Process {processes.rank} has other data, another split, other options or another seed than process "
+            f"{others[0]}. The processes of one torchrun train one model: give all of them the same."
+        )
+    state, tensors = processes.of_first((state, tensors_of(module, optimizer)))
+    restore(module, optimizer, tensors)
+    logger.info("%d processes train together.", processes.world_size)
+    return state
 
 
 @contextmanager
@@ -300,10 +326,10 @@ def report(state: State, config: FitConfig, split: Split, steps: int, seconds: f
 
 
 def training_minibatches(
-    source: Source, rows: np.ndarray, config: FitConfig, order: np.random.Generator
+    source: Source, rows: np.ndarray, config: FitConfig, order: np.random.Generator, processes: Processes
 ) -> Iterator[tuple[Counts, np.ndarray]]:
-    """Shuffled minibatches of one epoch."""
-    for counts, chosen in source.minibatches(rows, config.batch_size, order):
+    """Shuffled minibatches of one epoch, each with row -1 for the cells that another process reads."""
+    for counts, chosen in source.minibatches(rows, config.batch_size, order, processes):
         if not (config.drop_last and len(chosen) < config.batch_size):
             yield counts, chosen
 
@@ -316,7 +342,14 @@ def learning_rate(config: FitConfig, state: State) -> float:
 
 
 def finish_epoch(
-    state: State, module: LDVAE, backend: Backend, source: Source, split: Split, config: FitConfig, seed: int
+    state: State,
+    module: LDVAE,
+    backend: Backend,
+    source: Source,
+    split: Split,
+    config: FitConfig,
+    seed: int,
+    processes: Processes,
 ) -> None:
     """Validate, add to the history, and check for early stopping; `state` then is that of the next epoch."""
     weight = kl_weight(config, state.epoch, state.global_step - 1)
@@ -328,9 +361,8 @@ def finish_epoch(
     row |= metrics(sums.sum(dim=0) / len(split.train), weight, "train")
     validate = len(split.validation) > 0 and (state.epoch + 1) % config.check_val_every_n_epoch == 0
     if validate:
-        row |= metrics(
-            evaluate(module, backend, source, split.validation, config.batch_size, seed), weight, "validation"
-        )
+        terms = evaluate(module, backend, source, split.validation, config.batch_size, seed, processes)
+        row |= metrics(terms, weight, "validation")
     state.history.append(row)
     state.epoch += 1
     state.sums, state.noise = [], None
@@ -357,14 +389,22 @@ def metrics(terms: Tensor, kl_weight: float, part: str) -> dict[str, float]:
     }
 
 
-def evaluate(module: LDVAE, backend: Backend, source: Source, rows: np.ndarray, batch_size: int, seed: int) -> Tensor:
+def evaluate(
+    module: LDVAE,
+    backend: Backend,
+    source: Source,
+    rows: np.ndarray,
+    batch_size: int,
+    seed: int,
+    processes: Processes,
+) -> Tensor:
     """Mean reconstruction, KL(z) and KL(library) per cell, in nats, shape (3,).
 
     The noise depends on the seed alone: epochs are compared on the same draws.
     """
     _, noise_generator = generators(seed, VALIDATION_STREAM)
     total = torch.zeros(3, dtype=torch.float64)
-    for counts, chosen in source.minibatches(rows, batch_size):
+    for counts, chosen in source.minibatches(rows, batch_size, None, processes):
         noise = module.draw_noise(len(chosen), noise_generator)
         total += backend.evaluate(counts, chosen, noise).double().cpu()
     return total / len(rows)
@@ -412,13 +452,9 @@ def write_checkpoint(
 
     If it cannot be written, training continues with a warning, and the previous checkpoint stays.
     """
-    tensors = {f"module.{name}": value for name, value in module.state_dict().items()}
-    for i, parameter in enumerate(module.parameters()):
-        for name, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"optimizer.{i}.{name}"] = torch.as_tensor(value)
+    tensors = tensors_of(module, optimizer)
     tensors["noise"] = noise_generator.get_state()
-    tensors["sums"] = torch.stack(state.sums) if state.sums else torch.zeros(0, 3)
-    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    tensors["sums"] = (torch.stack(state.sums) if state.sums else torch.zeros(0, 3)).cpu()
     plain = {f.name: getattr(state, f.name) for f in fields(state) if f.name not in ("sums", "noise")}
     plain |= {"stopping": asdict(state.stopping), "plateau": asdict(state.plateau)}
     header = {"format": CHECKPOINT_FORMAT, "fingerprint": mark, "crc": checksum(tensors), "state": plain}
@@ -437,6 +473,29 @@ def write_checkpoint(
         logger.warning("Could not write the checkpoint %s (%s); training continues without it.", path, error.strerror)
     else:
         logger.info("Checkpoint at epoch %d, step %d: %s", state.epoch, len(state.sums), path)
+
+
+def tensors_of(module: LDVAE, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """All tensors of a module and of the state of its optimizer, by name, contiguous and on the CPU."""
+    tensors = {f"module.{name}": value for name, value in module.state_dict().items()}
+    for i, parameter in enumerate(module.parameters()):
+        for name, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"optimizer.{i}.{name}"] = torch.as_tensor(value)
+    return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+
+
+def restore(module: LDVAE, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Put the tensors of `tensors_of` into a module and the state of its optimizer."""
+    module.load_state_dict({k.removeprefix("module."): v for k, v in tensors.items() if k.startswith("module.")})
+    for i, parameter in enumerate(module.parameters()):
+        prefix = f"optimizer.{i}."
+        saved = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+        if saved:
+            # The moments in the memory layout of their parameter, as Adam makes them.
+            optimizer.state[parameter] = {
+                name: torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
+                for name, value in saved.items()
+            }
 
 
 def resume(path: Path, module: LDVAE, optimizer: torch.optim.Optimizer, mark: str) -> State | None:
@@ -462,15 +521,7 @@ def resume(path: Path, module: LDVAE, optimizer: torch.optim.Optimizer, mark: st
         path.rename(aside)
         logger.warning("Cannot resume from %s: %s. Renamed to %s; training starts over.", path, why, aside.name)
         return None
-    module.load_state_dict({k.removeprefix("module."): v for k, v in tensors.items() if k.startswith("module.")})
-    for i, parameter in enumerate(module.parameters()):
-        prefix = f"optimizer.{i}."
-        saved = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-        # The moments in the memory layout of their parameter, as Adam makes them.
-        optimizer.state[parameter] = {
-            name: torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
-            for name, value in saved.items()
-        }
+    restore(module, optimizer, tensors)
     plain = header["state"] | {name: Patience(**header["state"][name]) for name in ("stopping", "plateau")}
     state = State(**plain, sums=list(tensors["sums"]), noise=tensors["noise"] if len(tensors["sums"]) else None)
     logger.info("Resumed from epoch %d, step %d: %s", state.epoch, len(state.sums), path)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ldvae.backends.plain import PlainBackend
 from ldvae.data import Counts
+from ldvae.distributed import ALONE, Processes
 from ldvae.module import LDVAE, ElboTerms, Noise, Posterior
 
 __all__ = ["Backend", "PlainBackend", "pick_backend", "unsupported"]
@@ -21,12 +22,16 @@ logger = logging.getLogger(__name__)
 class Backend(Protocol):
     """One way to train and evaluate on a minibatch; all give the same numbers up to rounding.
 
-    `rows` are the cells of a minibatch, int64, shape (n_obs,), as rows of `counts`.
+    `rows` are the cells of a minibatch, int64, shape (n_obs,), as rows of `counts`; -1 for a cell that another of the
+    processes has that train the module together.
     """
 
     @staticmethod
     def unsupported(
-        module: LDVAE, optimizer: torch.optim.Optimizer | None = None, gradient_clip_val: float | None = None
+        module: LDVAE,
+        optimizer: torch.optim.Optimizer | None = None,
+        gradient_clip_val: float | None = None,
+        processes: Processes = ALONE,
     ) -> str | None:
         """What this backend cannot do of all this, in words; None if it can do all of it."""
         ...
@@ -49,7 +54,10 @@ class Backend(Protocol):
 
 
 def pick_backend(
-    module: LDVAE, optimizer: torch.optim.Optimizer | None = None, gradient_clip_val: float | None = None
+    module: LDVAE,
+    optimizer: torch.optim.Optimizer | None = None,
+    gradient_clip_val: float | None = None,
+    processes: Processes = ALONE,
 ) -> Backend:
     """The fastest backend that can do all this where the module is; the log says why it is plain torch.
 
@@ -64,16 +72,18 @@ def pick_backend(
         Over its parameters; None if nothing is trained.
     gradient_clip_val
         Largest norm of the gradient; None for no limit.
+    processes
+        Those that train the module together.
     """
     on_gpu = next(module.parameters()).device.type == "cuda"
     if on_gpu and optimizer is not None and os.environ.get("LDVAE_GPU_KERNELS") == "1":
         from ldvae.backends.cuda import CudaBackend
 
-        reason = CudaBackend.unsupported(module, optimizer, gradient_clip_val)
+        reason = CudaBackend.unsupported(module, optimizer, gradient_clip_val, processes)
         if reason is None:
             return CudaBackend(module, optimizer)
     else:
-        reason = unsupported(module, optimizer, gradient_clip_val)
+        reason = unsupported(module, optimizer, gradient_clip_val, processes)
         if reason is None:
             from ldvae.backends.compiling import compile_alone
             from ldvae.backends.cpu.backend import CpuBackend
@@ -83,15 +93,18 @@ def pick_backend(
                 compile_alone(function)
             return CpuBackend(module, optimizer)
     logger.log(logging.INFO if optimizer else logging.DEBUG, "Plain torch: %s.", reason)
-    return PlainBackend(module, optimizer, gradient_clip_val)
+    return PlainBackend(module, optimizer, gradient_clip_val, processes)
 
 
 def unsupported(
-    module: LDVAE, optimizer: torch.optim.Optimizer | None = None, gradient_clip_val: float | None = None
+    module: LDVAE,
+    optimizer: torch.optim.Optimizer | None = None,
+    gradient_clip_val: float | None = None,
+    processes: Processes = ALONE,
 ) -> str | None:
     """What the compiled step on a CPU cannot do of all this, in words; None if it can do all of it."""
     try:
         from ldvae.backends.cpu.backend import CpuBackend
     except (ImportError, OSError) as error:  # no numba, or one that does not run here
         return f"numba cannot be used ({error})"
-    return CpuBackend.unsupported(module, optimizer, gradient_clip_val)
+    return CpuBackend.unsupported(module, optimizer, gradient_clip_val, processes)

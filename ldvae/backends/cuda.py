@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ldvae.backends.plain import PlainBackend
 from ldvae.data import Counts, Covariates
+from ldvae.distributed import ALONE, Processes
 from ldvae.module import LDVAE, ElboTerms, Noise, Posterior
 
 KINDS = {"poisson": 0, "nb": 1, "zinb": 2}
@@ -242,13 +243,18 @@ class CudaBackend:
 
     @staticmethod
     def unsupported(
-        module: LDVAE, optimizer: torch.optim.Optimizer | None = None, gradient_clip_val: float | None = None
+        module: LDVAE,
+        optimizer: torch.optim.Optimizer | None = None,
+        gradient_clip_val: float | None = None,
+        processes: Processes = ALONE,
     ) -> str | None:
         """See `Backend.unsupported`."""
         if module.likelihood.name not in KINDS:
             return f"the GPU kernels have the likelihoods {', '.join(KINDS)}, not {module.likelihood.name!r}"
         if gradient_clip_val is not None:
             return "the GPU step does not clip gradients"
+        if processes.are_several:
+            return f"the GPU step trains in one process, not in {processes.world_size}"
         if not isinstance(optimizer, torch.optim.Adam | None):
             return f"the GPU step has Adam, not {type(optimizer).__name__}"
         return None

@@ -89,7 +89,7 @@ class Counts:
         return torch.from_numpy(self.x[rows].toarray()).to(device), self.covariates.rows(rows).to(device)
 
     def minibatches(
-        self, rows: np.ndarray, size: int, order: np.random.Generator | None = None
+        self, rows: np.ndarray, size: int, order: np.random.Generator | None = None, part: tuple[int, int] = (0, 1)
     ) -> Iterator[tuple[Counts, np.ndarray]]:
         """Minibatches of the cells `rows`: counts in memory, and the rows of these counts to use.
 
@@ -101,11 +101,18 @@ class Counts:
             Cells in a minibatch; the last one may be smaller.
         order
             Shuffles the cells; without it they come in the order given.
+        part
+            Which of how many parts of each minibatch to read, such as (0, 4). The minibatches stay whole and the
+            same: they have row -1 for a cell of another part.
         """
         if order is not None:
             rows = order.permutation(rows)
+        which, n_parts = part
         for start in range(0, len(rows), size):
-            yield self, rows[start : start + size]
+            chosen = rows[start : start + size]
+            if n_parts > 1:
+                chosen = np.where(np.arange(len(chosen)) % n_parts == which, chosen, -1)
+            yield self, chosen
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,6 +157,8 @@ class BackedCounts:
 
     def read(self, rows: np.ndarray) -> Counts:
         """Counts of some cells, rows ascending, read in runs of neighbours."""
+        if len(rows) == 0:
+            return Counts(sparse.csr_matrix((0, self.n_vars), dtype=np.float32), self.covariates.rows(rows))
         apart = (np.diff(rows) > BLOCK_ROWS // 8) | (np.diff(rows // (16 * BLOCK_ROWS)) > 0)
         blocks = []
         for run in np.split(rows, np.flatnonzero(apart) + 1):
@@ -165,27 +174,38 @@ class BackedCounts:
             )
         return Counts(x, self.covariates.rows(rows))
 
+    def read_part(self, rows: np.ndarray, part: tuple[int, int]) -> tuple[Counts, np.ndarray]:
+        """Counts of one part of some cells, rows ascending; and for each of the cells its row there, or -1."""
+        which, n_parts = part
+        own = rows % BLOCK_ROWS * n_parts // BLOCK_ROWS == which
+        return self.read(rows[own]), np.where(own, np.cumsum(own) - 1, -1)
+
     def minibatch(self, rows: np.ndarray, device: torch.device | str = "cpu") -> tuple[Tensor, Covariates]:
         """Dense counts (len(rows), n_vars) and covariates of some cells, in the order given."""
         unique, position = np.unique(rows, return_inverse=True)
         return self.read(unique).minibatch(position, device)
 
     def minibatches(
-        self, rows: np.ndarray, size: int, order: np.random.Generator | None = None
+        self, rows: np.ndarray, size: int, order: np.random.Generator | None = None, part: tuple[int, int] = (0, 1)
     ) -> Iterator[tuple[Counts, np.ndarray]]:
-        """As `Counts.minibatches`; cells in the order given are read for as many minibatches as a buffer holds."""
+        """As `Counts.minibatches`; cells in the order given are read for as many minibatches as a buffer holds.
+
+        A part reads its own piece of each block, so it has more cells of one minibatch than of another.
+        """
         if order is None:
             together = size * max(1, BUFFER_BLOCKS * BLOCK_ROWS // size)
             for start in range(0, len(rows), together):
                 unique, position = np.unique(rows[start : start + together], return_inverse=True)
-                yield from self.read(unique).minibatches(position, size)
+                counts, place = self.read_part(unique, part)
+                yield from counts.minibatches(place[position], size)
             return
         rows = np.sort(rows)
         blocks = np.split(rows, np.flatnonzero(np.diff(rows // BLOCK_ROWS)) + 1)
         drawn = order.permutation(len(blocks))
         for start in range(0, len(drawn), BUFFER_BLOCKS):
             buffer = np.concatenate([blocks[i] for i in np.sort(drawn[start : start + BUFFER_BLOCKS])])
-            yield from self.read(buffer).minibatches(np.arange(len(buffer)), size, order)
+            counts, place = self.read_part(buffer, part)
+            yield from counts.minibatches(place, size, order)
 
 
 def reader(x: Any) -> Callable[[int, int], sparse.csr_matrix]:

@@ -26,6 +26,7 @@ from ldvae.backends.cpu.step import Kept, keep, step
 from ldvae.backends.cpu.threads import new_team, run_team
 from ldvae.backends.plain import PlainBackend
 from ldvae.data import Counts
+from ldvae.distributed import ALONE, Processes
 from ldvae.module import LDVAE, ElboTerms, Noise, Posterior
 
 KINDS = {"poisson": POISSON, "nb": NB, "zinb": ZINB}
@@ -57,7 +58,10 @@ class CpuBackend:
 
     @staticmethod
     def unsupported(
-        module: LDVAE, optimizer: torch.optim.Optimizer | None = None, gradient_clip_val: float | None = None
+        module: LDVAE,
+        optimizer: torch.optim.Optimizer | None = None,
+        gradient_clip_val: float | None = None,
+        processes: Processes = ALONE,
     ) -> str | None:
         """See `Backend.unsupported`."""
         config, parameter = module.config, next(module.parameters())
@@ -75,6 +79,8 @@ class CpuBackend:
             return "the compiled step has no dispersion 'gene-cell'"
         if gradient_clip_val is not None:
             return "the compiled step does not clip gradients"
+        if processes.are_several:
+            return f"the compiled step trains in one process, not in {processes.world_size}"
         if optimizer is not None:
             options = [group.get("amsgrad") or group.get("maximize") for group in optimizer.param_groups]
             adam = isinstance(optimizer, torch.optim.Adam) and not isinstance(optimizer, torch.optim.AdamW)
