@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 
 import anndata
@@ -10,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from anndata import AnnData
+from packaging.version import Version
 from scipy import sparse
 
 from ldvae.config import SetupConfig
@@ -79,8 +81,12 @@ def test_the_numbers_are_those_of_scanpy_whatever_is_read_at_once(
         adata, flavor="seurat_v3", n_top_genes=1000, batch_key=batch_key, inplace=False
     )
     assert method == "seurat_v3"
-    np.testing.assert_array_equal(found["chosen"], expected["highly_variable"])
-    np.testing.assert_allclose(found["variance_norm"], expected["variances_norm"], rtol=1e-13)
+    if batch_key is None or Version(version("scanpy")) < Version("1.12"):
+        np.testing.assert_array_equal(found["chosen"], expected["highly_variable"])
+        np.testing.assert_allclose(found["variance_norm"], expected["variances_norm"], rtol=1e-13)
+    else:  # its moments of batches are rounded otherwise, and loess amplifies that (ldvae.steps.variable)
+        assert (found["chosen"] == expected["highly_variable"]).mean() > 0.999
+        np.testing.assert_allclose(found["variance_norm"], expected["variances_norm"], rtol=5e-3)
 
 
 @pytest.mark.parametrize("error", [ImportError("no skmisc"), ValueError("b'reciprocal condition number 1e-15'")])
