@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import warnings
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
-from anndata import AnnData
+from anndata import AnnData, read_h5ad
 from scipy import sparse
 
 
@@ -28,11 +30,12 @@ def pbmc68k() -> AnnData:
     ----------
     Zheng et al., Massively parallel digital transcriptional profiling of single cells, Nat. Commun. 8, 14049 (2017).
     """
-    import scanpy
-
+    scanpy = find_spec("scanpy")  # its import takes longer than everything that a plan of the demo needs
+    if scanpy is None or scanpy.origin is None:
+        raise ModuleNotFoundError("No module named 'scanpy'", name="scanpy")
     with warnings.catch_warnings():  # the file is in an old format of anndata
         warnings.simplefilter("ignore")
-        reduced = scanpy.datasets.pbmc68k_reduced()
+        reduced = read_h5ad(Path(scanpy.origin).parent / "datasets" / "10x_pbmc68k_reduced.h5ad")
     x = sparse.csr_matrix(reduced.raw.X, dtype=np.float64)
     n_counts = np.repeat(reduced.obs["n_counts"].to_numpy(np.float64), np.diff(x.indptr))
     x.data = np.rint(np.expm1(x.data) * n_counts / 1e4)

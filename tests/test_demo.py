@@ -1,6 +1,7 @@
 """The embedded data set."""
 
 import numpy as np
+import pandas as pd
 from scipy import sparse
 
 from ldvae import demo
@@ -31,6 +32,11 @@ def test_recovery_is_unambiguous() -> None:
     n_counts = np.repeat(reduced.obs["n_counts"].to_numpy(np.float64), np.diff(x.indptr))
     values = np.expm1(x.data) * n_counts / 1e4
     assert np.abs(values - np.rint(values)).max() < 0.1
+    ours = demo.pbmc68k()
+    x.data = np.rint(values)
+    np.testing.assert_array_equal(ours.X.toarray(), x.toarray())
+    pd.testing.assert_frame_equal(ours.obs, reduced.obs)
+    assert list(ours.var_names) == list(reduced.raw.var_names)
 
 
 def test_the_cells_keep_their_types() -> None:

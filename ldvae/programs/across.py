@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import stats
-from scipy.optimize import linear_sum_assignment
+import scipy  # imports scipy.stats when it is first used: a second and 45 MB that a training need not have
 
 from ldvae.errors import InputError
 
@@ -157,7 +156,7 @@ def meta_programs(
         n = unit.notna().sum(axis=1).to_numpy()
         middle[name] = unit.mean(axis=1).to_numpy()
         spread = unit.std(axis=1, ddof=1).to_numpy() / np.sqrt(np.maximum(n, 1))  # missing for one dataset
-        half = stats.t.ppf(0.975, np.maximum(n - 1, 1)) * spread
+        half = scipy.stats.t.ppf(0.975, np.maximum(n - 1, 1)) * spread
         lower[name], upper[name] = middle[name] - half, middle[name] + half
     index, programs = pd.Index(genes, name="gene"), pd.MultiIndex.from_tuples(labels, names=["dataset", "program"])
     return MetaPrograms(
@@ -206,7 +205,7 @@ def _grouped(spaces: Sequence[Space], cosines: np.ndarray, least: float) -> list
         here = np.array([_unit(one.programs[:, k]) for k in range(one.programs.shape[1])])
         there = np.array([_unit(np.where(one.here, direction, 0)) for direction in common.T]).reshape(-1, len(every))
         cosine = here @ there.T
-        for row, column in zip(*linear_sum_assignment(-np.abs(cosine)), strict=True):
+        for row, column in zip(*scipy.optimize.linear_sum_assignment(-np.abs(cosine)), strict=True):
             if abs(cosine[row, column]) >= least:
                 parts = np.sort(np.abs(np.linalg.lstsq(there.T, here[row], rcond=None)[0]))[::-1]
                 mostly = abs(cosine[row, column]) >= MOSTLY and (len(parts) < 2 or parts[1] < SECOND * parts[0])
@@ -449,12 +448,12 @@ def compare_across(means: pd.DataFrame, dataset: Mapping[str, str]) -> pd.DataFr
             effect = float(contrast @ centred / (contrast @ contrast))
             left, df = centred - effect * contrast, len(own) - n_datasets - 1
             error = float(np.sqrt(left @ left / df / (contrast @ contrast)))
-            half = float(stats.t.ppf(0.975, df)) * error
+            half = float(scipy.stats.t.ppf(0.975, df)) * error
             found[value] = (
                 effect,
                 effect - half,
                 effect + half,
-                float(2 * stats.t.sf(abs(effect) / max(error, TINY), df)),
+                float(2 * scipy.stats.t.sf(abs(effect) / max(error, TINY), df)),
             )
         result.loc[row, ["effect", "lower", "upper", "p"]] = found["mean"]
         result.loc[row, ["high_effect", "high_p"]] = [found["high"][0], found["high"][3]]
