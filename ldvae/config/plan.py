@@ -456,7 +456,7 @@ def describe(plan: Plan) -> dict[str, Any]:
                     {
                         "projection": projection,
                         "inputs": [staged_input(path, other.project.genome) for path in _files(other.inputs)],
-                        "flags": shlex.join(_name_flags(other.inputs) + flags(other.project)),
+                        "flags": shlex.join(name_flags(other.inputs) + flags(other.project)),
                     }
                     for projection, other in dataset.projections.items()
                 ],
@@ -481,7 +481,7 @@ def _flags_of_step(dataset: Dataset, step: str) -> list[str]:
     defaults = {name: getattr(type(options)(), name) for name, _ in named(options, "file")}
     result = flags(options.model_copy(update=defaults))
     if step == "qc":
-        result = [*_name_flags(dataset.inputs), *column_flags(dataset.setup), *result]
+        result = [*name_flags(dataset.inputs), *column_flags(dataset.setup), *result]
     return result
 
 
@@ -495,5 +495,6 @@ def _files(inputs: Mapping[str, str]) -> list[str]:
     return [path for path in inputs.values() if not path.startswith("demo:")]
 
 
-def _name_flags(inputs: Mapping[str, str]) -> list[str]:
+def name_flags(inputs: Mapping[str, str]) -> list[str]:
+    """Flags that name the input files, where there are several."""
     return ["--names", *inputs] if "" not in inputs else []

@@ -21,6 +21,7 @@ from ldvae.config import (
     expand_checked,
     expand_config,
     flags,
+    name_flags,
     named,
     resolved,
     runs_table,
@@ -160,11 +161,6 @@ def projection(wildcards):
 def files(section):
     """Files that the options of a section name, so that a changed file reruns the step."""
     return lambda wildcards: [path for _, path in named(getattr(plan.datasets[wildcards.dataset], section), "file")]
-
-
-def name_flags(inputs):
-    """Flags that name the input files, where there are several."""
-    return ["--names", *inputs] if "" not in inputs else []
 
 
 def names_of_inputs(wildcards):
