@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from workplace import Workplace, write_counts
+from workplace import Workplace, quick_stubs, refused_calls, write_counts
 
 
 @pytest.fixture(scope="session")
@@ -22,11 +21,16 @@ def counts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def stubs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """An environment in which `ldvae` writes stubs."""
-    folder = tmp_path_factory.mktemp("bin")
-    script = folder / "ldvae"
-    script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m ldvae.cli "$@" --stub\n')
-    script.chmod(0o755)
-    return {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
+    return quick_stubs(tmp_path_factory.mktemp("stubs") / "bin")
+
+
+@pytest.fixture(autouse=True)
+def calls_are_understood(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Stubs take any call; the command line must take it too."""
+    stubs = request.getfixturevalue("stubs") if "stubs" in request.fixturenames else None
+    yield
+    if stubs is not None:
+        assert list(refused_calls(stubs)) == []
 
 
 @pytest.fixture(scope="session")

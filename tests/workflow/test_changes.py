@@ -127,7 +127,6 @@ def finished(tmp_path_factory, stubs):
         (folder / "results" / name / layout.RESOLVED.path).write_text(json.dumps(resolved(of)))
     (folder / "results" / layout.INDEX.path).write_text("stub")
     place.snakemake("--touch", "--forceall", "--quiet")
-    assert not place.pending()
     return place
 
 

@@ -10,7 +10,7 @@ import sys
 import tomllib
 
 import pytest
-from workplace import ROOT, quick_stubs
+from workplace import ROOT, quick_stubs, refused_calls
 
 pytestmark = pytest.mark.thorough
 
@@ -119,3 +119,4 @@ def test_a_module_with_a_prefix_runs_to_the_report(tmp_path, origin):
     rules = set(re.findall(r"^(?:local)?rule (\w+):", planned, re.M))
     assert {"mine_select", "mine_programs", "mine_annotate", "mine_report", "mine_index", "summary"} <= rules
     assert "mine_train" not in rules
+    assert list(refused_calls(environment)) == []

@@ -38,7 +38,7 @@ def read(path):
         return anndata.read_h5ad(path)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_the_demo_separates_the_cell_types_and_is_then_finished(tmp_path):
     config = yaml.safe_load((ROOT / "config" / "config.yaml").read_text())
     place = Workplace(tmp_path, config, dict(os.environ))

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
+import json
 import os
 import re
+import shlex
 import subprocess
 import sys
+import tempfile
+import threading
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +20,38 @@ import anndata
 import numpy as np
 import pandas as pd
 import yaml
+from cyclopts import CycloptsError
 
+from ldvae import cli
 from ldvae import results as layout
 
 ROOT = Path(__file__).parents[2]
 # Another version of Snakemake, in an environment that may lack ldvae.
 PYTHON = os.environ.get("SNAKEMAKE_PYTHON", sys.executable)
+
+
+class Loaded:
+    """A process that has imported Snakemake and forks for each call: the import takes longer than most of the calls."""
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen[str] | None = None
+        self.one_at_a_time = threading.Lock()
+
+    def call(self, arguments: list[str], folder: Path, environment: dict[str, str]) -> tuple[int, str]:
+        """Call snakemake; its exit code, and what it said."""
+        with self.one_at_a_time, tempfile.TemporaryDirectory() as said:
+            if self.process is None:
+                command = [PYTHON, Path(__file__).with_name("loaded.py")]
+                self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+                atexit.register(self.process.communicate)
+            assert self.process.stdin is not None
+            assert self.process.stdout is not None
+            print(json.dumps([arguments, str(folder), environment, said]), file=self.process.stdin, flush=True)
+            code = int(self.process.stdout.readline())
+            return code, "".join((Path(said) / name).read_text() for name in ("stdout", "stderr"))
+
+
+LOADED = Loaded()
 
 
 class Workplace:
@@ -28,6 +60,7 @@ class Workplace:
     def __init__(self, folder: Path, config: dict[str, Any], environment: dict[str, str]) -> None:
         self.folder, self.config, self.environment = folder, config, environment
         self.snakefile = ROOT / "Snakefile"
+        self.loaded = LOADED
         folder.mkdir(parents=True, exist_ok=True)
         self.write()
 
@@ -37,16 +70,13 @@ class Workplace:
 
     def snakemake(self, *arguments: str, check: bool = True) -> str:
         """Call snakemake in the folder; what it said."""
-        command = [PYTHON, "-m", "snakemake", "-s", str(self.snakefile), "--cores", "2", *arguments]
+        command = ["-s", str(self.snakefile), "--cores", "2", *arguments]
         if "--configfile" not in arguments and self.snakefile.parent == ROOT:
             command += ["--configfile", "config.yaml"]
-        done = subprocess.run(
-            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=1800, check=False
-        )
-        said = done.stdout + done.stderr
-        if check and done.returncode:
-            raise AssertionError(f"{' '.join(command)}\n{said[-6000:]}")
-        assert check or done.returncode, said[-6000:]
+        code, said = self.loaded.call(command, self.folder, self.environment)
+        if check and code:
+            raise AssertionError(f"snakemake {shlex.join(command)}\n{said[-6000:]}")
+        assert check or code, said[-6000:]
         return said
 
     def pending(self, *arguments: str) -> Counter[str]:
@@ -68,7 +98,8 @@ class Workplace:
 
 
 QUICK = """#!/bin/bash
-# ldvae, with stubs for the files that a verb writes.
+# ldvae, with stubs for the files that a verb writes; the call is noted.
+printf '%s\\0' "$@" > "{folder}/calls/$$-$RANDOM"
 verb=$1
 while [ $# -gt 0 ]; do
     case $1 in
@@ -87,13 +118,25 @@ done < "{folder}/$verb.txt"
 
 def quick_stubs(folder: Path) -> dict[str, str]:
     """An environment in which `ldvae` is a script of the shell that writes stubs; `ldvae --stub` starts Python."""
-    folder.mkdir(exist_ok=True)
+    (folder / "calls").mkdir(parents=True)
     for verb in {file.writer for file in layout.FILES}:
         paths = [path.format(projection="@NAME@") for path in layout.layout([verb], ["@NAME@"])]
         (folder / f"{verb}.txt").write_text("".join(f"{path}\n" for path in paths))
     (folder / "ldvae").write_text(QUICK.format(folder=folder))
     (folder / "ldvae").chmod(0o755)
-    return {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
+    return {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "STUBS": str(folder)}
+
+
+def refused_calls(stubs: dict[str, str]) -> Iterator[str]:
+    """What `ldvae` itself would refuse of the calls since the last look at them: verbs, flags and their values."""
+    app = cli.command_line()
+    for noted in (Path(stubs["STUBS"]) / "calls").iterdir():
+        arguments = noted.read_text().split("\0")[:-1]
+        noted.unlink()
+        try:
+            app.parse_args(arguments, exit_on_error=False, print_error=False)
+        except CycloptsError as error:
+            yield f"ldvae {shlex.join(arguments)}: {error}"
 
 
 def write_counts(path: Path) -> Path:
