@@ -11,7 +11,7 @@ export PATH := $(BIN):$(PATH)
 demo: install  ## install, then the whole workflow on the embedded demo data
 	snakemake --cores $(CORES) --rerun-incomplete --quiet rules host
 
-# Files go to workers in the order of testpaths (pyproject.toml); a file's fixtures are made once.
+# Files go to workers in the order of tests/conftest.py; a file's fixtures are made once.
 PYTEST := pytest -q -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder --ignore=tests/cluster
 
 test: install  ## install, then all tests that need neither a cluster nor Nextflow, in parallel
@@ -20,8 +20,8 @@ test: install  ## install, then all tests that need neither a cluster nor Nextfl
 test-quick: install  ## without those of ten seconds or more
 	$(PYTEST) --ignore=tests/nextflow -m "not cluster and not nextflow and not slow and not thorough" $(TESTS)
 
-test-slow: install  ## those that compute for minutes, on real data beside the clone
-	pytest -q -m slow
+test-slow: install  ## those that compute for minutes: the whole demo, real data beside the clone
+	pytest -q -m slow $(TESTS)
 
 lint: install  ## what must pass before a change is merged, besides the tests
 	ruff check .

@@ -18,6 +18,16 @@ if pd.__version__ < "3":
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+# Files that take longest come first: workers then end at about the same time.
+SLOWEST = ("test_workflow", "test_report", "test_changes", "test_model", "test_browser", "test_config_files")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order the files by how long they take."""
+    place = {f"{name}.py": i for i, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Folder of the real data sets; tests that need it skip themselves where it is not there."""
@@ -25,6 +35,15 @@ def shared_data() -> Path:
         return fetch()
     except MissingDataError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures of reports stay empty: drawing them is most of the work, and not what such a test looks at."""
+    from ldvae.report.drawing import Drawing, Rendered, _target
+
+    empty = '<svg xmlns="http://www.w3.org/2000/svg"/>'
+    monkeypatch.setattr(Drawing, "render", lambda self: Rendered(empty, empty, [_target(one) for one in self.hover]))
 
 
 @pytest.fixture(scope="session")
