@@ -177,10 +177,13 @@ def read_h5ad(path: Path, **options: Any) -> AnnData:
 
 def opened(path: Path) -> Any:
     """A context manager of an h5ad file, or of a zarr store, opened to be read."""
-    import h5py
-    import zarr
+    if path.is_dir():
+        import zarr
 
-    return nullcontext(zarr.open_group(path, mode="r")) if path.is_dir() else h5py.File(path)
+        return nullcontext(zarr.open_group(path, mode="r"))
+    import h5py
+
+    return h5py.File(path)
 
 
 def read_hdf5(path: Path, genome: str | None) -> Stored:
