@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations, islice
+from itertools import combinations
 from math import comb
 from typing import Any
 
@@ -37,8 +37,8 @@ COLLAPSED = 1e-3
 SMALLEST_SHARE = 0.005
 # Agreement of a score with its genes below which a program is shown with a warning.
 DISAGREES = 0.5
-# Share of the choices of half of the fits in which a settled program is found.
-SETTLED = 0.8
+# Share of the pairs of halves of the fits that agree on a settled program.
+SETTLED = 0.9
 # Cells (evenly spaced) whose scores on all components are kept, for comparing datasets.
 SAMPLED_CELLS = 1000
 # Choices of half of the fits that are tried, the cells (evenly spaced) they are rotated on, and the starts of that.
@@ -233,30 +233,93 @@ def _settled(
     config: RotationConfig,
     threshold: float,
 ) -> np.ndarray:
-    """How often each program is found again from half of the fits, shape (n_programs,); nan with one fit."""
+    """How likely another set of as many fits has each program, shape (n_programs,); nan with one fit.
+
+    Random halves of the fits, each with a number of directions of its own (`_ranks`), stand for other sets: the share
+    of pairs of halves in which both have the program and agree on it. A half against the whole alone would look too
+    alike, as it is a part of it. Two halves of h and k fits, o of them common, differ by 1 / h + 1 / k - 2 o / (h k)
+    times the noise of a fit, two sets of m fits by 2 / m: the odds c / (1 - c) of their cosines are converted by that
+    ratio.
+    """
     n_fits, n_programs = len(scores), rotation.loadings.shape[1]
     if n_fits < 2:
         return np.full(n_programs, np.nan)
-    half = (n_fits + 1) // 2
-    rng = np.random.default_rng(config.seed)
-    if comb(n_fits, half) <= 1000:
-        choices = np.array(list(islice(combinations(range(n_fits), half), 1000)))
-        choices = choices[rng.permutation(len(choices))[:N_CHOICES]]
-    else:
-        choices = np.array([rng.permutation(n_fits)[:half] for _ in range(N_CHOICES)])
+    choices = _choices(n_fits, np.random.default_rng(config.seed))
     rows = spread(len(scores[0]), SETTLED_CELLS)
     parts = [np.asarray(table)[rows] for table in scores]
-    found = np.zeros(n_programs)
     fewer = config.model_copy(update={"n_starts": min(config.n_starts, SETTLED_STARTS)})
-    for choice in choices:
-        shared = consensus([parts[i] for i in choice], [weighted[i] for i in choice], rank)
-        if shared.loadings.shape[1] < rank:  # these fits have fewer directions in all
-            continue
-        other = rotated(shared, rank, fewer).loadings
-        lengths = np.outer(np.linalg.norm(rotation.loadings, axis=0), np.linalg.norm(other, axis=0))
-        cosines = np.abs(rotation.loadings.T @ other) / np.where(lengths > 0, lengths, 1)
-        found += cosines.max(axis=1) > threshold
-    return found / len(choices)
+    whole = _unit(rotation.loadings)
+    found, present = [], []
+    ranks = [rank] * len(choices) if config.rank else _ranks(parts, weighted, choices, rank, threshold)
+    for choice, own_rank in zip(choices, ranks, strict=True):
+        shared = consensus([parts[i] for i in choice], [weighted[i] for i in choice], own_rank)
+        other = _unit(rotated(shared, shared.loadings.shape[1], fewer).loadings)
+        cosines = whole.T @ other
+        best = np.abs(cosines).argmax(axis=1)
+        own_cosine = cosines[np.arange(n_programs), best]
+        found.append(other[:, best] * np.where(own_cosine < 0, -1.0, 1.0))
+        present.append(np.abs(own_cosine) > threshold)
+    again, pairs = np.zeros(n_programs), 0
+    for first, second in combinations(range(len(choices)), 2):
+        sizes, both = [len(choices[i]) for i in (first, second)], len(np.intersect1d(choices[first], choices[second]))
+        noise = n_fits / 2 * (1 / sizes[0] + 1 / sizes[1] - 2 * both / (sizes[0] * sizes[1]))
+        cosine = np.clip((found[first] * found[second]).sum(axis=0), 0, 1)
+        alike = cosine * noise > threshold * (1 - cosine + cosine * noise)
+        again += alike & present[first] & present[second]
+        pairs += 1
+    return again / pairs
+
+
+def _choices(n_fits: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """Random halves of the fits, all different; of an odd number, one more and one less than half take turns."""
+    sizes = sorted({n_fits // 2, (n_fits + 1) // 2})
+    choices: list[np.ndarray] = []
+    for size in sizes:
+        wanted = N_CHOICES // len(sizes)
+        if comb(n_fits, size) <= 1000:
+            every = np.array(list(combinations(range(n_fits), size)))
+            choices += list(every[rng.permutation(len(every))[:wanted]])
+        else:
+            choices += [np.sort(rng.permutation(n_fits)[:size]) for _ in range(wanted)]
+    return choices
+
+
+def _ranks(
+    scores: Sequence[Table], weighted: Sequence[Table], choices: Sequence[np.ndarray], rank: int, threshold: float
+) -> list[int]:
+    """How many directions other sets of as many fits may read off: as the choices do, without what halving costs.
+
+    The log odds of the correlations of each choice are those of all fits, plus what this choice differs by from the
+    mean of its size. Of fewer than three fits there is one split, which says too little: such a choice takes `rank`.
+    """
+
+    def log_odds(which: Iterable[int]) -> np.ndarray:
+        fits = list(which)
+        found = reproducible_rank([scores[i] for i in fits], [weighted[i] for i in fits], threshold=threshold)
+        correlation = np.clip(found.correlations["correlation"].to_numpy(), 1e-6, 1 - 1e-6)
+        return np.log(correlation / (1 - correlation))
+
+    def read(curve: np.ndarray) -> int:
+        below = np.flatnonzero(curve <= limit)
+        return int(below[0]) if len(below) else len(curve)
+
+    limit = np.log(threshold / (1 - threshold)) if threshold < 1 else np.inf
+    whole = log_odds(range(len(scores)))
+    own = {number: log_odds(choice) for number, choice in enumerate(choices) if len(choice) > 2}
+    mean = {
+        size: np.mean([curve for number, curve in own.items() if len(choices[number]) == size], axis=0)
+        for size in {len(choices[number]) for number in own}
+    }
+    ranks = [rank] * len(choices)
+    for number, curve in own.items():
+        ranks[number] = max(1, rank + read(whole + curve - mean[len(choices[number])]) - read(whole))
+    return ranks
+
+
+def _unit(loadings: np.ndarray) -> np.ndarray:
+    """Columns of length one, or zero."""
+    lengths = np.linalg.norm(loadings, axis=0)
+    return loadings / np.where(lengths > 0, lengths, 1.0)
 
 
 def _doubts(table: pd.DataFrame) -> list[str]:
@@ -272,8 +335,8 @@ def _doubts(table: pd.DataFrame) -> list[str]:
     unsettled = table.index[table["settled"] < SETTLED]
     if len(unsettled):
         doubts.append(
-            f"{', '.join(unsettled)}: found in fewer than {SETTLED:.0%} of the choices of half of the fits, so not "
-            "settled. Fit more seeds before building on it."
+            f"{', '.join(unsettled)}: fewer than {SETTLED:.0%} of the pairs of halves of the fits agree on it, so "
+            "other seeds may not find it (not settled). Fit more seeds before building on it."
         )
     return doubts
 

@@ -11,8 +11,8 @@ GLOSSARY = {
     "share": "How much of everything that the fits explain belongs to a program, weighted by the information in the "
     "counts.",
     "stability": "Mean cosine between a program and its version in single fits: 1 is the same in all, below 0.9 not.",
-    "settled": "In how many of the random halves of the seeds the program is found again. Below 80%, more seeds may "
-    "change it.",
+    "settled": "How likely another set of as many seeds has the program: in how many pairs of random halves of the "
+    "seeds both have it and agree on it. Below 90% it may not be found again; more seeds can settle it.",
     "agreement": "Whether cells with a high score express the program's own genes: 1 is full agreement. Below 0.5 the "
     "genes may belong to a larger program.",
     "factor": "An axis of the fitted model, before what several fits share is turned into programs.",

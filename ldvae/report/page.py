@@ -639,7 +639,10 @@ def _programs_table(results: Results) -> Table:
             help="of the scores with the program's own genes; 1: full",
         ),
         Column(
-            key="settled", title="Settled", kind="bar", help="share of the halves of the seeds in which it is found"
+            key="settled",
+            title="Settled",
+            kind="bar",
+            help="how likely other seeds find it: share of the pairs of halves of the seeds that agree",
         ),
         Column(key="stability", title="Stability", kind="number", help="mean cosine of single runs with the consensus"),
         Column(key="n_runs_found", title="Found in runs", kind="number", help=f"with a cosine above {threshold:g}"),

@@ -2,11 +2,12 @@
 
 python tests/benchmarks/programs.py scenarios --draws 5 --seeds 6 [--cnmf cnmf]
 python tests/benchmarks/programs.py kang ../shared/data/kang2018_stim_ctrl.h5ad --seeds 20
-python tests/benchmarks/programs.py rotations --first 400 --draws 1 --seeds 2 [--cnmf cnmf]
+python tests/benchmarks/programs.py rotations --first 420 --draws 1 --seeds 3 [--cnmf cnmf --drvi python]
 python tests/benchmarks/programs.py rotations --data ../shared/data --seeds 5 [--cnmf cnmf]
 python tests/benchmarks/programs.py settings --data ../shared/data
 python tests/benchmarks/programs.py halves --data ../shared/data --seeds 20 --half 5
 python tests/benchmarks/programs.py choices --data ../shared/data --seeds 20 --sizes 5 6 8 10
+python tests/benchmarks/programs.py abundant --data ../shared/data
 python tests/benchmarks/programs.py regimes ../shared/data/kang2018_stim_ctrl.h5ad
 python tests/benchmarks/programs.py transfer ../shared/data
 python tests/benchmarks/programs.py scaling --cells 1000000
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import resource
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -44,6 +46,7 @@ from ldvae.data import split_cells
 from ldvae.demo import pbmc68k
 from ldvae.model import LinearSCVI
 from ldvae.posterior import elbo_terms
+from ldvae.programs.find import SETTLED
 from ldvae.simulate import simulate
 
 SCENARIOS = ("mixed", "gauss", "additive", "dominant", "trajectory")
@@ -77,7 +80,9 @@ def main() -> None:
     rotations.add_argument("--names", choices=REAL, nargs="*", default=REAL)
     rotations.add_argument("--seeds", type=int, default=3)
     rotations.add_argument("--rank", type=int, help="directions, which one seed cannot tell")
+    rotations.add_argument("--factors", type=int, help="of each fit: by default 12 in scenarios, 14 in data")
     rotations.add_argument("--cnmf")
+    rotations.add_argument("--drvi", help="command of a python that has DRVI (drvi-py)")
     settings = verbs.add_parser("settings")
     settings.add_argument("--data", type=Path, required=True)
     settings.add_argument("--names", choices=REAL, nargs="*", default=REAL)
@@ -85,7 +90,8 @@ def main() -> None:
     settings.add_argument("--seeds", type=int, nargs="*", default=[3, 5, 8])
     halves = verbs.add_parser("halves")
     halves.add_argument("--data", type=Path, required=True)
-    halves.add_argument("--names", choices=REAL, nargs="*", default=REAL[:2])
+    halves.add_argument("--names", nargs="*", default=REAL[:2], help="data, or scenarios with their draw: mixed-420")
+    halves.add_argument("--factors", type=int, default=14)
     halves.add_argument("--seeds", type=int, default=20)
     halves.add_argument("--half", type=int, default=5, help="fits in each of the two sets")
     halves.add_argument("--splits", type=int, default=6)
@@ -96,6 +102,11 @@ def main() -> None:
     choices.add_argument("--seeds", type=int, default=20)
     choices.add_argument("--sizes", type=int, nargs="*", default=[3, 5, 6, 8, 10])
     choices.add_argument("--times", type=int, default=20)
+    abundant = verbs.add_parser("abundant")
+    abundant.add_argument("--data", type=Path, required=True)
+    abundant.add_argument("--names", choices=REAL, nargs="*", default=REAL[:2])
+    abundant.add_argument("--factors", type=int, default=10)
+    abundant.add_argument("--seed", type=int, default=1)
     regimes = verbs.add_parser("regimes")
     regimes.add_argument("counts", type=Path)
     regimes.add_argument("--seeds", type=int, default=3)
@@ -119,6 +130,7 @@ def main() -> None:
         "settings": run_settings,
         "halves": run_halves,
         "choices": run_choices,
+        "abundant": run_abundant,
         "regimes": run_regimes,
         "transfer": run_transfer,
         "scaling": run_scaling,
@@ -138,8 +150,9 @@ class Fits:
         for seed in range(seeds):
             path = cache / f"{name}-k{factors}-e{epochs or 'default'}-s{seed}.npz"
             if not path.exists():
-                started = time.perf_counter()
+                started, cpu = time.perf_counter(), time.process_time()
                 fits = fit_sweep(adata, SweepConfig(seeds=[seed]), model=ModelConfig(n_latent=factors), train=train)
+                seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
                 model = next(iter(fits.models.values()))
                 theta = model.get_likelihood_parameters(indices=[0])["dispersions"]
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -151,7 +164,8 @@ class Fits:
                     elbo=fits.runs["elbo_fitted"].iloc[0],
                     elbo_se=fits.runs["elbo_fitted_se"].iloc[0],
                     elbo_test=fits.runs["elbo_test"].iloc[0],
-                    seconds=time.perf_counter() - started,
+                    seconds=seconds,
+                    cpu=cpu,
                 )
             with np.load(path) as file:
                 self.arrays.append(dict(file))
@@ -181,6 +195,16 @@ class Fits:
     def seconds(self) -> float:
         """Time of all trainings."""
         return float(sum(fit["seconds"] for fit in self.arrays))
+
+    def cpu(self, n_fits: int | None = None) -> float:
+        """CPU time of the first trainings, or all; nan where the cache does not have it."""
+        return float(sum(fit.get("cpu", np.nan) for fit in self.arrays[:n_fits]))
+
+
+def children_cpu() -> float:
+    """CPU time of all finished child processes, s."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def matched(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -289,7 +313,7 @@ def relative(fits: Fits, tpm: np.ndarray) -> np.ndarray:
 
 def against_cnmf(command: str, adata: AnnData, fits: Fits, truth: np.ndarray, scores: np.ndarray) -> dict[str, object]:
     """cNMF's best: of k from 7 to 10 and of its outputs, the one closest to the truth."""
-    started = time.perf_counter()
+    started = children_cpu()
     best: dict[str, object] = {"mean": -1.0}
     for k, spectra in run_cnmf(command, adata, [7, 8, 9, 10], 20, 0).items():
         for found in (spectra.score, relative(fits, spectra.tpm)):
@@ -297,7 +321,53 @@ def against_cnmf(command: str, adata: AnnData, fits: Fits, truth: np.ndarray, sc
             if cosine.mean() > best["mean"]:
                 r = [np.corrcoef(scores[:, i], spectra.usages[:, c])[0, 1] for i, c in enumerate(column)] * sign
                 best = summary(cosine) | {"k": k, "r_mean": np.mean(r), "r_min": np.min(r)}
-    return best | {"method": "cNMF at its best", "seconds": time.perf_counter() - started}
+    return best | {"method": "cNMF at its best", "seconds": children_cpu() - started}
+
+
+# Run by a python that has DRVI: counts.h5ad, factors, result.npz.
+DRVI = """
+import sys
+import numpy as np
+from anndata import read_h5ad
+from drvi.model import DRVI
+adata = read_h5ad(sys.argv[1])
+adata.layers["counts"] = adata.X.copy()
+keys = [key for key in ("batch",) if key in adata.obs]
+DRVI.setup_anndata(adata, layer="counts", categorical_covariate_keys=keys or None, is_count_data=True)
+model = DRVI(adata, n_latent=int(sys.argv[2]))
+model.train(max_epochs=100, early_stopping=False, plan_kwargs={"n_epochs_kl_warmup": 100})
+z = model.get_latent_representation()
+batch = adata.obs["batch"].astype("category").cat.codes.to_numpy()[:, None] if keys else None
+log = model.decode_latent_samples(z, cat_values=batch)
+design = np.hstack([np.ones((len(z), 1)), z])
+linear = np.linalg.lstsq(design, log, rcond=None)[0][1:].T
+ends = []
+for k in range(z.shape[1]):
+    for end in (np.quantile(z[:, k], 0.99), np.quantile(z[:, k], 0.01)):
+        moved = np.repeat(z.mean(axis=0, keepdims=True), 2, axis=0)
+        moved[1, k] = end
+        low, high = model.decode_latent_samples(moved, cat_values=None if batch is None else batch[:2] * 0)
+        ends.append(high - low)
+np.savez(sys.argv[3], scores=z, linear=linear, ends=np.stack(ends, axis=1))
+"""
+
+
+def run_drvi(command: str, adata: AnnData, factors: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Scores and loadings of DRVI (100 epochs, one seed), read out in two ways.
+
+    By the regression of its log means on its factors; and by moving one factor at a time from the mean to either end,
+    which makes two programs of each.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        counts, result = Path(folder) / "counts.h5ad", Path(folder) / "result.npz"
+        obs = adata.obs[[key for key in ("batch",) if key in adata.obs]]
+        AnnData(X=adata.X, obs=obs, var=adata.var[[]]).write_h5ad(counts)
+        script = [*shlex.split(command), "-c", DRVI, str(counts), str(factors), str(result)]
+        subprocess.run(script, check=True, capture_output=True)
+        with np.load(result) as found:
+            scores, linear, ends = found["scores"], found["linear"], found["ends"]
+    sides = np.repeat(scores, 2, axis=1) * np.tile([1.0, -1.0], scores.shape[1])
+    return {"regression": (scores, linear), "both ends": (sides, ends)}
 
 
 def variable_genes(counts: Path, config: SetupConfig) -> AnnData:
@@ -454,7 +524,9 @@ def run_rotations(
     names: list[str],
     seeds: int,
     rank: int | None,
+    factors: int | None,
     cnmf: str | None,
+    drvi: str | None,
 ) -> None:
     """The rotations, and scores before and after they are turned, against the truth or against cell types."""
     rows = []
@@ -462,12 +534,12 @@ def run_rotations(
     for name in given:
         if data is None:
             made = simulate(name.rsplit("-", 1)[0], seed=int(name.rsplit("-", 1)[1]))
-            adata, factors = made.to_anndata(), 12
+            adata, width = made.to_anndata(), factors or 12
             LinearSCVI.setup_anndata(adata, batch_key="batch")
         else:
-            adata, factors = real_data(name, data), 14
+            adata, width = real_data(name, data), factors or 14
             LinearSCVI.setup_anndata(adata)
-        fits = Fits(adata, name, cache, seeds, factors, None)
+        fits = Fits(adata, name, cache, seeds, width, None)
 
         def compared(scores: np.ndarray, weighted: np.ndarray) -> dict[str, float]:
             if data is not None:
@@ -485,14 +557,21 @@ def run_rotations(
             before = found.joint[0] + components @ found.joint[1:]
             for method, scores in ((rotation, before), (f"{rotation}, scores turned", found.scores.to_numpy())):
                 row = {"data": name, "method": method, "programs": len(agreement), "below .5": (agreement < 0.5).sum()}
-                row |= {"agreement": agreement.min(), "settled": (found.table["settled"] >= 0.8).mean()}
-                rows.append(row | compared(scores, weighted) | {"seconds": seconds})
+                row |= {"agreement": agreement.min(), "settled": (found.table["settled"] >= SETTLED).mean()}
+                rows.append(row | compared(scores, weighted) | {"CPU s": seconds + fits.cpu()})
+        if drvi:
+            started = children_cpu()
+            found_by_way = run_drvi(drvi, adata, rank or 8)
+            seconds = children_cpu() - started
+            for way, (scores, loadings) in found_by_way.items():
+                row = {"data": name, "method": f"DRVI, {way}", "programs": scores.shape[1]}
+                rows.append(row | compared(scores, fits.weighted(loadings)) | {"CPU s": seconds})
         if cnmf:
-            started, found_by_k = time.perf_counter(), run_cnmf(cnmf, adata, [8, 9, 11] if data else [8, 9], 20, 0)
-            seconds = time.perf_counter() - started
+            started, found_by_k = children_cpu(), run_cnmf(cnmf, adata, [8, 9, 11] if data else [8, 9], 20, 0)
+            seconds = children_cpu() - started
             for k, spectra in found_by_k.items():
                 row = {"data": name, "method": f"cNMF, k = {k}", "programs": k}
-                rows.append(row | compared(spectra.usages, relative(fits, spectra.tpm)) | {"seconds": seconds})
+                rows.append(row | compared(spectra.usages, relative(fits, spectra.tpm)) | {"CPU s": seconds})
         table = pd.DataFrame(rows)
         print(table[table["data"] == name].round(3).to_string(index=False), flush=True)
 
@@ -506,8 +585,9 @@ def run_settings(cache: Path, data: Path, names: list[str], factors: list[int], 
         for n_factors in factors:
             fits = Fits(adata, name, cache, max(seeds), n_factors, None)
             for n_seeds in seeds:
-                started = time.perf_counter()
+                started = time.process_time()
                 found = fits.find(range(n_seeds))
+                seconds = time.process_time() - started
                 rows.append(
                     {
                         "data": name,
@@ -515,11 +595,11 @@ def run_settings(cache: Path, data: Path, names: list[str], factors: list[int], 
                         "seeds": n_seeds,
                         "directions": found.rank,
                         "programs": len(found.table),
-                        "settled": (found.table["settled"] >= 0.8).sum(),
+                        "settled": (found.table["settled"] >= SETTLED).sum(),
                         "agreement < .5": (found.table["agreement"] < 0.5).sum(),
                         "ELBO": np.mean([fit["elbo_test"] for fit in fits.arrays[:n_seeds]]),
-                        "s of fits": sum(float(fit["seconds"]) for fit in fits.arrays[:n_seeds]),
-                        "s of programs": time.perf_counter() - started,
+                        "CPU s of fits": fits.cpu(n_seeds),
+                        "of programs": seconds,
                     }
                 )
                 rows[-1] |= against_labels(adata, found.scores.to_numpy(), found.weighted.to_numpy())
@@ -528,21 +608,27 @@ def run_settings(cache: Path, data: Path, names: list[str], factors: list[int], 
 
 
 def run_halves(
-    cache: Path, data: Path, names: list[str], seeds: int, half: int, splits: int, rotations: list[str]
+    cache: Path, data: Path, names: list[str], factors: int, seeds: int, half: int, splits: int, rotations: list[str]
 ) -> None:
-    """Programs of one set of fits against those of another: loadings, members, and which were settled."""
+    """Programs of one set of fits against those of another: loadings, members, and what `settled` had foretold."""
     for name in names:
-        adata = real_data(name, data)
-        LinearSCVI.setup_anndata(adata)
-        fits = Fits(adata, name, cache, seeds, 14, None)
+        if name in REAL:
+            adata = real_data(name, data)
+            LinearSCVI.setup_anndata(adata)
+        else:
+            scenario, draw = name.rsplit("-", 1)
+            adata = simulate(scenario, seed=int(draw)).to_anndata()
+            LinearSCVI.setup_anndata(adata, batch_key="batch")
+        fits = Fits(adata, name, cache, seeds, factors, None)
         for rotation in rotations:
-            rng, tables, ranks = np.random.default_rng(0), [], []
+            rng, tables, ranks, forecasts = np.random.default_rng(0), [], [], []
             for _ in range(splits):
                 order = rng.permutation(seeds)
                 sets = [fits.find(of, rotation=rotation) for of in (order[:half], order[half : 2 * half])]
                 ranks += [found.rank for found in sets]
                 tables.append(compare_programs(*sets))
-            table = pd.concat(tables)
+                forecasts += [forecast(*sets), forecast(*sets[::-1])]
+            table, foretold = pd.concat(tables), pd.concat(forecasts)
             settled, large = table[table["settled"]], table[table["share"] >= 0.05]
             fine = (table["cosine"] > 0.9) | ~table["settled"]
             print(f"{name}, {half} against {half} of {seeds}, {splits} choices, {rotation}: ", end="")
@@ -553,9 +639,22 @@ def run_halves(
             print(f"  members, Jaccard: settled {settled['jaccard'].mean():.2f}, ", end="")
             print(f"above 5 % {large['jaccard'].mean():.2f}, worst {large['jaccard'].min():.2f}; ", end="")
             print(f"of programs above 5 % {large['members'].min()} to {large['members'].max()} members", flush=True)
+            again, said = foretold["cosine"] > 0.9, foretold["settled"] >= SETTLED
+            print(
+                f"  what one set says of the other: {len(foretold)} programs, {(~again).sum()} not found again; ",
+                end="",
+            )
+            print(f"of {said.sum()} settled {again[said].mean():.1%} found again, of {(~said).sum()} others ", end="")
+            print(f"{again[~said].mean():.0%}; settled says {foretold['settled'].mean():.2f}, found {again.mean():.2f}")
             worst = table[table["cosine"] < 0.9][["cosine", "share", "settled", "settled_1", "settled_2", "agreement"]]
             if len(worst):
                 print(worst.round(3).to_string(index=False), flush=True)
+
+
+def forecast(first: gp.Programs, second: gp.Programs) -> pd.DataFrame:
+    """Each program of the first: settled, and the cosine with whatever in the second is most like it."""
+    cosine = np.abs(cosine_matrix(first.weighted.to_numpy(), second.weighted.to_numpy())).max(axis=1)
+    return pd.DataFrame({"settled": first.table["settled"].to_numpy(), "cosine": cosine})
 
 
 def run_choices(cache: Path, data: Path, names: list[str], seeds: int, sizes: list[int], times: int) -> None:
@@ -587,7 +686,7 @@ def compare_programs(first: gp.Programs, second: gp.Programs) -> pd.DataFrame:
                 "cosine": abs(cosine[k, c]),
                 "settled_1": first.table["settled"].iloc[k],
                 "settled_2": second.table["settled"].iloc[c],
-                "settled": min(first.table["settled"].iloc[k], second.table["settled"].iloc[c]) >= 0.8,
+                "settled": min(first.table["settled"].iloc[k], second.table["settled"].iloc[c]) >= SETTLED,
                 "agreement": first.table["agreement"].iloc[k],
                 "share": first.table["share"].iloc[k],
                 "members": int((own != 0).sum()),
@@ -605,6 +704,57 @@ def cosine_matrix(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 def describe(cosine: np.ndarray) -> str:
     """Mean cosine and share above 0.9."""
     return f"mean {cosine.mean():.3f}, {(cosine > 0.9).mean():.0%} above 0.9, worst {cosine.min():.3f}"
+
+
+def run_abundant(cache: Path, data: Path, names: list[str], factors: int, seed: int) -> None:
+    """Of the 50 most abundant genes those predicted more than 5 % off their mean, on held-out and on trained cells.
+
+    Surely: also by more than two standard errors of that mean. Mean profile: what the trained cells' own mean would
+    predict for the held-out cells. Weighted: sums over cells in which a cell counts 1 / (1 + mean / theta), as it does
+    for the intercept of a gene in the negative binomial likelihood.
+    """
+    for name in names:
+        adata = real_data(name, data)
+        LinearSCVI.setup_anndata(adata)
+        fits = fit_sweep(adata, SweepConfig(seeds=[seed]), model=ModelConfig(n_latent=factors))
+        model = next(iter(fits.models.values()))
+        theta = np.ravel(model.get_likelihood_parameters(indices=[0])["dispersions"])
+        split = split_cells(adata.n_obs, 0.8, 0.1, seed=0)  # as `fit_sweep` splits them
+        top = np.argsort(-np.ravel(adata.X.mean(axis=0)))[:50]
+        profile = np.ravel(adata.X[split.train].sum(axis=0))[top] / adata.X[split.train].sum()
+        for part, cells in (("held-out", split.test), ("trained", split.train)):
+            counts = adata.X[cells].toarray()
+            expected = profile * counts.sum() / len(cells)
+            counts, predicted = counts[:, top], np.zeros((len(cells), len(top)))
+            for draw in range(10):
+                one = model.get_normalized_expression(
+                    indices=cells, library_size="latent", return_numpy=True, seed=draw
+                )
+                predicted += np.asarray(one, float)[:, top] / 10
+            weight, mean = 1 / (1 + predicted / theta[top]), counts.mean(axis=0)
+            error = counts.std(axis=0, ddof=1) / np.sqrt(len(cells))
+            ratios = {
+                "model": predicted.mean(axis=0) / mean,
+                "mean profile": expected / mean,
+                "model, weighted": (predicted * weight).sum(axis=0) / (counts * weight).sum(axis=0),
+            }
+            print(
+                f"{name}, {len(cells)} {part} cells, standard error {np.median(error / mean):.1%} of a mean: ", end=""
+            )
+            for what, ratio in ratios.items():
+                off = np.abs(ratio - 1) > 0.05
+                print(f"{what} {off.sum()} off", end="")
+                if "weighted" not in what:
+                    print(f" ({(off & (np.abs(ratio - 1) * mean > 2 * error)).sum()} surely)", end="")
+                print(f", median ratio {np.median(ratio):.3f}; ", end="")
+            print()
+            ratio, weighted = ratios["model"], ratios["model, weighted"]
+            for g in np.argsort(-np.abs(np.log(ratio)))[:8]:
+                most = np.sort(counts[:, g])[-max(1, len(cells) // 100) :].sum() / counts[:, g].sum()
+                print(
+                    f"  {adata.var_names[top[g]]:10} ratio {ratio[g]:.2f}, weighted {weighted[g]:.2f}, theta ", end=""
+                )
+                print(f"{theta[top[g]]:.2f}, share of its counts in 1 % of the cells {most:.2f}", flush=True)
 
 
 def run_regimes(cache: Path, counts: Path, seeds: int, factors: int) -> None:

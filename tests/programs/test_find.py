@@ -182,9 +182,28 @@ def test_a_program_of_one_fit_only_is_not_settled_and_those_of_all_are():
         scores=[z, *fits.scores[1:]], loadings=[np.hstack([fits.loadings[0], own]), *fits.loadings[1:]]
     )
     programs = other.find(rank=9)
-    assert (programs.table["settled"] < 0.8).sum() == 1
+    assert (programs.table["settled"] < 0.9).sum() == 1
     unsettled = programs.table["settled"].idxmin()
-    assert any(warning.startswith(f"{unsettled}: found in fewer than 80%") for warning in programs.warnings)
+    assert any(warning.startswith(f"{unsettled}: fewer than 90%") for warning in programs.warnings)
+
+
+def test_settled_foretells_what_another_set_of_as_many_fits_finds():
+    fits = make_fits(n_fits=12)
+    rng, own = np.random.default_rng(0), []
+    length = np.linalg.norm(fits.true_loadings.iloc[:, 1] * gp.information(fits.mean, fits.theta))
+    for _ in range(12):  # each fit has the cells of one program, and genes of its own beside the shared ones
+        genes = rng.normal(size=(N_VARS, 1)) / gp.information(fits.mean, fits.theta)[:, None]
+        own.append(genes * length / np.sqrt(N_VARS))
+    cells = fits.true_scores.to_numpy()[:, [1]]
+    scores = [np.hstack([table, cells]) for table in fits.scores]
+    loadings = [np.hstack([table, genes]) for table, genes in zip(fits.loadings, own, strict=True)]
+    first, second = (
+        fits._replace(scores=scores[half], loadings=loadings[half]).find(rank=8) for half in (slice(6), slice(6, 12))
+    )
+    found = np.abs(cosines(first.weighted, second.weighted)[0]) > 0.9
+    assert found.sum() == 7
+    # A half of the fits is a part of them, and has the cosine of 0.93 with their mean.
+    np.testing.assert_array_equal(first.table["settled"] >= 0.9, found)
 
 
 def test_no_program_that_contradicts_its_genes_comes_without_a_warning():
