@@ -39,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verb = arguments[0] if arguments else "--help"
     logging.basicConfig(
         stream=sys.stderr,
-        level=logging.INFO,
+        # Of several processes that train together the first reports, the others warn.
+        level=logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING,
         format="%(asctime)s %(levelname)s %(message)s",
         datefmt="%H:%M:%S",
         force=True,
@@ -165,6 +166,10 @@ def _run(verb: str, arguments: Sequence[str]) -> None:
     values = dict(bound.arguments)
     if stub:
         _write_stubs(verb, values, " ".join(rest))
+    elif values.get("processes", 1) > 1 and "TORCHELASTIC_RUN_ID" not in os.environ:
+        from ldvae.distributed import launch  # imports torch
+
+        sys.exit(launch(values["processes"], "ldvae", arguments))
     else:
         _refuse_again(arguments)
         for path, _ in _outputs(verb, values):

@@ -1,15 +1,19 @@
-"""The processes that share a training, as `torchrun` starts them: which one this is, and what they tell each other."""
+"""The processes that share a training: starting them, which one this is, and what they tell each other."""
 
 from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Callable
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from ldvae.errors import InputError
 
 Value = TypeVar("Value")
 
@@ -84,7 +88,7 @@ def join() -> Processes:
     if not dist.is_available():
         return ALONE
     if not dist.is_initialized():
-        if not dist.is_torchelastic_launched() or os.environ.get("WORLD_SIZE", "1") == "1":
+        if not started_by_torchrun() or os.environ["WORLD_SIZE"] == "1":
             return ALONE
         if torch.cuda.is_available():
             torch.cuda.set_device(local_rank())
@@ -99,6 +103,70 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
+def started_by_torchrun() -> bool:
+    """Whether torch's launcher has started this process."""
+    return dist.is_available() and dist.is_torchelastic_launched()
+
+
 def local_rank() -> int:
     """Number of this process among those that `torchrun` started on this machine: that of its GPU."""
-    return int(os.environ.get("LOCAL_RANK", 0)) if dist.is_available() and dist.is_torchelastic_launched() else 0
+    return int(os.environ["LOCAL_RANK"]) if started_by_torchrun() else 0
+
+
+def local_world_size() -> int:
+    """Number of processes that `torchrun` started on this machine."""
+    return int(os.environ["LOCAL_WORLD_SIZE"]) if started_by_torchrun() else 1
+
+
+def launch(n_processes: int, module: str, arguments: Sequence[str]) -> int:
+    """Run `python -m module` in several processes that train together, as `torchrun` does; the exit code.
+
+    It is 0 if all ended well, that of the first process that failed, or 128 + the number of the signal that ended them:
+    SIGTERM, SIGINT and SIGUSR1 are passed on to all.
+    """
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    def receive(number: int, _: object) -> None:
+        raise SignalException("told to stop", signal.Signals(number))
+
+    signal.signal(signal.SIGUSR1, receive)  # the launcher itself sees to the others
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    try:
+        elastic_launch(LaunchConfig(**placement(n_processes, os.environ)), sys.executable)("-m", module, *arguments)
+    except ChildFailedError as error:
+        code = error.get_first_failure()[1].exitcode
+        return code if code >= 0 else 128 - code
+    except SignalException as stopped:
+        return 128 + stopped.sigval
+    return 0
+
+
+def placement(n_processes: int, environ: Mapping[str, str]) -> dict[str, Any]:
+    """Where processes run, and how they find each other, as options of torch's launcher.
+
+    All of them run here, unless Slurm's `srun` started this command as one of several tasks: then each task starts its
+    share, and they meet at the node that `srun` was called on.
+
+    Examples
+    --------
+    >>> options = placement(4, {})
+    >>> options["nproc_per_node"], options["max_nodes"], options["rdzv_endpoint"]
+    (4, 1, 'localhost:0')
+    """
+    n_tasks = int(environ.get("SLURM_STEP_NUM_TASKS", 1))
+    if n_processes % n_tasks:
+        raise InputError(f"{n_processes} processes cannot be shared evenly by {n_tasks} tasks of Slurm.")
+    common = {"nproc_per_node": n_processes // n_tasks, "min_nodes": n_tasks, "max_nodes": n_tasks, "max_restarts": 0}
+    if n_tasks == 1:
+        return common | {"run_id": str(os.getpid()), "rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0"}
+    job, step = int(environ["SLURM_JOB_ID"]), int(environ["SLURM_STEP_ID"])
+    host, is_host = environ["SLURM_LAUNCH_NODE_IPADDR"], environ["SLURM_PROCID"] == "0"
+    return common | {
+        "run_id": f"{job}.{step}",
+        "rdzv_backend": "c10d",
+        "rdzv_endpoint": f"{host}:{20_000 + (97 * job + step) % 10_000}",
+        "rdzv_configs": {"is_host": is_host},
+        "local_addr": host if is_host else None,
+    }

@@ -14,11 +14,23 @@ ENGINE = {"module", "backends", "likelihoods", "data"}
 ALLOWED = {
     "__init__": {"_settings", "model", "errors", "programs", "pl", "simulate", "results", "sweep", "config"},
     "__main__": {"cli"},
-    "cli": BASICS | {"steps", "results", "provenance"},
+    "cli": BASICS | {"steps", "results", "provenance", "distributed"},
     "steps": BASICS
     | {"model", "programs", "markers", "report", "pl", "io", "results", "demo", "simulate", "provenance", "likelihoods"}
     # The parts of the model, for the step train.
-    | {"names", "neighbors", "features", "methods", "train", "posterior", "module", "data", "devices", "progress"},
+    | {
+        "names",
+        "neighbors",
+        "features",
+        "methods",
+        "train",
+        "posterior",
+        "module",
+        "data",
+        "devices",
+        "progress",
+        "distributed",
+    },
     "report": BASICS | {"names", "methods", "pl", "results", "programs"},
     "pl": {"errors"},
     "sweep": BASICS | {"model", "posterior", "programs", "data", "devices"},
@@ -37,7 +49,7 @@ ALLOWED = {
     "backends": BASICS | {"module", "likelihoods", "data", "distributed"},
     "module": BASICS | {"likelihoods", "data", "distributed"},
     "likelihoods": {"errors"},
-    "distributed": set(),
+    "distributed": {"errors"},
     "programs": BASICS | {"methods", "features"},  # what is an identifier of a gene
     "markers": BASICS | {"methods"},
     "methods": set(),

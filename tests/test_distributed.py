@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from ldvae.backends import unsupported
 from ldvae.config import ModelConfig
 from ldvae.data import DataShape, read_counts, register, registered
-from ldvae.distributed import ALONE, Processes, join
+from ldvae.distributed import ALONE, Processes, join, placement
+from ldvae.errors import InputError
 from ldvae.module import LDVAE
 
 
@@ -105,3 +106,19 @@ def test_a_process_that_torchrun_did_not_start_is_alone(monkeypatch):
     assert join() == ALONE
     assert not ALONE.any(False)
     assert ALONE.any(True)
+
+
+def test_each_task_of_slurm_starts_its_share_of_the_processes():
+    step = {
+        "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_JOB_ID": "7",
+        "SLURM_STEP_ID": "0",
+        "SLURM_LAUNCH_NODE_IPADDR": "10.0.0.1",
+    }
+    first, second = (placement(8, step | {"SLURM_PROCID": rank}) for rank in "01")
+    assert first["nproc_per_node"] == second["nproc_per_node"] == 4
+    assert first["rdzv_endpoint"] == second["rdzv_endpoint"]
+    assert first["rdzv_endpoint"].startswith("10.0.0.1:")
+    assert (first["rdzv_configs"], second["rdzv_configs"]) == ({"is_host": True}, {"is_host": False})
+    with pytest.raises(InputError, match="3 processes cannot be shared evenly by 2 tasks"):
+        placement(3, step | {"SLURM_PROCID": "0"})

@@ -766,6 +766,11 @@ class ComputeConfig(Options):
         "auto", description="Device of the training; auto: a GPU if one is visible."
     )
     threads: int = Field(1, ge=1, description="CPU threads of one training job.")
+    processes: int = Field(
+        1,
+        ge=1,
+        description="Processes that share each training, each with a GPU of its own if there are GPUs.",
+    )
     runs_per_job: int = Field(1, ge=1, description="Runs of a dataset that one job trains, one after the other.")
     checkpoint_minutes: float = Field(10.0, ge=0, description="Minutes between the checkpoints of a training.")
     max_mem_mb: int = Field(256_000, ge=1000, description="Maximum memory that a job requests, MB.")

@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from ldvae import results as layout
 from ldvae.config import TRAINING_VERSION, ComputeConfig, ModelConfig, Run, TrainConfig
 from ldvae.data import Registry, Split, gene_totals, make_registry
 from ldvae.devices import pick_device
+from ldvae.distributed import join, local_world_size
 from ldvae.errors import InputError
 from ldvae.io import atomic, read_h5ad, write_json, write_table
 from ldvae.likelihoods import LIKELIHOODS, Moments
@@ -54,6 +55,7 @@ def train(
     keep_checkpoint: bool = False,
     device: Literal["auto", "cpu", "cuda"] = ComputeConfig().device,
     threads: int = ComputeConfig().threads,
+    processes: int = ComputeConfig().processes,
     architecture: ModelConfig = ModelConfig(),
     config: TrainConfig = TrainConfig(),
 ) -> None:
@@ -79,10 +81,15 @@ def train(
     device
         Device to train on; auto: a GPU if one is visible.
     threads
-        CPU threads.
+        CPU threads, shared by the processes of this machine.
+    processes
+        Processes that train together, each with a GPU of its own unless the device is cpu: the command starts itself
+        so often. Under torchrun there are as many as it started; under Slurm's srun, each task starts its share.
     """
+    threads = max(1, threads // local_world_size())
     torch.set_num_threads(threads)
     where = pick_device(device)
+    together = join()
     logger.info(
         "training on %s", torch.cuda.get_device_name(where) if where.type == "cuda" else f"CPU, {threads} threads"
     )
@@ -105,10 +112,13 @@ def train(
         schedule = config.fit_config(len(split.train))
         with stopping.gracefully(), progress_bar(True) as on_epoch:
             done = linear.fit(split, schedule, seed=seed, checkpoint=saved, on_epoch=on_epoch, stop=stopping)
+        if not together.is_first:  # it evaluates and writes
+            return
         found = evaluate(linear, split)
         table = predictive_check(linear, split)
         arrays = factor_arrays(linear, adata.obs_names.to_numpy(str))
         found = describe(name, fitted, done, schedule.max_epochs, split, where, threads) | found
+        found["processes"] = together.world_size
     with atomic(layout.MODEL.at(results, run=name)) as temporary:
         linear.save(temporary)
     with atomic(layout.HISTORY.at(results, run=name)) as temporary:
@@ -141,8 +151,10 @@ class StopSignal:
     @contextmanager
     def gracefully(self) -> Iterator[None]:
         """Let the training inside the block write its checkpoint before the process ends."""
-        with suppress(Interrupted):
+        try:
             yield
+        except Interrupted:
+            self.signal = self.signal or signal.SIGTERM  # one of the processes that train together was told
         self.graceful = False
         if self.signal is not None:  # also if it arrived after the last check
             self.leave()

@@ -247,6 +247,21 @@ def test_packed_runs_are_those_of_jobs_of_their_own_and_a_new_seed_trains_itself
     assert len(ready.bits()) > len(before)
 
 
+def test_two_tasks_train_one_model(ready, tmp_path):
+    """As a GPU in each of two nodes would: a process in each task, one model, that of two processes without Slurm."""
+    both = {"device": "cpu", "processes": 2}
+    ready.configure(**small({"max_epochs": 5}, compute=both))
+    alone = copy(ready, tmp_path / "alone")
+    alone.run("--cores", "1", *targets(alone))
+    ready.site(**{"set-resources": {"train": {"mpi": "srun", "tasks": 2}}})
+    ready.run("--profile", "slurm", *targets(ready), seconds=600)
+    assert [(job["NumTasks"], job["JobState"]) for job in ready.train_jobs()] == [("2", "COMPLETED")]
+    assert "2 processes train together" in ready.train_log()
+    for project in (ready, alone):
+        assert json.loads((project.folder / targets(project)[0]).read_text())["processes"] == 2
+    assert ready.bits() == alone.bits()
+
+
 def test_a_status_query_that_does_not_work_is_told_before_the_first_job(ready):
     ready.site(**{"slurm-status-command": "sacct"})  # there are no accounts of jobs here
     log = ready.run("--profile", "slurm", *targets(ready), expect=1)

@@ -83,12 +83,13 @@ def test_killed_and_started_as_new_processes_it_ends_in_the_same_bits(tmp_path):
     assert summary["finished_in_the_same_bits"] > 0
 
 
-def stop(counts: Path, run: Path, how: signal.Signals) -> float:
+def stop(counts: Path, run: Path, how: signal.Signals, processes: int) -> float:
     """Stop a long training by a signal; the seconds of CPU until its checkpoint is written.
 
     Of CPU, since how long a busy machine lets it wait for that is not its doing.
     """
     long = ["--max-epochs", "100000", "--no-early-stopping", "--checkpoint-minutes", "60"]
+    long += ["--processes", str(processes), "--device", "cpu"]
     with start(counts, run, *long) as process:
         assert any(" epoch " in line for line in process.stderr)
         sent = cpu_seconds(process)
@@ -105,9 +106,11 @@ def cpu_seconds(process: subprocess.Popen[str]) -> float:
     return times.user + times.system
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
-def test_a_signal_writes_the_checkpoint_within_ten_seconds_and_asks_to_be_run_again(counts, tmp_path, how):
-    assert stop(counts, tmp_path, how) < 10
+@pytest.mark.parametrize(
+    ("how", "processes"), [(signal.SIGTERM, 1), (signal.SIGUSR1, 1), (signal.SIGINT, 1), (signal.SIGUSR1, 2)]
+)
+def test_a_signal_writes_the_checkpoint_within_ten_seconds_and_asks_to_be_run_again(counts, tmp_path, how, processes):
+    assert stop(counts, tmp_path, how, processes) < 10
     assert (tmp_path / "checkpoint" / "checkpoint").exists()
     assert not (tmp_path / "metrics.json").exists()
 

@@ -82,8 +82,8 @@ CHANGED = {
         "n_de_rows": 1000,
     },
     "compute": {
-        "device": "cuda", "threads": 2, "runs_per_job": 2, "checkpoint_minutes": 1, "max_mem_mb": 10_000,
-        "max_runtime": 100,
+        "device": "cuda", "threads": 2, "processes": 2, "runs_per_job": 2, "checkpoint_minutes": 1,
+        "max_mem_mb": 10_000, "max_runtime": 100,
     },
 }  # fmt: skip
 # Options that make no sense alone.

@@ -1,7 +1,8 @@
 // What a job gets: memory and time from workflow/resources.yaml, which the rules of Snakemake read too, and its image.
 
-def memory(step, files, attempt) {
-    return "${scaled(resources(step).mem_mb, files, attempt)} MB"
+// times: processes that read the files, each for itself.
+def memory(step, files, attempt, times = 1) {
+    return "${times * scaled(resources(step).mem_mb, files, attempt)} MB"
 }
 
 def time(step, files, attempt) {
@@ -27,7 +28,7 @@ def values_to_train(meta, counts) {
 
 // How a training is computed. Not of this: what changes its result.
 def compute_of(meta, given) {
-    return [device: 'auto', threads: 1, checkpoint_minutes: 10] + (kept(meta.id).compute ?: [:]) + given
+    return [device: 'auto', threads: 1, processes: 1, checkpoint_minutes: 10] + (kept(meta.id).compute ?: [:]) + given
 }
 
 // What the workflow LDVAE knows of the trainings of a dataset and tells no task: Nextflow would train again once it changed.
@@ -35,7 +36,7 @@ def keep(planned) {
     def file = kept_file(planned.dataset)
     file.parent.mkdirs()
     def epochs = planned.runs.collectEntries { [it.run, it.max_epochs] }
-    file.text = groovy.json.JsonOutput.toJson([compute: planned.compute.subMap('device', 'threads', 'checkpoint_minutes'), epochs: epochs])
+    file.text = groovy.json.JsonOutput.toJson([compute: planned.compute.subMap('device', 'threads', 'processes', 'checkpoint_minutes'), epochs: epochs])
 }
 
 def kept(dataset) {

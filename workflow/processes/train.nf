@@ -4,16 +4,16 @@ include { compute_of ; image ; memory ; time_to_train } from './resources'
 process TRAIN {
     tag "${meta.id} ${meta.run}"
     label 'gpu'
-    ext gpu: { compute_of(meta, compute).device != 'cpu' }
+    ext gpu: { compute_of(meta, compute).device == 'cpu' ? 0 : compute_of(meta, compute).processes }
     cpus { compute_of(meta, compute).threads }
-    memory { memory('train', counts, task.attempt) }
+    memory { memory('train', counts, task.attempt, compute_of(meta, compute).processes) }
     time { time_to_train(meta, counts, task.attempt) }
 
     conda "${moduleDir}/../../envs/ldvae-cuda.yaml"
     container { image(workflow.containerEngine, task.ext.image) }
 
     input:
-    // meta: id, and run, which names the output; compute: device, threads, checkpoint_minutes,
+    // meta: id, and run, which names the output; compute: device, threads, processes, checkpoint_minutes,
     // or [:] for what the config or the defaults say; flags: --seed and options
     tuple val(meta), path(counts, stageAs: '.staged/setup/counts.h5ad'), val(compute), val(flags)
 
@@ -28,9 +28,9 @@ process TRAIN {
     export LDVAE_PROCESS='${task.process}'
     mv .staged '${meta.id}'
     # exec: a signal to stop must find the training, not a shell that dies of it before the checkpoint is written
-    exec ldvae train --results '${meta.id}' --run '${meta.run}' --checkpoint '${checkpoint_of(meta)}' \\
+    exec ${task.ext.launcher ?: ''} ldvae train --results '${meta.id}' --run '${meta.run}' --checkpoint '${checkpoint_of(meta)}' \\
         --checkpoint-minutes ${compute_of(meta, compute).checkpoint_minutes} --device ${compute_of(meta, compute).device} --threads ${task.cpus} \\
-        ${flags} ${args} --versions-yml versions.yml
+        --processes ${compute_of(meta, compute).processes} ${flags} ${args} --versions-yml versions.yml
     """
 
     stub:

@@ -274,6 +274,26 @@ def compute(wildcards):
     return plan.datasets[wildcards.dataset].compute
 
 
+def gpus(dataset):
+    """GPUs of a training job: one for each of its processes."""
+    compute = plan.datasets[dataset].compute
+    return 0 if compute.device == "cpu" else compute.processes
+
+
+def launcher(threads):
+    """What starts a training: srun, where a profile spreads it over several tasks of Slurm (`mpi: srun`); else nothing.
+
+    `env` is a command that does nothing but call another.
+    """
+    mpi = set_for("train", "mpi")
+    return f"{mpi} --ntasks {tasks_of_training()} --cpus-per-task {threads}" if mpi else "env"
+
+
+def tasks_of_training():
+    """Tasks of Slurm that a profile spreads a training over."""
+    return int(set_for("train", "tasks") or 1) if set_for("train", "mpi") else 1
+
+
 @functools.cache
 def partitions():
     """What the partitions of this Slurm have."""
@@ -315,6 +335,8 @@ def asked(step, what, limit, dataset=None, runs=None):
             work = RESOURCES[step]["minutes_per_1e9_values"] * values / 1e9 or work * len(here)
             base *= len(here)
         wanted = base + work
+        if (step, what) == ("train", "mem_mb"):
+            wanted *= -(-found.compute.processes // tasks_of_training())  # each reads the counts
         wanted, allowed = int(wanted * 2 ** (attempt - 1)), limit(found.compute)
         most = most_of_partition(step, what)
         if attempt == 1 and min(wanted, allowed) > most:
@@ -380,7 +402,7 @@ def pack_commands(dataset, runs):
         for run in runs:
             kept = ["--checkpoint", checkpoint_of(results, run), "--keep-checkpoint"]
             command = ["ldvae", "train", "--results", results, *kept, *training(dataset, run)]
-            lines.append(f"{shlex.join(command)} $compute || {{ code=$?; [ $failed = 2 ] || failed=$code; }}")
+            lines.append(f"$launcher {shlex.join(command)} $compute || {{ code=$?; [ $failed = 2 ] || failed=$code; }}")
         return "\n".join([*lines, "exit $failed"])
 
     return commands

@@ -109,11 +109,16 @@ def slurm_status_command():
 
 def partition_of(rule):
     """The Slurm partitions that a profile or the command line name for a rule, if any."""
+    return set_for(rule, "slurm_partition")
+
+
+def set_for(rule, resource):
+    """What a profile or the command line say of a resource of a rule, if anything."""
     settings = workflow.resource_settings
     own = getattr(settings, "_parsed_overwrite_resources", {}).get(workflow.modifier.modify_rulename(rule), {})
     for resources in (own, getattr(settings, "_parsed_default_resources", {})):
-        if "slurm_partition" in resources:
-            return resources["slurm_partition"].raw
+        if resource in resources:
+            return resources[resource].raw
     return None
 
 
@@ -130,6 +135,7 @@ def requests():
         if not job.is_local:
             known = {name: value for name, value in job.resources.items() if isinstance(value, int)}
             gpus = known.get("gpu") or int("gpu" in str(job.resources.get("gres", "")))
+            gpus = -(-gpus // known.get("nodes", 1))  # of one node
             partition = job.resources.get("slurm_partition")
             yield slurm.Request(job.rule.name, partition, known.get("runtime"), known.get("mem_mb"), job.threads, gpus)
 

@@ -18,8 +18,10 @@ rule train:
     resources:
         mem_mb=memory("train"),
         runtime=minutes("train"),
-        gpu=lambda wildcards: 0 if compute(wildcards).device == "cpu" else 1,
+        gpu=lambda wildcards: gpus(wildcards.dataset),
         # Not params: a finished run is not repeated because they change.
+        processes=lambda wildcards: compute(wildcards).processes,
+        launcher=lambda wildcards, threads: launcher(threads),
         device=lambda wildcards: compute(wildcards).device,
         checkpoint_minutes=lambda wildcards: str(compute(wildcards).checkpoint_minutes),
     params:
@@ -30,9 +32,9 @@ rule train:
     # >>: what the attempts before said stays.
     shell:
         r"""
-        exec ldvae train --results {params.results:q} --checkpoint {params.checkpoint:q} \
+        exec {resources.launcher} ldvae train --results {params.results:q} --checkpoint {params.checkpoint:q} \
             --checkpoint-minutes {resources.checkpoint_minutes} --device {resources.device} --threads {threads} \
-            {params.flags:q} 2>>{log:q}
+            --processes {resources.processes} {params.flags:q} 2>>{log:q}
         """
 
 
@@ -73,7 +75,9 @@ for dataset, of_dataset in packed.items():
             resources:
                 mem_mb=memory("train"),
                 runtime=minutes("train", runs=runs),
-                gpu=0 if plan.datasets[dataset].compute.device == "cpu" else 1,
+                gpu=gpus(dataset),
+                processes=plan.datasets[dataset].compute.processes,
+                launcher=lambda wildcards, threads: launcher(threads),
                 device=plan.datasets[dataset].compute.device,
                 checkpoint_minutes=str(plan.datasets[dataset].compute.checkpoint_minutes),
             params:
@@ -83,6 +87,8 @@ for dataset, of_dataset in packed.items():
             shell:
                 r"""
                 exec 2>>{log:q}
-                compute="--checkpoint-minutes {resources.checkpoint_minutes} --device {resources.device} --threads {threads}"
+                launcher="{resources.launcher}"
+                compute="--checkpoint-minutes {resources.checkpoint_minutes} --device {resources.device} --threads {threads} \
+                    --processes {resources.processes}"
                 {params.commands}
                 """

@@ -1,0 +1,7 @@
+"""`python -m ldvae <verb>`: the command `ldvae`, such as `torchrun` calls it."""
+
+import sys
+
+from ldvae.cli import main
+
+sys.exit(main())
