@@ -6,6 +6,7 @@ import atexit
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -124,7 +125,7 @@ def launch(n_processes: int, module: str, arguments: Sequence[str]) -> int:
     It is 0 if all ended well, that of the first process that failed, or 128 + the number of the signal that ended them:
     SIGTERM, SIGINT and SIGUSR1 are passed on to all.
     """
-    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -133,8 +134,11 @@ def launch(n_processes: int, module: str, arguments: Sequence[str]) -> int:
 
     signal.signal(signal.SIGUSR1, receive)  # the launcher itself sees to the others
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    options = placement(n_processes, os.environ)
     try:
-        elastic_launch(LaunchConfig(**placement(n_processes, os.environ)), sys.executable)("-m", module, *arguments)
+        with tempfile.TemporaryDirectory(prefix="ldvae-") as folder:  # torch would leave one of its own
+            config = LaunchConfig(**options, logs_specs=DefaultLogsSpecs(log_dir=folder))
+            elastic_launch(config, sys.executable)("-m", module, *arguments)
     except ChildFailedError as error:
         code = error.get_first_failure()[1].exitcode
         return code if code >= 0 else 128 - code

@@ -532,6 +532,9 @@ class LinearSCVI:
     ) -> None:
         """Train the model; a second call continues the training with a new schedule.
 
+        In a script under `torchrun`, all its processes train one model together, each on a part of every minibatch and
+        on a GPU of its own; all of them then hold the same model.
+
         Parameters
         ----------
         max_epochs
