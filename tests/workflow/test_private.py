@@ -115,7 +115,7 @@ def test_packs_follow_what_is_set_for_train(place):
 
 
 def test_a_training_in_several_processes_asks_for_as_many_gpus_and_follows_the_tasks_of_slurm(place):
-    place.config["compute"] = {"processes": 4}
+    place.config |= {"datasets": {"b": "demo:pbmc68k"}, "compute": {"processes": 4}}
     place.write()
 
     def trainings(*arguments):
@@ -123,7 +123,7 @@ def test_a_training_in_several_processes_asks_for_as_many_gpus_and_follows_the_t
         return [block for block in said.split("\nrule ")[1:] if block.startswith("train:")]
 
     found = trainings()
-    assert len(found) == 4
+    assert len(found) == 2
     assert all("gpu=4" in block and "processes=4" in block and "launcher=env" in block for block in found)
     for block in trainings("train:mpi=srun", "train:tasks=2"):
         assert "launcher=srun --ntasks 2 --cpus-per-task 1" in block
