@@ -95,8 +95,13 @@ def read_old_anndata(path: Path) -> Stored:
 
 def matrices_of(store: Any) -> dict[str, str]:
     """Where in an h5ad file or zarr store the matrices are, by name: X, raw and the layers."""
-    x = {"X": "X"} if "X" in store else {}
-    raw = next(({"raw": key} for key in ("raw/X", "raw.X") if key in store), {})
+
+    def there(key: str) -> bool:
+        # anndata 0.12.0 writes an element of this kind in place of an X that is None.
+        return key in store and store[key].attrs.get("encoding-type") != "null"
+
+    x = {"X": "X"} if there("X") else {}
+    raw = next(({"raw": key} for key in ("raw/X", "raw.X") if there(key)), {})
     return x | {layer_name(name, x | raw): f"layers/{name}" for name in store.get("layers", ())} | raw
 
 
