@@ -353,6 +353,41 @@ def test_parameters_may_come_from_a_file_and_from_the_config_of_an_institution(p
     assert "no parameter --confg" in done.text
 
 
+RESOLVED = {  # what each profile sets, as `nextflow config` resolves it
+    "standard": {"process.executor = 'local'"},
+    "test": {f"params.config = '{ROOT}/tests/nextflow/config.yaml'"},
+    "docker": {"docker.enabled = true", "docker.runOptions = '-u $(id -u):$(id -g)'"},
+    "podman": {"podman.enabled = true"},
+    "apptainer": {"apptainer.enabled = true", "apptainer.autoMounts = true"},
+    "singularity": {"singularity.enabled = true", "singularity.autoMounts = true"},
+    "conda": {"conda.enabled = true"},
+    "gpu": {"process.'withLabel:gpu'.ext.image = 'cuda'"},
+    "slurm": {"process.executor = 'slurm'", "executor.queueSize = 100"},
+    "docker,gpu": {"docker.enabled = true", "docker.runOptions = '-u $(id -u):$(id -g) --gpus all'"},
+    "gpu,docker": {"docker.enabled = true", "docker.runOptions = '-u $(id -u):$(id -g) --gpus all'"},
+    "slurm,apptainer,gpu": {"process.executor = 'slurm'", "apptainer.enabled = true", "apptainer.runOptions = '--nv'"},
+}
+
+
+def test_every_profile_resolves(engine, tmp_path):
+    declared = re.search(r"^profiles \{\n(.*)^\}", (ROOT / "nextflow.config").read_text(), re.DOTALL | re.MULTILINE)[1]
+    names = re.findall(r"^ {4}(\w+) \{", declared, re.MULTILINE)
+    assert set(names) == {name for name in RESOLVED if "," not in name}
+    asked = re.search(r"Profiles: \$\{\[(.*?)\]", (ROOT / "main.nf").read_text())[1]
+    assert {*re.findall(r"\w+", asked), "standard"} == set(names)  # what --help tells
+    for names, expected in RESOLVED.items():
+        done = subprocess.run(
+            [engine, "config", "-flat", "-profile", names, ROOT],
+            cwd=tmp_path,
+            env=os.environ | {"NXF_HOME": str(tmp_path / "home")},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert expected <= set(done.stdout.splitlines()), (names, done.stdout)
+
+
 # A change of each section of a config, and what then runs. What a step gets from one that ran again is new to it.
 LAST = {"REPORT": 1, "INDEX": 1}
 AFTER_SELECT = {"PROGRAMS": 1, "ANNOTATE": 1, "DE": 1, "PROJECT": 1} | LAST
