@@ -31,6 +31,7 @@ from ldvae.config.options import (
     TrainConfig,
     default_max_epochs,
     named,
+    naming,
 )
 from ldvae.config.plan import (
     STEPS,
@@ -97,6 +98,7 @@ __all__ = [
     "load_config",
     "name_flags",
     "named",
+    "naming",
     "raise_problems",
     "read_header",
     "renamed_runs",

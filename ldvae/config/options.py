@@ -797,13 +797,18 @@ class Sections:
 SECTIONS: dict[str, type[Options]] = get_type_hints(Sections)
 
 
+def naming(section: type[Options], kind: Literal["obs", "file"]) -> list[str]:
+    """The options of a section whose values are obs columns or files."""
+    fields = section.model_fields.items()
+    return [name for name, field in fields if kind in _marks(field.annotation) or kind in field.metadata]
+
+
 def named(options: Options, kind: Literal["obs", "file"]) -> list[tuple[str, str]]:
     """Obs columns or files that the options of a section name, each with the name of its option."""
     result = []
-    for name, field in type(options).model_fields.items():
-        if kind in _marks(field.annotation) or kind in field.metadata:
-            value = getattr(options, name)
-            result += [(name, item) for item in ([value] if isinstance(value, str) else value or [])]
+    for name in naming(type(options), kind):
+        value = getattr(options, name)
+        result += [(name, item) for item in ([value] if isinstance(value, str) else value or [])]
     return result
 
 

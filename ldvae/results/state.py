@@ -17,6 +17,8 @@ from ldvae.results.files import (
     OVER_DATASETS,
     PROGRAMS_SUMMARY,
     QC_SUMMARY,
+    RESOLVED,
+    SELECT_RUNS,
     SETUP_SUMMARY,
     inputs,
 )
@@ -67,35 +69,105 @@ SETTINGS_OF = {
 
 
 def other_options(
-    made: Mapping[str, Any], configured: Mapping[str, Any], options: Options
+    made: Mapping[str, Any], configured: Mapping[str, Any], section: type[Options]
 ) -> list[tuple[str, Any, Any]]:
     """Options that results were made with and that are configured otherwise: name, value made with, value configured.
 
-    Files are left out, for engines may put them elsewhere, and so is what the config does not know. `options` are the
-    configured ones as a section.
+    Parameters
+    ----------
+    made
+        The options that were written down; one that is missing had its default. Nothing written down, nothing differs.
+    configured
+        The options of the config; what was written down and is no option any more is left out.
+    section
+        Whose options they are. Of files the names alone are compared, for engines may put them elsewhere.
     """
-    from ldvae.config import named
+    from ldvae.config import naming
 
-    files = {option for option, _ in named(options, "file")}
+    if not made:
+        return []
+    made = {**_plain(section()), **made}
+    files = naming(section, "file")
     return [
-        (option, value, configured[option])
-        for option, value in made.items()
-        if option in configured and option not in files and configured[option] != value
+        (option, made[option], value)
+        for option, value in configured.items()
+        if option in made and (_names(made[option]) != _names(value) if option in files else made[option] != value)
     ]
 
 
+def records_others(summary: Path, options: Options, **others: Any) -> bool:
+    """Whether a summary is there whose results were made with other options, or whose entries have other values."""
+    record = _read_record(summary)
+    differs = any(record.get(name, value) != value for name, value in others.items())
+    return differs or bool(other_options(record.get("settings") or {}, _plain(options), type(options)))
+
+
 def made_otherwise(results: Path, dataset: Dataset) -> list[str]:
-    """Verbs whose results are there and were made with other options than those of the dataset."""
-    found = []
-    for verb, name in SETTINGS_OF.items():
-        try:
-            made = json.loads((Path(results) / name).read_text(encoding="utf-8"))["settings"]
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-        options = getattr(dataset, verb)
-        if other_options(made, json.loads(json.dumps(options.model_dump())), options):
-            found.append(verb)
-    return found
+    """Verbs whose results are there and were made with other options, files or runs than those of the dataset.
+
+    What a verb does not write down itself is compared with the options of the dataset when it was last planned.
+    """
+    from ldvae.config import SECTIONS, resolved
+
+    results = Path(results)
+    found = {verb for verb, name in SETTINGS_OF.items() if records_others(results / name, getattr(dataset, verb))}
+    planned, now = _read_record(RESOLVED.at(results)), json.loads(json.dumps(resolved(dataset)))
+    changed = {
+        section: {option for option, _, _ in other_options(planned.get(section) or {}, now[section], SECTIONS[section])}
+        for section in now
+    }
+    if planned and planned != now:
+        found.add("plan")
+    if changed["annotate"]:
+        found.add("annotate")
+    if changed["setup"] & {"batch_key", "labels_key"} or _of_other_inputs(results, dataset):
+        found.add("qc")
+    if _of_other_runs(results, dataset):
+        found.add("select")
+    return sorted(found)
+
+
+def _of_other_inputs(results: Path, dataset: Dataset) -> bool:
+    """Whether qc read files of other names. A folder of several samples is recorded as those."""
+    read = [Path(file["path"]).parts for file in _read_record(QC_SUMMARY.at(results)).get("inputs", [])]
+    names = {Path(path).name for path in dataset.inputs.values()}
+    if not read or "" in names or any("://" in path for path in dataset.inputs.values()):
+        return False
+    return not all(names.intersection(parts) for parts in read) or not names <= {
+        part for parts in read for part in parts
+    }
+
+
+def _of_other_runs(results: Path, dataset: Dataset) -> bool:
+    """Whether select compared other runs."""
+    try:
+        lines = SELECT_RUNS.at(results).read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return False
+    head, *rows = (line.split("\t") for line in lines)
+    return "run" in head and {row[head.index("run")] for row in rows} != dataset.runs.keys()
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    """What a file of JSON holds; nothing where it is not there or damaged."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _plain(options: Options) -> dict[str, Any]:
+    """Options as JSON holds them."""
+    plain: dict[str, Any] = json.loads(json.dumps(options.model_dump()))
+    return plain
+
+
+def _names(value: Any) -> Any:
+    """Names of files, without their folders."""
+    if isinstance(value, list):
+        return [_names(one) for one in value]
+    return Path(value).name if isinstance(value, str) else value
 
 
 def values_to_train(results: Path, train: TrainConfig) -> int:

@@ -182,7 +182,7 @@ def refuse_other_options(
         configured = resolved.get(section, {})
         wrong += [
             f"{section}.{name}: the results were made with {value!r}, the config says {expected!r}"
-            for name, value, expected in layout.other_options(options, configured, SECTIONS[section](**configured))
+            for name, value, expected in layout.other_options(options, configured, SECTIONS[section])
         ]
     planned = {}
     if "sweep" in resolved:

@@ -1,121 +1,32 @@
 """Every option of the config, changed after a finished run: which steps run again.
 
-Each option is changed in a dataset of its own, so that one finished run and one plan show all of them. The files of the
-finished run are stubs, which Snakemake is told to take for made.
+The files of the finished run are stubs, which Snakemake is told to take for made.
 """
 
 import json
+import os
 import re
+import shutil
 
-import anndata
 import pytest
-from workplace import Workplace, write_counts
+from changed_options import EXCEPT, NAMES, RERUN, changed, differences, not_in_the_matrix, write_config
+from workplace import Workplace
 
 from ldvae import results as layout
-from ldvae.config import SECTIONS, expand_config, resolved, runs_table
+from ldvae.config import STEPS, describe, expand_config, resolved, runs_table
+from ldvae.results.state import SETTINGS_OF
 
 pytestmark = pytest.mark.thorough
 
-AFTER_TRAINING = ["select", "programs", "annotate", "de", "report"]
-RERUN = {
-    "qc": ["qc", "setup", "train", *AFTER_TRAINING],
-    "setup": ["setup", "train", *AFTER_TRAINING],
-    "model": ["train", *AFTER_TRAINING],
-    "train": ["train", *AFTER_TRAINING],
-    "sweep": ["train", *AFTER_TRAINING],
-    "select": AFTER_TRAINING,
-    "programs": ["programs", "annotate", "report"],
-    "annotate": ["annotate", "report"],
-    "de": ["de", "report"],
-    "report": ["report"],
-}
-EXCEPT = {
-    "programs.n_top": ["programs", "report"],  # lists of genes, which the report alone reads
-    "setup.batch_key": RERUN["qc"],  # doublets are looked for in each batch
-    "setup.labels_key": RERUN["qc"],  # kept and removed cells are counted by label
-    "sweep.seeds": RERUN["sweep"],
-    # Documented in docs/cluster.md: other commands train again, from the checkpoints that packs keep.
-    "compute.runs_per_job": RERUN["train"],
-}
-CHANGED = {
-    "qc": {
-        "layer": "counts", "genome": "mm10", "transpose": False, "feature_types": ["Gene Expression"],
-        "gene_names": "symbol", "obs_table": "obs.tsv", "subset_key": "donor", "subset": ["d1"], "species": "mouse",
-        "mt_genes": ["0"], "ribo_genes": ["1"], "hb_genes": ["2"], "min_counts": 2, "max_counts": 10**6, "min_genes": 1,
-        "max_genes": 10**5, "max_pct_mt": 90, "max_pct_ribo": 90, "max_pct_hb": 90, "n_mads": 9, "doublets": "off",
-        "expected_doublet_rate": 0.06, "min_cells": 4, "seed": 1,
-    },
-    "setup": {
-        "genes": "all", "n_top_genes": 20, "gene_list": "genes.txt", "keep_genes": ["3"], "batch_key": "donor",
-        "labels_key": "condition", "categorical_covariate_keys": ["condition"], "continuous_covariate_keys": ["size"],
-        "size_factor_key": "size", "stratify_by": "condition", "validation_size": 0.2, "test_size": 0.2, "seed": 1,
-    },
-    "model": {
-        "n_latent": 5, "n_hidden": 64, "n_layers": 2, "dropout_rate": 0.2, "gene_likelihood": "zinb",
-        "dispersion": "gene-cell", "use_observed_lib_size": True, "latent_distribution": "ln", "use_batch_norm": False,
-        "bias": True, "log_variational": False,
-    },
-    "train": {
-        "max_epochs": 7, "batch_size": 64, "lr": 0.005, "beta2": 0.999, "eps": 0.02, "weight_decay": 0.0,
-        "schedule": "constant", "kl_warmup": 0.5, "start_at_mean": True, "early_stopping": False, "patience": 9,
-        "min_delta": 0.1,
-    },
-    "sweep": {"seeds": [0, 1], "grid": {"n_latent": [10, 12]}, "points": [{"n_latent": 12}]},
-    "select": {
-        "rule": "elbo", "setting": "", "threshold": 0.8, "n_splits": 10, "outlier_mads": 4, "seed": 1,
-    },
-    "programs": {
-        "rank": 3, "rotation": "joint", "intercept": False, "baseline": "mean", "balance": 0.5, "power": 3,
-        "n_starts": 10, "seed": 1, "n_top": 20, "variables": ["donor"], "technical": ["total_counts"],
-        "technical_r": 0.6, "replicate_key": "donor", "condition_key": "condition", "gene_sets": ["sets.gmt"],
-    },
-    "annotate": {
-        "n_neighbors": 10, "min_dist": 0.4, "resolution": 0.5, "normalized_layer": True, "max_cells": 5000,
-        "seed": 1,
-    },
-    "de": {
-        "contrasts": [{"column": "donor"}], "replicate_key": "donor", "delta": 0.5, "fdr": 0.1, "min_cells": 5,
-        "batch_correction": True, "n_samples": 100, "seed": 1,
-    },
-    "report": {
-        "groupby": ["donor"], "n_genes": 10, "n_cells": 1000, "n_genes_searchable": 1000, "n_genes_mapped": 500,
-        "n_de_rows": 1000,
-    },
-    "compute": {
-        "device": "cuda", "threads": 2, "processes": 2, "runs_per_job": 2, "checkpoint_minutes": 1,
-        "max_mem_mb": 10_000, "max_runtime": 100,
-    },
-}  # fmt: skip
-# Options that make no sense alone.
-WITH = {
-    "qc.subset": {"subset_key": "donor"},
-    "qc.subset_key": {"subset": ["d1", "d2"]},
-    "setup.genes": {},
-    "setup.gene_list": {"genes": "list"},
-    "programs.replicate_key": {"condition_key": "condition"},
-    "programs.condition_key": {"replicate_key": "donor"},
-}
-
-
-def dataset(section, option):
-    return f"{section}.{option}"
+# What a Nextflow process is handed over for the options of a section.
+HANDED_OVER = {"model": "runs", "train": "runs", "sweep": "runs"}
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, stubs):
     """A finished run of one dataset for each option, all with the options of the defaults."""
     folder = tmp_path_factory.mktemp("changes")
-    adata = anndata.read_h5ad(write_counts(folder / "counts.h5ad"))
-    adata.obs["size"] = 1.5
-    adata.var["symbol"] = adata.var_names
-    adata.layers["counts"] = adata.X
-    adata.write_h5ad(folder / "counts.h5ad")
-    (folder / "obs.tsv").write_text("cell\tkind\n" + "".join(f"cell{i}\tx\n" for i in range(60)))
-    (folder / "genes.txt").write_text("0\n1\n")
-    (folder / "sets.gmt").write_text("set\tx\t0\t1\n")
-    one = {"input": "counts.h5ad", "de": {"contrasts": [{"column": "condition"}]}}
-    names = [dataset(section, option) for section, options in CHANGED.items() for option in options]
-    config = {"datasets": dict.fromkeys(names, one), "sweep": {"seeds": [0]}}
+    config = write_config(folder)
     place = Workplace(folder, config, stubs)
     for name, of in expand_config(config).datasets.items():
         verbs = ["plan", "qc", "setup", "train", "select", "programs", "annotate", "de", "report"]
@@ -130,6 +41,26 @@ def finished(tmp_path_factory, stubs):
     return place
 
 
+@pytest.fixture(scope="module")
+def copied(finished, tmp_path_factory):
+    """The same results in another place, without Snakemake's records; each step has written down its options."""
+    folder = tmp_path_factory.mktemp("copied") / "place"
+    shutil.copytree(finished.folder, folder, ignore=shutil.ignore_patterns(".snakemake"))
+    for name, of in expand_config(finished.config).datasets.items():
+        results = folder / "results" / name
+        for verb, path in SETTINGS_OF.items():
+            write(results / path, json.dumps({"settings": getattr(of, verb).model_dump()}))
+        write(layout.SELECT_RUNS.at(results), "".join(f"{run}\n" for run in ["run", *of.runs]))
+    return Workplace(folder, finished.config, finished.environment)
+
+
+def write(path, text):
+    """Write a file and leave its time as it was."""
+    before = path.stat()
+    path.write_text(text)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
 def planned_steps(place):
     """Rules that would run, by dataset."""
     found = {}
@@ -141,32 +72,45 @@ def planned_steps(place):
 
 
 def test_every_option_of_every_section_is_in_the_matrix():
-    missing = {section: set(cls.model_fields) - set(CHANGED[section]) for section, cls in SECTIONS.items()}
-    assert not any(missing.values()), f"add another value of them to CHANGED: {missing}"
+    assert not not_in_the_matrix(), "add another value of them to CHANGED"
+
+
+def found(place):
+    """What is missing and superfluous after a change of each option."""
+    again = Workplace(place.folder, changed(place.config), place.environment)
+    expected = {}
+    for name in NAMES:
+        section = name.partition(".")[0]
+        expected[name] = {*EXCEPT.get(name, RERUN.get(section, [])), *(["plan"] if section != "compute" else [])}
+    return differences(expected, planned_steps(again))
 
 
 def test_a_changed_option_reruns_the_steps_that_depend_on_it_and_no_others(finished):
-    config = json.loads(json.dumps(finished.config))  # nothing shared
-    for section, options in CHANGED.items():
-        for option, value in options.items():
-            name = dataset(section, option)
-            if name == "select.setting":
-                value = next(iter(expand_config(finished.config).datasets[name].runs.values())).setting
-            changed = config["datasets"][name].setdefault(section, {})
-            changed |= {**WITH.get(name, {}), option: value}
-    place = Workplace(finished.folder, config, finished.environment)
-    seen = planned_steps(place)
-    expected = {
-        name: {"plan", *EXCEPT.get(name, RERUN.get(section, []))}
-        for section, options in CHANGED.items()
-        for name in (dataset(section, option) for option in options)
-    }
-    for name in expected:
-        if name.startswith("compute."):
-            expected[name] -= {"plan"}
-    differences = {
-        name: {"missing": sorted(steps - seen.get(name, set())), "superfluous": sorted(seen.get(name, set()) - steps)}
-        for name, steps in expected.items()
-        if steps != seen.get(name, set())
-    }
-    assert not differences, json.dumps(differences, indent=1)
+    assert not (others := found(finished)), json.dumps(others, indent=1)
+
+
+def test_results_copied_without_snakemakes_records_rerun_the_same_steps(copied):
+    """But for packs: their commands are not among what the results say of themselves."""
+    assert not copied.pending()
+    others = found(copied)
+    assert others.pop("compute.runs_per_job")["missing"] == sorted(RERUN["train"])
+    assert not others, json.dumps(others, indent=1)
+
+
+def test_a_changed_option_is_handed_to_the_nextflow_processes_of_its_steps_alone(tmp_path, monkeypatch):
+    """What a process is handed over decides whether it runs again; tests/nextflow has the same with a real Nextflow."""
+    monkeypatch.chdir(tmp_path)
+    config = write_config(tmp_path)
+    before, after = (
+        {of["dataset"]: of for of in describe(expand_config(it))["datasets"]} for it in (config, changed(config))
+    )
+    for name in NAMES:
+        section, one, other = name.partition(".")[0], before[name], after[name]
+        handed_over = {key for key in ("runs", "inputs", "contrasts", "resolved", "compute") if one[key] != other[key]}
+        handed_over |= {step for step in STEPS for kind in ("flags", "tables") if one[kind][step] != other[kind][step]}
+        expected = {HANDED_OVER.get(section, section)} | ({"resolved"} if section != "compute" else set())
+        if name in ("setup.batch_key", "setup.labels_key"):
+            expected |= {"qc"}
+        if name == "de.contrasts":
+            expected |= {"contrasts"}
+        assert handed_over == expected, name

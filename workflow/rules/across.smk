@@ -2,6 +2,7 @@ rule across:
     """Compare the programs of several datasets: which they share, and which are one's own."""
     input:
         of_all("across"),
+        others=compared_before,
     output:
         [
             directory(f"<results>/{file.path}") if file.is_folder else f"<results>/{file.path}"

@@ -131,7 +131,7 @@ def reachable(url):
 
 @functools.cache
 def made_otherwise(dataset):
-    """Verbs whose results are there and were made with other options."""
+    """Verbs whose results are there and were made with other options, files or runs."""
     return layout.made_otherwise(plan.path("results", dataset), plan.datasets[dataset])
 
 
@@ -139,6 +139,29 @@ def make_again_if_made_otherwise(verb, dataset):
     """Where results were copied without Snakemake's records, or a default has changed, Snakemake knows nothing of it."""
     if workflow.is_main_process and verb in made_otherwise(dataset):
         make_again(plan.path("results", dataset, layout.outputs(verb)[0].path))
+
+
+def planned_before(wildcards):
+    """No files, but a reason to write down the plan again."""
+    make_again_if_made_otherwise("plan", wildcards.dataset)
+    return []
+
+
+def scored_before(wildcards):
+    """No files, but a reason to score cells again: those that are there were scored with other options."""
+    of = {"projection": wildcards.projection}
+    summary = plan.path("results", wildcards.dataset, layout.PROJECTED_SUMMARY.path.format(**of))
+    if workflow.is_main_process and layout.records_others(Path(summary), projection(wildcards).project):
+        make_again(plan.path("results", wildcards.dataset, layout.outputs("project")[0].path.format(**of)))
+    return []
+
+
+def compared_before(wildcards):
+    """No files, but a reason to compare datasets again: others were compared, or with other options."""
+    summary, across = Path(plan.path("results", layout.ACROSS_SUMMARY.path)), plan.across
+    if workflow.is_main_process and across and layout.records_others(summary, across.config, datasets=across.datasets):
+        make_again(plan.path("results", layout.outputs("across")[0].path))
+    return []
 
 
 def counts_files(wildcards):

@@ -1,5 +1,7 @@
 rule plan:
     """Write down what the config expands to: the runs of a dataset, and its options with every default."""
+    input:
+        planned_before,
     output:
         runs=f"<results>/{{dataset}}/{layout.RUNS_TABLE.path}",
         resolved=f"<results>/{{dataset}}/{layout.RESOLVED.path}",

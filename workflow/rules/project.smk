@@ -4,6 +4,7 @@ rule project:
         counts=lambda wildcards: fetched(projection(wildcards).inputs),
         beside=lambda wildcards: beside_counts(projection(wildcards).inputs, projection(wildcards).project.genome),
         programs=inputs("project"),
+        others=scored_before,
     output:
         outputs("project"),
     log:
