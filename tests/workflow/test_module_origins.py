@@ -10,7 +10,7 @@ import sys
 import tomllib
 
 import pytest
-from workplace import ROOT, quick_stubs, refused_calls
+from workplace import ROOT, quick_stubs, refused_calls, write_module
 
 pytestmark = pytest.mark.thorough
 
@@ -31,35 +31,6 @@ class NotInstalled:
 
 sys.meta_path.insert(0, NotInstalled())
 runpy.run_module("snakemake", run_name="__main__", alter_sys=True)
-"""
-SNAKEFILE = """
-rule all:
-    input:
-        "summary.txt",
-
-rule prepare:
-    output:
-        "prepared/counts.h5ad",
-    shell:
-        "mkdir -p prepared && echo counts >{output}"
-
-module ldvae:
-    snakefile:
-        "ORIGIN"
-    config:
-        {"outdir": "programs", "datasets": {"mine": "prepared/counts.h5ad"}, "sweep": {"seeds": [0]}}
-
-use rule * from ldvae as mine_*
-
-rule summary:
-    input:
-        "programs/results/mine/programs/programs.tsv",
-        "programs/results/mine/report.html",
-        "programs/results/index.html",
-    output:
-        "summary.txt",
-    shell:
-        "wc -l {input} >{output}; echo $LDVAE_SOURCE >>{output}"
 """
 LIBRARY = shutil.ignore_patterns("__pycache__", ".snakemake")
 
@@ -94,7 +65,8 @@ def test_a_module_with_a_prefix_runs_to_the_report(tmp_path, origin):
     snakefile, for_pip = origin(tmp_path / "origin")
     place = tmp_path / "my work"
     place.mkdir()
-    (place / "Snakefile").write_text(SNAKEFILE.replace("ORIGIN", str(snakefile)))
+    (tmp_path / "counts").write_text("counts")
+    write_module(place, snakefile, counts=tmp_path / "counts")
     (tmp_path / "bare.py").write_text(BARE)
     environment = quick_stubs(tmp_path / "bin")
     environment.pop("PYTHONPATH", None)

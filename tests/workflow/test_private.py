@@ -5,7 +5,7 @@ import re
 import shutil
 
 import pytest
-from workplace import Workplace
+from workplace import Workplace, write_module
 
 from ldvae.config import expand_config
 
@@ -44,18 +44,7 @@ def fail(place, verb, dataset, code, of_run=""):
 
 def module(place):
     """Let a workflow of its own use this one, with a prefix."""
-    (place.folder / "Snakefile").write_text(
-        f"""
-module ldvae:
-    snakefile:
-        "{place.snakefile.parent}/workflow/Snakefile"
-    config:
-        config
-
-use rule * from ldvae as mine_*
-"""
-    )
-    place.snakefile = place.folder / "Snakefile"
+    place.snakefile = write_module(place.folder, place.snakefile.parent / "workflow" / "Snakefile")
 
 
 @pytest.mark.parametrize(("code", "attempts"), [(2, 1), (1, 3)])
@@ -98,20 +87,40 @@ def only_rules(pending):
     return {name for name in pending if ":" not in name}
 
 
+def planned_packs(said, prefix=""):
+    """What a dry run says of the packs of trainings, each by itself."""
+    return [block for block in said.split("\nrule ")[1:] if block.startswith(f"{prefix}train_")]
+
+
 def test_packs_follow_what_is_set_for_train(place):
+    """Two datasets of two seeds, in a pack each: by name as in a clone, and with the prefix of a module."""
     place.config["compute"] = {"runs_per_job": 2}
     place.write()
-    said = place.snakemake("-n", "trained", "--set-resources", "train:mem_mb=1234", "--set-threads", "train=2")
-    packs = [block for block in said.split("\nrule ")[1:] if block.startswith("train_")]
-    assert len(packs) == 2
-    assert all("mem_mb=1234" in pack and "threads: 2" in pack for pack in packs)
+    for prefix in ("", "mine_"):
+        train, more = f"{prefix}train", []
+        if prefix:
+            module(place)
+            more = ["--configfile", "config.yaml"]
+        said = place.snakemake(
+            "-n", f"{prefix}trained", "--set-resources", f"{train}:mem_mb=1234", "--set-threads", f"{train}=2",
+            "--prioritize", train, *more,
+        )  # fmt: skip
+        packs = planned_packs(said, prefix)
+        assert len(packs) == 2
+        assert all("mem_mb=1234" in pack and "threads: 2" in pack and "priority: highest" in pack for pack in packs)
+
+
+def test_packs_are_made_again_with_train(place):
+    place.config["datasets"]["b"] = {"input": "demo:pbmc68k", "compute": {"runs_per_job": 2}}
+    place.write()
+    place.snakemake("trained")
+    assert not place.pending("trained")
+    forced = place.pending("trained", "--forcerun", "train")
+    assert (forced["train:a"], sum(forced.values())) == (2, 2 * 2 + 2 * 1 + 1), forced
     module(place)
-    said = place.snakemake(
-        "-n", "mine_trained", "--set-resources", "mine_train:mem_mb=1234", "--configfile", "config.yaml"
-    )
-    packs = [block for block in said.split("\nrule ")[1:] if block.startswith("mine_train_")]
-    assert len(packs) == 2
-    assert all("mem_mb=1234" in pack for pack in packs)
+    forced = place.pending("mine_trained", "--forcerun", "mine_train", "--configfile", "config.yaml")
+    assert forced["mine_train:a"] == 2
+    assert len([name for name in forced if re.fullmatch(r"mine_train_b_k.*-0:b", name)]) == 1, forced
 
 
 def test_a_training_in_several_processes_asks_for_as_many_gpus_and_follows_the_tasks_of_slurm(place):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from workplace import ROOT, Loaded, Workplace
+from workplace import ROOT, Loaded, Workplace, write_module
 
 from ldvae import results as layout
 
@@ -230,38 +230,8 @@ def test_two_runs_at_once_into_two_output_folders(tmp_path, config, stubs):
 
 
 def test_as_a_module_of_another_workflow_with_an_output_folder_of_its_own(tmp_path, counts, stubs):
-    (tmp_path / "Snakefile").write_text(
-        f"""
-rule all:
-    input:
-        "summary.txt",
-
-rule prepare:
-    output:
-        "prepared/counts.h5ad",
-    shell:
-        "cp '{counts}' {{output}}"
-
-module programs:
-    snakefile:
-        "{ROOT}/workflow/Snakefile"
-    config:
-        {{"outdir": "programs", "datasets": {{"mine": "prepared/counts.h5ad"}}, "sweep": {{"seeds": [0]}}}}
-
-use rule * from programs as programs_*
-
-rule summary:
-    input:
-        "programs/results/mine/programs/programs.tsv",
-        "programs/results/index.html",
-    output:
-        "summary.txt",
-    shell:
-        "wc -l {{input}} >{{output}}"
-"""
-    )
     place = Workplace(tmp_path, {}, stubs)
-    place.snakefile = tmp_path / "Snakefile"
+    place.snakefile = write_module(tmp_path, ROOT / "workflow" / "Snakefile", counts)
     place.snakemake()
     assert {Path(name).parts[0] for name in place.files()} == {
         "Snakefile", "config.yaml", "summary.txt", "prepared", "programs",

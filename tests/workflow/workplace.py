@@ -97,6 +97,51 @@ class Workplace:
         return {str(path) for path in paths if path.parts[0] != ".snakemake"}
 
 
+MODULE = """
+module ldvae:
+    snakefile:
+        "{origin}"
+    config:
+        {config}
+
+use rule * from ldvae as mine_*
+"""
+# A rule that makes the counts, and one that reads what the module makes of them.
+AROUND = """
+rule all:
+    input:
+        "summary.txt",
+
+rule prepare:
+    output:
+        "prepared/counts.h5ad",
+    shell:
+        "mkdir -p prepared && cp '{counts}' {{output}}"
+{module}
+rule summary:
+    input:
+        "programs/results/mine/programs/programs.tsv",
+        "programs/results/mine/report.html",
+        "programs/results/index.html",
+    output:
+        "summary.txt",
+    shell:
+        "wc -l {{input}} >{{output}}; echo $LDVAE_SOURCE >>{{output}}"
+"""
+
+
+def write_module(folder: Path, origin: str | Path, counts: Path | None = None) -> Path:
+    """Write the Snakefile of a workflow that uses this one, with the prefix mine_.
+
+    Its config is that of the workflow around it; with `counts`, that of one dataset which a rule there makes of them.
+    """
+    config = '{"outdir": "programs", "datasets": {"mine": "prepared/counts.h5ad"}, "sweep": {"seeds": [0]}}'
+    text = MODULE.format(origin=origin, config=config if counts else "config")
+    snakefile = folder / "Snakefile"
+    snakefile.write_text(AROUND.format(counts=counts, module=text) if counts else text)
+    return snakefile
+
+
 QUICK = """#!/bin/bash
 # ldvae, with stubs for the files that a verb writes; the call is noted.
 printf '%s\\0' "$@" > "{folder}/calls/$$-$RANDOM"
