@@ -136,29 +136,39 @@ def compare_conditions(means: pd.DataFrame) -> pd.DataFrame:
     [['treated', 'control', False]]
     """
     columns = ["program", "cell_type", "condition", "reference", "paired", "n_donors", "effect", "lower", "upper", "p"]
-    rows = []
-    for (program, kind), own in means.groupby(["program", "cell_type"], sort=False):
-        wide = {value: own.pivot(index="donor", columns="condition", values=value) for value in ("mean", "high")}
-        for reference, condition in combinations(sorted(own["condition"].unique()), 2):
-            both = wide["mean"][[reference, condition]].dropna().index
-            paired = len(both) >= LEAST_DONORS
-            found = {}
-            for value, table in wide.items():
-                first, second = (table.loc[both] if paired else table)[[reference, condition]].T.to_numpy()
-                first, second = first[~np.isnan(first)], second[~np.isnan(second)]
-                if min(len(first), len(second)) < LEAST_DONORS:
-                    break
-                found[value] = _test(first, second, paired)
-            if len(found) < 2:
-                continue
-            compared = own[own["condition"].isin([reference, condition])]
-            n_donors = len(both) if paired else compared["donor"].nunique()
-            head = (program, kind, condition, reference, paired, n_donors, *found["mean"])
-            high = {"high_effect": found["high"][0], "high_p": found["high"][3]}
-            rows.append(dict(zip(columns, head, strict=True)) | high)
-    result = pd.DataFrame(rows, columns=[*columns, "high_effect", "high_p"])
+    keys = pd.MultiIndex.from_frame(means[["program", "cell_type"]].drop_duplicates())
+    wide = {
+        value: means.pivot(index=["program", "cell_type"], columns=["condition", "donor"], values=value).reindex(keys)
+        for value in ("mean", "high")
+    }
+    donors = sorted(means["donor"].unique())
+    parts = []
+    for reference, condition in combinations(sorted(means["condition"].unique()), 2):
+        first, second = (
+            {value: table[name].reindex(columns=donors).to_numpy(float) for value, table in wide.items()}
+            for name in (reference, condition)
+        )
+        known = [~np.isnan(side["mean"]) for side in (first, second)]
+        paired = (known[0] & known[1]).sum(axis=1) >= LEAST_DONORS
+        used = np.stack([np.where(paired[:, None], known[0] & known[1], own) for own in known], axis=1)
+        enough = used.sum(axis=2).min(axis=1) >= LEAST_DONORS
+        # Rows with the same donors are tested at once: thousands of calls of scipy take minutes.
+        for pattern in np.unique(used[enough], axis=0):
+            rows = np.flatnonzero((used == pattern).all(axis=(1, 2)))
+            own = keys[rows].to_frame(index=False)
+            own = own.assign(condition=condition, reference=reference, paired=paired[rows])
+            own["n_donors"] = int(pattern.any(axis=0).sum())
+            for value, names in (("mean", columns[6:]), ("high", ["high_effect", None, None, "high_p"])):
+                sides = (first[value][rows][:, pattern[0]], second[value][rows][:, pattern[1]])
+                for name, numbers in zip(names, _test(*sides, paired=bool(paired[rows[0]])), strict=True):
+                    if name is not None:
+                        own[name] = numbers
+            parts.append(own)
+    columns = [*columns, "high_effect", "high_p"]
+    result = pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
     result = with_adjusted_p(result)
-    return result[[*columns, "padj", "high_effect", "high_p", "high_padj"]].sort_values("p", ignore_index=True)
+    columns = [*columns[:-2], "padj", "high_effect", "high_p", "high_padj"]
+    return result[columns].sort_values("p", kind="stable", ignore_index=True)
 
 
 def with_adjusted_p(result: pd.DataFrame) -> pd.DataFrame:
@@ -168,17 +178,21 @@ def with_adjusted_p(result: pd.DataFrame) -> pd.DataFrame:
     return result
 
 
-def _test(first: np.ndarray, second: np.ndarray, paired: bool) -> tuple[float, float, float, float]:
-    """Difference second minus first, its 95 % interval, and p."""
-    difference = float(second.mean() - first.mean())
-    spread = (second - first).std() if paired else first.std() + second.std()
-    if spread < 1e-12:  # no donor differs from another: nothing can be tested
-        return difference, np.nan, np.nan, 1.0
+def _test(first: np.ndarray, second: np.ndarray, *, paired: bool) -> tuple[np.ndarray, ...]:
+    """Difference second minus first of the donors' means, shape (n_rows, n_donors); its 95 % interval, and p."""
+    difference = second.mean(axis=1) - first.mean(axis=1)
+    spread = (second - first).std(axis=1) if paired else first.std(axis=1) + second.std(axis=1)
     with warnings.catch_warnings():  # of scipy, where the donors of one condition are alike; Welch's test takes that
         warnings.filterwarnings("ignore", "Precision loss", RuntimeWarning)
-        test = scipy.stats.ttest_rel(second, first) if paired else scipy.stats.ttest_ind(second, first, equal_var=False)
-    interval = test.confidence_interval()
-    return difference, float(interval.low), float(interval.high), float(test.pvalue)
+        warnings.filterwarnings("ignore", "invalid value|divide by zero", RuntimeWarning)
+        if paired:
+            test = scipy.stats.ttest_rel(second, first, axis=1)
+        else:
+            test = scipy.stats.ttest_ind(second, first, axis=1, equal_var=False)
+        interval = test.confidence_interval()
+    alike = spread < 1e-12  # no donor differs from another: nothing can be tested
+    lower, upper = (np.where(alike, np.nan, end) for end in (interval.low, interval.high))
+    return difference, lower, upper, np.where(alike, 1.0, test.pvalue)
 
 
 def methods(settings: Mapping[str, Any]) -> Sentence:

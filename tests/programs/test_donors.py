@@ -66,6 +66,42 @@ def test_small_groups_and_too_few_donors_are_left_out():
     assert table.loc["T", "n_donors"] == 3
 
 
+def test_all_programs_and_types_at_once_are_what_they_are_one_by_one():
+    rng = np.random.default_rng(1)
+    rows = [
+        {"cell_type": kind, "condition": condition, "donor": donor, "n_cells": 20, "program": program}
+        for program in ("P1", "P2", "P3")
+        for kind in ("B", "T", "NK", "rare")
+        for condition in ("a", "b", "c")
+        for donor in ("D1", "D2", "D3", "D4", "D5")
+    ]
+    means = pd.DataFrame(rows).assign(mean=rng.normal(size=len(rows)), high=rng.random(len(rows)))
+    keep = rng.random(len(means)) > 0.25  # not every donor has cells of every type in every condition
+    keep &= ~((means["cell_type"] == "rare") & means["donor"].isin(["D1", "D2", "D3"])).to_numpy()
+    means = means[keep | (means["cell_type"] == "B").to_numpy()].reset_index(drop=True)
+    means.loc[(means["program"] == "P3") & (means["cell_type"] == "B"), "mean"] = 1.0  # nothing to test
+    table = gp.compare_conditions(means)
+    assert set(table["paired"]) == {True, False}
+    assert "rare" not in set(table["cell_type"])
+    for row in table.itertuples():
+        own = means[(means["program"] == row.program) & (means["cell_type"] == row.cell_type)]
+        sides = own.pivot(index="donor", columns="condition", values="mean")[[row.reference, row.condition]]
+        both = sides.dropna()
+        assert row.paired == (len(both) >= 3)
+        first, second = (both if row.paired else sides).T.to_numpy()
+        first, second = first[~np.isnan(first)], second[~np.isnan(second)]
+        if row.program == "P3" and row.cell_type == "B":
+            assert row.p == 1
+            assert np.isnan([row.lower, row.upper]).all()
+            continue
+        test = stats.ttest_rel(second, first) if row.paired else stats.ttest_ind(second, first, equal_var=False)
+        np.testing.assert_allclose([row.p, row.effect], [test.pvalue, second.mean() - first.mean()])
+        np.testing.assert_allclose([row.lower, row.upper], test.confidence_interval())
+        assert row.n_donors == (
+            len(both) if row.paired else own[own["condition"].isin([row.condition, row.reference])]["donor"].nunique()
+        )
+
+
 def test_the_order_of_the_cells_and_unknown_donors_do_not_matter():
     scores, obs = draw(np.random.default_rng(0), effect=0.5)
     extra = pd.DataFrame({"P1": [50.0]}, ["unknown"])
