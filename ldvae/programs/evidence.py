@@ -20,6 +20,13 @@ WEAK_SHARE = 0.02
 HEADLINE = 0.8
 # Of the ten strongest genes of a program, those that a gene set must have to name it.
 NAMING = 2
+# Share of a gene set's modelled genes (of the members of the program, if they are fewer) that must be members.
+NAMED_SHARE = 1 / 3
+# Fewest cells of a group that is said to be high or low in a program, with their number where they are not many; and
+# strength from which it is said.
+FEWEST_CELLS, MANY_CELLS, FOLLOWS = 10, 20, 0.3
+# Groups name a program together if their AUC is higher by this than that of any of them; AUCs as near are alike.
+JOINT_GAIN, NEARLY = 0.03, 0.02
 
 
 def associations(
@@ -475,10 +482,12 @@ def describe(
     Notes
     -----
     The label is a headline and the first three genes, or the genes alone. The headline is a level of a category of at
-    least 20 cells and 1 % of the cells, in which score and genes are both high (the smaller AUC above 0.8), never the
-    number of a cluster; where there is none, the best enriched term (padj below 0.05) that has two of the program's ten
-    strongest genes. A headline belongs to the one
-    program that it fits best; another program takes its next, or none.
+    least 20 cells or 1 % of the cells (and 10), in which score and genes are both high (the smaller AUC above 0.8),
+    never the number of a cluster. Levels of a category name a program together where together they fit better than any
+    of them (by 0.03), and a level that fits worse than another of its category (by 0.02) names nothing. Where no level
+    does, it is the best enriched term (padj below 0.05) of which a third are members of the program (of a term larger
+    than the program: that is a third of the members), two of them among its ten strongest genes. A headline belongs to
+    the one program that it fits best; another takes its next, or none.
 
     Examples
     --------
@@ -490,76 +499,130 @@ def describe(
     >>> "label" in table
     True
     """
-    listed = top_genes(programs, 10)
+    strongest_genes = top_genes(programs, 10)
     table = programs.table.copy()
     biological = found[~found["technical"].astype(bool) & (found["padj"] < 0.05)]
-    enough = (biological["kind"] == "continuous") | (biological["n_cells"] >= _least_cells(len(programs.scores)))
-    biological = biological[enough]
-    biological = biological.assign(strength=strength(biological))
-    if obs is not None:
-        biological = biological.assign(auc_genes=_gene_auc(programs, biological, obs))
-    else:
-        biological = biological.assign(auc_genes=biological["auc"])
-    candidates = biological[~biological["level"].astype(str).str.isnumeric()]  # the number of a cluster names nothing
-    candidates = candidates.assign(fit=candidates[["auc", "auc_genes"]].min(axis=1))
-    candidates = candidates[candidates["fit"] > HEADLINE]
     headlines: dict[str, str] = {}
-    for _, row in candidates.sort_values("fit", ascending=False, kind="stable").iterrows():
-        if row["program"] not in headlines and row["level"] not in headlines.values():
-            headlines[row["program"]] = row["level"]
-    if enriched is not None and len(enriched):
-        positive = listed[listed["side"] == "positive"]
-        listed_genes = {program: set(own["gene"]) for program, own in positive.groupby("program")}
-        terms = enriched[(enriched["side"] == "positive") & (enriched["padj"] < 0.05)]
-        for _, row in terms.sort_values("p", kind="stable").iterrows():
-            strongest = listed_genes[row["program"]]
-            if len(strongest.intersection(str(row["genes"]).split(", "))) < NAMING:
-                continue
-            if row["program"] not in headlines and row["term"] not in headlines.values():
-                headlines[row["program"]] = row["term"]
+    for row in _groups_that_name(programs, biological, obs).itertuples():
+        if row.program not in headlines and row.level not in headlines.values():
+            headlines[row.program] = row.level
+    biological = biological[(biological["kind"] == "continuous") | (biological["n_cells"] >= FEWEST_CELLS)]
+    biological = biological.assign(strength=strength(biological))
+    positive = strongest_genes[strongest_genes["side"] == "positive"]
+    ten = {program: list(own["gene"]) for program, own in positive.groupby("program")}
+    for program, term in _sets_that_name(programs, enriched, ten):
+        if program not in headlines and term not in headlines.values():
+            headlines[program] = term
     labels, best, opposite = {}, {}, {}
     for program in table.index:
-        genes = listed.loc[(listed["program"] == program) & (listed["side"] == "positive"), "gene"]
-        shown = ", ".join(genes[:3])
+        shown = ", ".join(ten.get(program, [])[:3])
         labels[program] = f"{headlines[program]}: {shown}" if program in headlines else shown
-        own = biological[biological["program"] == program]
+        own = biological[(biological["program"] == program) & (biological["strength"] >= FOLLOWS)]
         # Of two levels the one that is high says the same as the one that is low, and reads better.
         high, low = own[~(own["auc"] < 0.5)], own[own["auc"] < 0.5]
         if len(own):
-            best[program] = _phrase(own.loc[(high if len(high) else own)["strength"].idxmax()])
+            best[program] = _phrase(_closest(high if len(high) else own), MANY_CELLS)
         if len(low):
-            opposite[program] = _phrase(low.loc[low["strength"].idxmax()])
+            opposite[program] = _phrase(_closest(low), MANY_CELLS)
     table.insert(0, "label", pd.Series(labels))
     flags = technical if technical is not None else pd.Series(dtype=object)
     table["technical"] = flags.reindex(table.index).fillna("")
     for side in SIDES:
-        joined = listed[listed["side"] == side].groupby("program")["gene"].agg(", ".join)
+        joined = strongest_genes[strongest_genes["side"] == side].groupby("program")["gene"].agg(", ".join)
         table[f"top_{side}"] = joined.reindex(table.index).fillna("")
     table["best_association"] = pd.Series(best, dtype=object).reindex(table.index).fillna("")
     table["opposite_association"] = pd.Series(opposite, dtype=object).reindex(table.index).fillna("")
     return table
 
 
-def _gene_auc(programs: Programs, rows: pd.DataFrame, obs: pd.DataFrame) -> pd.Series:
-    """AUC of the decoded expression of the program's 30 heaviest positive genes, for each level; nan for numbers."""
+def _cells_that_name(n_obs: int) -> float:
+    """Cells that a group needs to name a program: 20, or 1 % of the cells, but never fewer than 10."""
+    return max(FEWEST_CELLS, min(MANY_CELLS, 0.01 * n_obs))
+
+
+def _closest(rows: pd.DataFrame) -> pd.Series:
+    """The closest association; a cluster, of which a number says nothing, only where no other is about as close."""
+    named = rows[~_is_number(rows["level"]) & (rows["strength"] >= 0.9 * rows["strength"].max())]
+    rows = named if len(named) else rows
+    return rows.loc[rows["strength"].idxmax()]
+
+
+def _is_number(levels: pd.Series) -> pd.Series:
+    """Whether levels are bare numbers, as those of clusters are."""
+    return levels.astype(str).str.isnumeric()
+
+
+def _groups_that_name(programs: Programs, rows: pd.DataFrame, obs: pd.DataFrame | None) -> pd.DataFrame:
+    """Groups of cells in which score and genes of a program are high: program, level and fit, the best first.
+
+    A group too small to name a program keeps a worse group of its variable from doing so. Several groups name it
+    together where together they fit better than any of them, as T cells of all kinds do against monocytes.
+    """
+    rows = rows[(rows["kind"] == "categorical") & ~_is_number(rows["level"])]
+    if obs is None:
+        rows = rows.assign(fit=rows["auc"])
+        joined: list[dict[str, object]] = []
+    else:
+        decoded, obs = _decoded(programs), obs.reindex(programs.scores.index)
+        fits, joined = [], []
+        for variable, own in rows.groupby("variable", sort=False):
+            known = obs[variable].notna().to_numpy()
+            codes, levels = pd.factorize(obs[variable][known].astype(str))
+            sizes = np.bincount(codes)
+            for program in own["program"].unique():
+                ranks = [scipy.stats.rankdata(part[program].to_numpy()[known]) for part in (programs.scores, decoded)]
+                sums = np.stack([np.bincount(codes, own_ranks) for own_ranks in ranks])
+                fit = pd.Series(_auc(sums, sizes, sizes.sum()).min(axis=0), levels)
+                one = own[own["program"] == program]
+                fits.append(pd.Series(fit.loc[one["level"]].to_numpy(), one.index))
+                if _is_number(pd.Series(levels)).any() or len(levels) < 3:
+                    continue
+                order = np.argsort(-sums[0] / sizes, kind="stable")
+                together = _auc(sums[:, order].cumsum(axis=1), sizes[order].cumsum(), sizes.sum())[:, :-1].min(axis=0)
+                enough = np.flatnonzero(together >= together.max() - NEARLY)
+                n_joint = int(enough[0]) + 1
+                if n_joint > 1 and together[n_joint - 1] >= fit.max() + JOINT_GAIN:
+                    members = sorted(order[:n_joint], key=lambda code: -sizes[code])
+                    name = listed([levels[code] for code in members], 3)
+                    joined.append({"program": program, "level": name, "fit": together[n_joint - 1]})
+        rows = rows.assign(fit=pd.concat(fits) if fits else pd.Series(dtype=float))
+    best = rows.groupby(["program", "variable"])["fit"].transform("max")
+    enough = rows["n_cells"] >= _cells_that_name(len(programs.scores))
+    alone = rows[enough & (rows["fit"] >= best - NEARLY)]
+    columns = ["program", "level", "fit"]
+    both = pd.DataFrame([*alone[columns].to_dict("records"), *joined], columns=columns)
+    return both[both["fit"] > HEADLINE].sort_values("fit", ascending=False, kind="stable")
+
+
+def _auc(sums: np.ndarray, sizes: np.ndarray, n: int) -> np.ndarray:
+    """AUC of groups against all other cells from their sums of ranks."""
+    return (sums - sizes * (sizes + 1) / 2) / np.maximum(sizes * (n - sizes), 1)
+
+
+def _sets_that_name(
+    programs: Programs, enriched: pd.DataFrame | None, strongest: Mapping[str, Sequence[str]]
+) -> Iterator[tuple[str, str]]:
+    """Programs and the gene sets that may name them, the surest first."""
+    if enriched is None or not len(enriched):
+        return
+    members = gene_sets(programs)
+    terms = enriched[(enriched["side"] == "positive") & (enriched["padj"] < 0.05)].sort_values("p", kind="stable")
+    # A set names the program that has most of it, or none: B cells' HLA genes are those of dendritic cells too.
+    for row in terms.drop_duplicates("term").itertuples():
+        shared = set(strongest[row.program]).intersection(str(row.genes).split(", "))
+        smaller = min(row.n_term, len(members[f"{row.program}_positive"]))
+        if len(shared) >= NAMING and row.overlap >= max(NAMED_SHARE * smaller, NAMING):
+            yield row.program, row.term
+
+
+def _decoded(programs: Programs) -> pd.DataFrame:
+    """Expression of each program's 30 heaviest positive genes as the model has it, cells by programs."""
     components = (programs.scores.to_numpy() - programs.transform[0]) @ np.linalg.pinv(programs.transform[1:])
     weight = programs.weighted.to_numpy().clip(min=0)
     if len(weight) > 30:
         weight = np.where(weight >= np.sort(weight, axis=0)[-30], weight, 0)
     basis = programs.weighted.to_numpy() @ programs.joint[1:].T
-    decoded = pd.DataFrame(components @ (basis.T @ weight), programs.scores.index, programs.scores.columns)
-    obs = obs.reindex(decoded.index)
-    found = pd.Series(np.nan, index=rows.index)
-    for (program, variable), own in rows[rows["kind"] == "categorical"].groupby(["program", "variable"]):
-        values = obs[variable]
-        known = values.notna().to_numpy()
-        ranks, levels = scipy.stats.rankdata(decoded[program].to_numpy()[known]), values[known].astype(str).to_numpy()
-        for index, level in own["level"].items():
-            inside = levels == level
-            n_in = int(inside.sum())
-            wins = ranks[inside].sum() - n_in * (n_in + 1) / 2
-            found[index] = wins / max(n_in * (len(ranks) - n_in), 1)
-    return found
+    return pd.DataFrame(components @ (basis.T @ weight), programs.scores.index, programs.scores.columns)
 
 
 def _kind(values: pd.Series) -> str | None:
@@ -622,9 +685,11 @@ def _test_number(scores: pd.DataFrame, ranks: np.ndarray, values: pd.Series) -> 
     )
 
 
-def _phrase(row: pd.Series) -> str:
+def _phrase(row: pd.Series, few: float = 0) -> str:
+    """An association in words, with the number of cells of a group that has fewer than `few`."""
     if row["kind"] == "categorical":
-        return f"{row['variable']} = {row['level']} (AUC {row['auc']:.2f})"
+        n_cells = f", {int(row['n_cells'])} cells" if row["n_cells"] < few else ""
+        return f"{row['variable']} = {row['level']} (AUC {row['auc']:.2f}{n_cells})"
     return f"{row['variable']} (r = {row['effect']:.2f})"
 
 

@@ -210,7 +210,9 @@ def other_side(program: pd.Series) -> str:
 
     A group whose name is a number, as those of clusters are, is told with its column: "those with louvain = 2".
     """
-    found = re.fullmatch(r"([^=]*) = (.*) \(AUC (\d\.\d+)\)", str(program.get("opposite_association", "")))
+    found = re.fullmatch(
+        r"([^=]*) = (.*) \(AUC (\d\.\d+)(?:, \d+ cells)?\)", str(program.get("opposite_association", ""))
+    )
     if not found or float(found[3]) >= OPPOSITE:
         return ""
     column, group = found[1], found[2]
@@ -378,7 +380,10 @@ def _found_gene_sets(results: Results) -> Findings:
     enriched = table[table["padj"] < 0.05].sort_values("p", kind="stable")
     best = enriched.drop_duplicates("program")
     where = {"positive": "in", "negative": "on the negative side of"}
-    found = [f"{row.term} {where[row.side]} {short_name(results, row.program)}" for row in best.head(4).itertuples()]
+    found = [
+        f"{row.term} {where[row.side]} {short_name(results, row.program)} ({row.overlap} of {row.n_term} genes)"
+        for row in best.head(4).itertuples()
+    ]
     ranked = results.ranked_sets
     by_ranks = set(ranked.loc[ranked["padj"] < 0.05, "program"]) if len(ranked) else set()
     none = [name for name in results.programs.index if name not in set(enriched["program"]) | by_ranks]
