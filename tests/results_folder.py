@@ -189,6 +189,7 @@ def _write_runs(folder: Path, rng: np.random.Generator, world: World, genes: lis
                     "commit": "3fa9c1" * 6 + "3fa9",
                 },
                 "host": "node1",
+                "date": "2026-01-02",
             }
             place = folder / "runs" / run
             _json(place / "metrics.json", metrics)

@@ -175,6 +175,21 @@ def test_the_engine_that_ran_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "Nextflow" in next(iter(report.methods_of_engine(False))).text
 
 
+def test_versions_dates_and_changed_code_are_told() -> None:
+    versions = report.merged_versions(
+        [{"python": "3.11.2", "scipy": "1.17"}, {"scipy": "1.17", "pydeseq2": "0.5"}, {"pydeseq2": "0.6"}, {}]
+    )
+    told = [s.text for s in report.methods_of_environment([{"date": "2026-01-02"}, {"date": "2026-01-03"}], versions)]
+    assert told == [
+        "The models were trained on 2026-01-02 to 2026-01-03.",
+        "Versions: Python 3.11.2, scipy 1.17 and pydeseq2 0.5 and 0.6.",
+    ]
+    assert not list(report.methods_of_environment([{}], {}))
+    commit = "0123456789abcdef"
+    for known, words in ((commit, "(commit 0123456789),"), (f"{commit}-dirty", "(commit 0123456789, with changes),")):
+        assert words in next(iter(qc.methods(QC, {"ldvae": "0.1.0", "commit": known}))).text
+
+
 def test_references_are_numbered_as_they_are_cited_and_brackets_of_names_stay() -> None:
     one = Sentence("B [@b; @a], a column [@mine].", {"a": "A 2001", "b": "B 2002"})
     two = Sentence("A [@a].", {"a": "A 2001"})

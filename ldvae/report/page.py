@@ -1136,14 +1136,14 @@ def _making(page: Page, results: Results) -> dict[str, Any]:
             if isinstance(row.get(column), str)
         }
         downloads["Differential expression"] = {"de/contrasts.tsv": "the contrasts"} | files
-    metrics = results.best_metrics
     hosts = sorted({str(m["host"]) for m in results.metrics.values() if m.get("host")})
     devices = sorted({str(m["device"]) for m in results.metrics.values() if m.get("device")})
     return {
         "steps": steps,
         "downloads": downloads,
-        "versions": {name: version for name, version in metrics.get("versions", {}).items() if name != "commit"},
-        "commits": sorted({m["versions"]["commit"] for m in results.metrics.values() if m["versions"].get("commit")}),
+        "versions": {name: version for name, version in results.versions.items() if name != "commit"},
+        "commits": results.versions.get("commit", ""),
+        "days": sorted({str(m["date"]) for m in results.metrics.values() if m.get("date")}),
         "seeds": {run: m.get("seed") for run, m in results.metrics.items()},
         "hosts": hosts,
         "devices": devices,

@@ -62,6 +62,8 @@ class Results:
     resolved: dict[str, Any]
     #: What the steps say that they did.
     methods: Methods = field(default_factory=lambda: Methods([], []))
+    #: Versions of Python and the packages that the steps wrote down, and the commits.
+    versions: dict[str, str] = field(default_factory=dict)
     #: Path of the figures' folder from the page.
     figures: str
     #: Wall times of the jobs of each step, in seconds.

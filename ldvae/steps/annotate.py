@@ -21,6 +21,7 @@ from ldvae.io import atomic, read_h5ad
 from ldvae.methods import Sentence
 from ldvae.names import find_own, own_name
 from ldvae.neighbors import add_neighbors
+from ldvae.provenance import versions
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +58,7 @@ def annotate(*, results: Path, config: AnnotateConfig = AnnotateConfig()) -> Non
         "programs": np.array(programs, str),
         "setup": adata.uns.pop("ldvae_setup", {}),
         "settings": json.dumps(config.model_dump()),
+        "versions": json.dumps(versions(("ldvae", "anndata", "scanpy", "umap-learn", "igraph"))),
     }
     if embedded is not None:
         adata.uns["ldvae"]["embedded"] = embedded

@@ -38,6 +38,7 @@ from ldvae.names import find_own
 from ldvae.pl.de import called as called_genes
 from ldvae.pl.style import styled
 from ldvae.programs import doubtful_replicates
+from ldvae.provenance import versions
 
 if TYPE_CHECKING:
     from ldvae.model import LinearSCVI
@@ -148,7 +149,9 @@ def de(*, results: Path, config: DeConfig = DeConfig()) -> None:
                 name, *sizes[:2], n_de, found[1], "none" if n_pseudobulk is None else n_pseudobulk, found[3],
             )  # fmt: skip
         write_table(pd.DataFrame(rows, columns=list(COLUMNS)), folder / "contrasts.tsv")
-        write_json({"warnings": [*skipped, *doubtful], "settings": config.model_dump()}, folder / "summary.json")
+        summary = {"warnings": [*skipped, *doubtful], "settings": config.model_dump()}
+        packages = ("ldvae", "numpy", "scipy", *(["pydeseq2"] if bulks is not None else []))
+        write_json(summary | {"versions": versions(packages)}, folder / "summary.json")
     measured.file.close()
 
 

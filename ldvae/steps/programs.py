@@ -39,6 +39,7 @@ from ldvae.programs.effects import methods as methods_of_effects
 from ldvae.programs.evidence import methods as methods_of_evidence
 from ldvae.programs.find import methods as methods_of_consensus
 from ldvae.programs.projection import CELLS_JUDGED, with_identifiers
+from ldvae.provenance import versions
 from ldvae.steps.select import find, read_factors, read_programs
 
 logger = logging.getLogger(__name__)
@@ -108,6 +109,7 @@ def programs(*, results: Path, config: ProgramsConfig = ProgramsConfig()) -> Non
             "intercept": found.intercept,
             "warnings": [*found.warnings, *doubtful],
             "settings": config.model_dump(),
+            "versions": versions(("ldvae", "numpy", "scipy")),
         },
         layout.PROGRAMS_SUMMARY.at(results),
     )

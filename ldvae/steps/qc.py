@@ -37,6 +37,7 @@ from ldvae.methods import Sentence
 from ldvae.methods import listed as phrase
 from ldvae.names import column_name, own_name
 from ldvae.neighbors import add_neighbors
+from ldvae.provenance import versions as installed
 from ldvae.steps.doublets import find_doublets
 from ldvae.steps.doublets import methods as methods_of_doublets
 
@@ -203,6 +204,7 @@ def qc(
             },
             "warnings": messages,
             "settings": config.model_dump(),
+            "versions": installed(("ldvae", "anndata", "scanpy", "numpy", "scipy")),
         },
         layout.QC_SUMMARY.at(results),
     )
@@ -453,10 +455,11 @@ def methods(summary: dict[str, Any], versions: dict[str, str]) -> Iterator[Sente
     versions
         Of the packages, with the commit if there is one.
     """
-    version, commit = versions.get("ldvae", ""), versions.get("commit", "")
+    version, (commit, _, changed) = versions.get("ldvae", ""), versions.get("commit", "").partition("-")
+    code = f" (commit {commit[:10]}{', with changes' if changed else ''})" if commit else ""
     yield Sentence(
         f"Raw counts of {summary['n_obs_before']:,} cells and {summary['n_vars_before']:,} genes were analysed with "
-        f"ldvae{f' {version}' if version else ''}{f' (commit {commit[:10]})' if commit else ''}, which builds on "
+        f"ldvae{f' {version}' if version else ''}{code}, which builds on "
         "scanpy [@scanpy] and anndata [@anndata].",
         REFERENCES,
         ("scanpy", "anndata"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from ldvae import results as layout
 from ldvae.config import SECTIONS, ReportConfig, expand_sweep
 from ldvae.errors import InputError
 from ldvae.io import atomic, plain, read_h5ad, read_table, write_json
-from ldvae.methods import Sentence, numbered
+from ldvae.methods import Sentence, listed, numbered
 from ldvae.names import find_own
 from ldvae.report.page import drawn_cells, render_report
 from ldvae.report.results import Results
@@ -79,6 +79,13 @@ def report(*, results: Path, benchmarks: Path | None = None, config: ReportConfi
         refuse_other_options(resolved, made, runs)
     enriched = layout.ENRICHMENT.read_table(results)
     chosen = list(dict.fromkeys([choice["run"], *(run for run in choice["runs"] if run in runs)]))
+    used = merged_versions(
+        [
+            *(metrics.get("versions", {}) for metrics in runs.values()),
+            *(summary.get("versions", {}) for summary in (qc, setup, programs_summary, de_summary)),
+            cells["versions"],
+        ]
+    )
     options = {"n_latent": choice["n_latent"]} | resolved.get("model", {}) | resolved.get("train", {})
     paragraphs = [
         [*methods_of_qc(qc, runs[choice["run"]].get("versions", {})), *methods_of_setup(setup)],
@@ -91,6 +98,7 @@ def report(*, results: Path, benchmarks: Path | None = None, config: ReportConfi
             *methods_of_cells(cells["settings"], find_own("leiden", cells["obs"]) in cells["obs"], len(cells["obs"])),
             *(methods_of_contrasts(de_summary.get("settings", {}), contrasts, choice["run"]) if len(contrasts) else ()),
             *methods_of_engine(benchmarks is not None and bool(_read_benchmarks(benchmarks, dataset))),
+            *methods_of_environment([runs[run] for run in chosen], used),
         ],
     ]
     top_genes, all_genes = layout.TOP_GENES.read_table(results), layout.ALL_GENES.read_table(results)
@@ -132,6 +140,7 @@ def report(*, results: Path, benchmarks: Path | None = None, config: ReportConfi
             de_all_genes=counted,
             resolved=resolved,
             methods=numbered(paragraphs),
+            versions=used,
             figures=layout.FIGURES.path,
             seconds=_read_benchmarks(benchmarks, dataset) if benchmarks else {},
         ),
@@ -161,6 +170,26 @@ def methods_of_engine(benchmarked: bool) -> Iterator[Sentence]:
         yield Sentence("The steps were run by Snakemake [@snakemake].", ENGINES)
     elif os.environ.get("LDVAE_PROCESS"):
         yield Sentence("The steps were run by Nextflow [@nextflow].", ENGINES)
+
+
+def merged_versions(steps: Iterable[dict[str, str]]) -> dict[str, str]:
+    """Versions that the steps wrote down, by package; "1.0 and 1.1" where steps ran with different ones."""
+    found: dict[str, list[str]] = {}
+    for versions in steps:
+        for name, version in versions.items():
+            if version not in found.setdefault(name, []):
+                found[name].append(version)
+    return {name: listed(versions) for name, versions in found.items()}
+
+
+def methods_of_environment(runs: list[dict[str, Any]], versions: dict[str, str]) -> Iterator[Sentence]:
+    """When the models were trained, and with which versions the steps ran."""
+    days = sorted({run["date"] for run in runs if run.get("date")})
+    if days:
+        yield Sentence(f"The models were trained on {days[0]}{f' to {days[-1]}' if len(days) > 1 else ''}.")
+    packages = [f"{name} {version}" for name, version in versions.items() if name not in ("ldvae", "commit", "python")]
+    if packages and "python" in versions:
+        yield Sentence(f"Versions: Python {versions['python']}, {listed(packages, 20)}.")
 
 
 def refuse_other_options(
@@ -216,9 +245,18 @@ def _read_annotated(path: Path) -> dict[str, Any]:
         umap = np.asarray(obsm[name][:, :2], dtype=float) if name in obsm else None
         uns = file.get("uns", {})
         keys = [key for key in uns if key.endswith("_colors")]
-        settings = json.loads(read_elem(uns["ldvae/settings"])) if "ldvae/settings" in uns else {}
+        settings, versions = (
+            json.loads(read_elem(uns[key])) if key in uns else {} for key in ("ldvae/settings", "ldvae/versions")
+        )
         colors = {key.removesuffix("_colors"): [str(colour) for colour in read_elem(uns[key])] for key in keys}
-    return {"obs": obs, "scores": scores, "umap": umap, "colors": colors, "settings": settings}
+    return {
+        "obs": obs,
+        "scores": scores,
+        "umap": umap,
+        "colors": colors,
+        "settings": settings,
+        "versions": versions,
+    }
 
 
 def genes_of_map(

@@ -31,6 +31,7 @@ from ldvae.io import (
 )
 from ldvae.methods import Sentence
 from ldvae.names import own_name
+from ldvae.provenance import versions
 from ldvae.steps.variable import BatchSums, seurat_v3, sum_by_batch
 
 logger = logging.getLogger(__name__)
@@ -94,6 +95,7 @@ def setup(*, results: Path, config: SetupConfig = SetupConfig()) -> None:
             "fields": fields,
             "warnings": messages,
             "settings": config.model_dump(),
+            "versions": versions(("ldvae", "anndata", "numpy", "scipy", "scikit-misc")),
         },
         layout.SETUP_SUMMARY.at(results),
     )

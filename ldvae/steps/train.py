@@ -11,6 +11,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -247,6 +248,7 @@ def describe(
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": threads,
         "host": socket.gethostname(),
+        "date": datetime.now(UTC).date().isoformat(),
         "versions": versions(packages),
     }
     if not found["converged"]:

@@ -14,7 +14,7 @@ from pipelines import BIN, ROOT, Pipeline
 
 pytestmark = pytest.mark.nextflow
 
-MEASURED = ["wall_s", "wall_s_mean", "cells_per_s", "peak_memory_mb", "peak_gpu_memory_mb", "host"]
+MEASURED = ["wall_s", "wall_s_mean", "cells_per_s", "peak_memory_mb", "peak_gpu_memory_mb", "host", "date"]
 NAMES = ["uuid", "run_name"]  # drawn anew for every model, as scvi-tools does
 TABLES = ("*.tsv", "*.tsv.gz", "*.csv", "*.gmt", "*.json", "*.npz", "*.h5ad", "*.safetensors")
 TIMES = ("resolved.json", "report.json")  # written by the engine, and what the report says of times
