@@ -358,9 +358,18 @@ def _found_contrasts(results: Results) -> Findings:
         found.append(Warning(text + (f"; higher are {listed(up)}." if up else "."), "de"))
     if (more := int((ranked[count] > 0).sum()) - 4) > 0:
         found.append(Warning(f"{counted(more, 'more contrast')} with genes found {how}.", "de"))
-    empty = list(ranked.loc[ranked[count] == 0, "contrast"])
+    empty = [_uncalled(row) for row in ranked[ranked[count] == 0].to_dict("records")]
     missing = [Warning(f"No gene was found {how} in {listed(empty)}; the reason stands there.", "de")] if empty else []
     return Findings(found, missing)
+
+
+def _uncalled(row: dict[str, Any]) -> str:
+    """A contrast without a gene that all tests call, and what each of them calls."""
+    bulk = row.get("n_pseudobulk")
+    by_counts = row.get("n_ranked") if bulk is None or pd.isna(bulk) else bulk
+    if by_counts is None or pd.isna(by_counts) or not (by_counts or row["n_de"]):
+        return str(row["contrast"])
+    return f"{row['contrast']} ({int(by_counts):,} by the counts, {int(row['n_de']):,} by the model)"
 
 
 def both_genes(table: pd.DataFrame) -> pd.DataFrame:
