@@ -68,6 +68,20 @@ def test_cells_without_a_value_are_in_no_group(counts: AnnData) -> None:
     assert len(first.rows1) + len(first.rows2) == counts.obs["type"].notna().sum()
 
 
+def test_cells_of_unknown_type_are_no_group_and_not_in_the_rest(
+    counts: AnnData, caplog: pytest.LogCaptureFixture
+) -> None:
+    """923 unlabelled T cells of Kang stood among those that CD4 T cells were compared with."""
+    kinds = np.where(np.arange(counts.n_obs) % 4 == 0, "unlabeled", np.where(np.arange(counts.n_obs) % 2, "B", "T"))
+    obs = counts.obs.assign(kind=pd.Categorical(kinds))
+    found = find_contrasts(obs, DeConfig(contrasts=[{"column": "kind"}]))
+    assert [contrast.name for contrast in found] == ["B vs rest", "T vs rest"]
+    assert set(kinds[found[0].rows2]) == {"T"}
+    assert f"kind: {(kinds == 'unlabeled').sum()} cells are 'unlabeled', which says nothing of them" in caplog.text
+    (named,) = find_contrasts(obs, DeConfig(contrasts=[{"column": "kind", "group1": "unlabeled"}]))
+    assert set(kinds[named.rows2]) == {"B", "T"}
+
+
 def test_numbers_are_groups_by_their_text(counts: AnnData) -> None:
     (pair,) = find_contrasts(counts.obs, DeConfig(contrasts=[{"column": "donor", "group1": "1", "group2": "3"}]))
     assert set(counts.obs["donor"].iloc[pair.rows1]) == {1}

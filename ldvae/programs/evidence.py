@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -27,6 +28,24 @@ NAMED_SHARE = 1 / 3
 FEWEST_CELLS, MANY_CELLS, FOLLOWS = 10, 20, 0.3
 # Groups name a program together if their AUC is higher by this than that of any of them; AUCs as near are alike.
 JOINT_GAIN, NEARLY = 0.03, 0.02
+
+# Levels that say of cells that nothing is known of them.
+NO_LABEL = re.compile(
+    r"(?i)(un(known|assigned|labell?ed|classified|defined|annotated|identified)"
+    r"|not (assigned|available|labell?ed|known)|ambiguous|doublets?|multiplets?|n/?a|nan|none|nd|)( cells?)?"
+)
+
+
+def is_no_label(level: str) -> bool:
+    """Whether a level of a category says that nothing is known of its cells.
+
+    Examples
+    --------
+    >>> from ldvae.programs.evidence import is_no_label
+    >>> [is_no_label(name) for name in ("unlabeled", "Unknown_cells", "doublet", "negative", "NK cells")]
+    [True, True, True, False, False]
+    """
+    return NO_LABEL.fullmatch(level.replace("_", " ").strip()) is not None
 
 
 def associations(
@@ -502,6 +521,7 @@ def describe(
     strongest_genes = top_genes(programs, 10)
     table = programs.table.copy()
     biological = found[~found["technical"].astype(bool) & (found["padj"] < 0.05)]
+    biological = biological[(biological["kind"] == "continuous") | ~biological["level"].astype(str).map(is_no_label)]
     headlines: dict[str, str] = {}
     for row in _groups_that_name(programs, biological, obs).itertuples():
         if row.program not in headlines and row.level not in headlines.values():
@@ -567,6 +587,7 @@ def _groups_that_name(programs: Programs, rows: pd.DataFrame, obs: pd.DataFrame 
         fits, joined = [], []
         for variable, own in rows.groupby("variable", sort=False):
             known = obs[variable].notna().to_numpy()
+            known &= ~obs[variable].astype(str).map(is_no_label).to_numpy(bool)
             codes, levels = pd.factorize(obs[variable][known].astype(str))
             sizes = np.bincount(codes)
             for program in own["program"].unique():

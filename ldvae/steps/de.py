@@ -33,11 +33,12 @@ from ldvae.io import (
 )
 from ldvae.markers import methods as methods_of_ranks
 from ldvae.markers import rank_sum_test
-from ldvae.methods import Sentence
+from ldvae.methods import Sentence, listed
 from ldvae.names import find_own
 from ldvae.pl.de import called as called_genes
 from ldvae.pl.style import styled
 from ldvae.programs import doubtful_replicates
+from ldvae.programs.evidence import is_no_label
 from ldvae.provenance import versions
 
 if TYPE_CHECKING:
@@ -192,6 +193,15 @@ def find_contrasts(obs: pd.DataFrame, config: DeConfig) -> list[Contrast]:
                 f"obs column {entry['column']!r} has a group called {REST!r}, which here means all others; rename it."
             )
         firsts = [entry["group1"]] if "group1" in entry else [g for g in groups.categories if g != entry.get("group2")]
+        nothing = [name for name in groups.categories if is_no_label(str(name)) and name not in entry.values()]
+        if nothing and "group2" not in entry:
+            n_cells = int(np.isin(groups, nothing).sum())
+            logger.warning(
+                "%s: %d cells are %s, which says nothing of them: they are in no group, and not in the rest.",
+                entry["column"], n_cells, listed([repr(name) for name in nothing]),
+            )  # fmt: skip
+            groups = groups.remove_categories(nothing)
+            firsts = [name for name in firsts if name not in nothing]
         named = [*firsts, *([entry["group2"]] if "group2" in entry else [])]
         if lost := [group for group in named if group not in groups.categories]:
             absent.append(
