@@ -93,6 +93,36 @@ def rank_sum_test(
     return table
 
 
+def telling(table: pd.DataFrame, n1: int, n2: int) -> pd.Series:
+    """How well each gene tells two groups apart: the z of the rank-sum test times the absolute log2 fold change.
+
+    By the AUC alone abundant genes that differ a little come before the markers of a type, and a gene that is seen in
+    few cells, though in that type alone, far behind: its AUC cannot be high. z takes the ties at zero into account.
+
+    Parameters
+    ----------
+    table
+        From `rank_sum_test`.
+    n1, n2
+        Cells of each group.
+
+    Returns
+    -------
+    Series
+        Row by row, relative to the z of a gene without ties.
+
+    Examples
+    --------
+    >>> counts = sparse.csr_matrix([[5, 9], [6, 9], [7, 9], [0, 9], [0, 8], [1, 9]])
+    >>> telling(rank_sum_test(counts, ["CD8A", "ACTB"], np.arange(3), np.arange(3, 6)), 3, 3).idxmax()
+    'CD8A'
+    """
+    zeros = (n1 * (1 - table["detected1"]) + n2 * (1 - table["detected2"])) / (n1 + n2)
+    # All but the zeros are shares of a cell's total, hardly two of them alike.
+    untied = np.sqrt(np.maximum(1 - zeros**3, 1e-12))
+    return (table["auc"] - 0.5).abs() / untied * table["log2fc"].abs()
+
+
 REFERENCES = {
     "mannwhitney": "Mann HB, Whitney DR. On a test of whether one of two random variables is stochastically larger "
     "than the other. Annals of Mathematical Statistics 18, 50–60 (1947).",

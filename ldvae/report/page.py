@@ -1083,8 +1083,7 @@ def _by_counts(name: str, title: str, counts: pd.DataFrame, n_rows: int, fdr: fl
         counts = counts.assign(by_pseudobulk=counts["pseudobulk_padj"] < fdr, distance=distance)
         ranked = counts.sort_values(["pseudobulk_padj", "distance"], ascending=[True, False], kind="stable")
     else:
-        telling = distance * counts["log2fc"].abs()  # as in the file
-        ranked = counts.assign(telling=telling).sort_values("telling", ascending=False, kind="stable")
+        ranked = counts  # the most telling first, as in the file
     bulk = [
         Column(key="by_pseudobulk", title="Called, pseudobulks", help=f"adjusted p below {fdr:g}"),
         Column(key="pseudobulk_lfc", title="log2 fc, pseudobulks", kind="number"),
@@ -1100,7 +1099,7 @@ def _by_counts(name: str, title: str, counts: pd.DataFrame, n_rows: int, fdr: fl
         Column(key="detected2", title="Detected 2", kind="bar", help="share of cells of group 2"),
         Column(key="wilcoxon_padj", title="Adjusted p, ranks", kind="p", help="cells as units"),
     ]
-    which = "with the smallest adjusted p" if has_pseudobulk else "with the most telling AUC"
+    which = "with the smallest adjusted p" if has_pseudobulk else "that tell the groups apart best"
     return _gene_table(name, f"By the counts, all measured genes: {title}", ranked, columns, n_rows, which)
 
 

@@ -265,8 +265,7 @@ def genes_of_map(
     """Genes by which the map can be coloured: of the programs, of the contrasts, then the surest effects."""
     ranked = list(top_genes.sort_values(["rank", "program"], kind="stable")["gene"])
     for table in contrasts.values():
-        by_auc = table.assign(size=(table["auc"] - 0.5).abs()).sort_values("size", ascending=False, kind="stable")
-        ranked += list(by_auc["gene"].head(20))
+        ranked += list(table["gene"].head(20))  # the most telling first
     if len(all_genes):
         strongest = all_genes["z"].abs().groupby(all_genes["gene"]).max().sort_values(ascending=False, kind="stable")
         ranked += list(strongest.index[:most])

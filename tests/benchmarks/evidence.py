@@ -22,9 +22,10 @@ from anndata import read_h5ad
 from scipy import sparse
 
 from ldvae import results as layout
-from ldvae.markers import rank_sum_test
+from ldvae.markers import rank_sum_test, telling
 from ldvae.programs import compare_conditions, technical_flags
 from ldvae.programs.donors import DOUBTFUL
+from ldvae.programs.evidence import is_no_label
 
 TECHNICAL = ["total_counts", "pct_counts_mt", "pct_counts_ribo", "predicted_doublet", "batch"]
 
@@ -159,6 +160,7 @@ def markers(data: Path) -> None:
     for name, adata in {"pbmc3k": pbmc, "kang": kang}.items():
         counts = sparse.csr_matrix(adata.X)
         kinds = adata.obs["cell_type"].astype(str)
+        known = ~kinds.map(is_no_label).to_numpy(bool)  # as `ldvae de` has it
         tables = {}
         rows = []
         for gene, wanted in MARKERS.items():
@@ -168,10 +170,10 @@ def markers(data: Path) -> None:
             for kind in wanted:
                 inside = np.flatnonzero((kinds == kind).to_numpy())
                 if kind not in tables:
-                    outside = np.setdiff1d(np.arange(adata.n_obs), inside)
+                    outside = np.setdiff1d(np.flatnonzero(known), inside)
                     table = rank_sum_test(counts, list(adata.var_names), inside, outside)
-                    tables[kind] = table.assign(telling=(table["auc"] - 0.5) * table["log2fc"].abs())
-                    tables[kind] = tables[kind].sort_values("telling", ascending=False, kind="stable")
+                    order = telling(table, len(inside), len(outside)).where(table["auc"] > 0.5, -1)
+                    tables[kind] = table.loc[order.sort_values(ascending=False, kind="stable").index]
                 table = tables[kind]
                 own = table.loc[gene]
                 row = {"gene": gene, "type": kind, "cells": len(inside), "rank": table.index.get_loc(gene) + 1}
