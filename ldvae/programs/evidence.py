@@ -538,10 +538,9 @@ def describe(
         shown = ", ".join(ten.get(program, [])[:3])
         labels[program] = f"{headlines[program]}: {shown}" if program in headlines else shown
         own = biological[(biological["program"] == program) & (biological["strength"] >= FOLLOWS)]
-        # Of two levels the one that is high says the same as the one that is low, and reads better.
         high, low = own[~(own["auc"] < 0.5)], own[own["auc"] < 0.5]
-        if len(own):
-            best[program] = _phrase(_closest(high if len(high) else own), MANY_CELLS)
+        if len(high):
+            best[program] = _phrase(_closest(high), MANY_CELLS)
         if len(low):
             opposite[program] = _phrase(_closest(low), MANY_CELLS)
     table.insert(0, "label", pd.Series(labels))
@@ -586,8 +585,7 @@ def _groups_that_name(programs: Programs, rows: pd.DataFrame, obs: pd.DataFrame 
         decoded, obs = _decoded(programs), obs.reindex(programs.scores.index)
         fits, joined = [], []
         for variable, own in rows.groupby("variable", sort=False):
-            known = obs[variable].notna().to_numpy()
-            known &= ~obs[variable].astype(str).map(is_no_label).to_numpy(bool)
+            known = ~np.array([is_no_label(str(level)) for level in obs[variable]])  # "nan" is none, too
             codes, levels = pd.factorize(obs[variable][known].astype(str))
             sizes = np.bincount(codes)
             for program in own["program"].unique():

@@ -214,6 +214,10 @@ def test_a_group_too_small_to_name_a_program_lets_no_worse_one_do_it(mixed, foun
     obs = pd.Series("rest", order).where(~order.isin(order[:15]), "few").to_frame("kind")
     obs["cluster"] = np.where(order.isin(order[:16]), "7", "8")
     row = gp.describe(found, gp.associations(found.scores, obs), obs=obs).loc["P1"]
+    assert row["opposite_association"].startswith("kind = rest")
+    low = gp.describe(found, gp.associations(-found.scores, obs), obs=obs).loc["P1"]
+    assert low["opposite_association"].startswith("kind = few (AUC 0.00, 15 cells)")
+    assert not low["best_association"].startswith("kind = few")  # it was said to follow what it is lowest in
     # Named rather than the cluster, which fits as well; and how few cells it is.
     assert re.fullmatch(r"kind = few \(AUC 1\.00, 15 cells\)", row["best_association"])
 
