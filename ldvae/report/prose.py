@@ -353,9 +353,13 @@ def _found_contrasts(results: Results) -> Findings:
     found = []
     for row in ranked[ranked[count] > 0].head(4).to_dict("records"):
         genes = both_genes(results.de[row["contrast"]]) if row["contrast"] in results.de else pd.DataFrame()
-        text = f"{row['contrast']}: {counted(int(row[count]), 'gene')} differ {how}"
+        # The number of a cluster alone names nothing.
+        name = f"{row['column']} {row['contrast']}" if str(row["group1"]).isnumeric() else row["contrast"]
+        text = f"{name}: {counted(int(row[count]), 'gene')} {'differs' if row[count] == 1 else 'differ'} {how}"
         up = list(genes[genes["lfc_mean"] > 0]["gene"].head(5)) if len(genes) else []
-        found.append(Warning(text + (f"; higher are {listed(up)}." if up else "."), "de"))
+        side, shown = ("higher", up) if up else ("lower", list(genes["gene"].head(5)))
+        text += f"; {side} {'is' if len(shown) == 1 else 'are'} {listed(shown)}." if shown else "."
+        found.append(Warning(text, "de"))
     if (more := int((ranked[count] > 0).sum()) - 4) > 0:
         found.append(Warning(f"{counted(more, 'more contrast')} with genes found {how}.", "de"))
     empty = [_uncalled(row) for row in ranked[ranked[count] == 0].to_dict("records")]

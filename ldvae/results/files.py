@@ -281,7 +281,7 @@ PROGRAMS = File(
     "top genes, best association.",
     writer="programs",
     readers=("report", "across"),
-    text=("label", "technical", "top_positive", "top_negative", "best_association"),
+    text=("label", "technical", "top_positive", "top_negative", "best_association", "opposite_association"),
     index="program",
 )
 STABILITY = File(

@@ -40,9 +40,12 @@ from ldvae.programs.evidence import methods as methods_of_evidence
 from ldvae.programs.find import methods as methods_of_consensus
 from ldvae.programs.projection import CELLS_JUDGED, with_identifiers
 from ldvae.provenance import versions
+from ldvae.steps.qc import TYPE_COLUMNS
 from ldvae.steps.select import find, read_factors, read_programs
 
 logger = logging.getLogger(__name__)
+
+FEW_GENES = 1000  # measured: a panel, chosen for what differs between cells
 
 
 def programs(*, results: Path, config: ProgramsConfig = ProgramsConfig()) -> None:
@@ -81,6 +84,9 @@ def programs(*, results: Path, config: ProgramsConfig = ProgramsConfig()) -> Non
         variables=config.variables,
         limit=config.technical_r,
     )
+    all_genes = on_all_genes(found.scores, layout.FILTERED.existing(results))
+    typed = bool(labels_key) or any(str(name).lower().replace(".", "_") in TYPE_COLUMNS for name in obs)
+    flags = with_doubt(flags, all_genes["gene"].nunique(), typed=typed)
     table = describe(found, related, enriched, obs=obs, technical=flags)
     write_table(table, layout.PROGRAMS.at(results), index="program")
     stability = found.cosines.rename_axis("run", axis=1).stack().rename("cosine").reset_index()
@@ -94,7 +100,6 @@ def programs(*, results: Path, config: ProgramsConfig = ProgramsConfig()) -> Non
     write_table(compare_conditions(means), layout.DONORS.at(results))
     write_gmt(gene_sets(found), layout.GMT.at(results))
     write_table(split_sides(found), layout.STARCAT.at(results), index="program")
-    all_genes = on_all_genes(found.scores, layout.FILTERED.existing(results))
     write_table(all_genes, layout.ALL_GENES.at(results))
     write_table(ranked_sets(all_genes, list(found.scores), config.gene_sets), layout.RANKED_SETS.at(results))
     model = frame(found, factors.mean, factors.theta)
@@ -119,6 +124,31 @@ def technical_columns(names: list[str], obs: pd.DataFrame) -> list[str]:
     """Technical columns of obs; where the user's data have one of the name of the split, ours is meant."""
     own = [find_own(name, obs) for name in names]
     return list(dict.fromkeys([*own, *(name for name in names if name != "split")]))
+
+
+def with_doubt(flags: pd.Series, n_measured: int, *, typed: bool) -> pd.Series:
+    """Flags of programs; counts and their shares may be biology where few genes were measured or no types are known.
+
+    Parameters
+    ----------
+    flags
+        From `technical_flags`.
+    n_measured
+        Number of measured genes: the counts of a panel are those of the genes that it was chosen for.
+    typed
+        Whether cell types are known: those of large cells, or of cells with many ribosomes, explain such a program.
+
+    Examples
+    --------
+    >>> with_doubt(pd.Series({"P1": "follows total_counts (r = 0.60)", "P2": ""}), 240, typed=True).tolist()
+    ['follows total_counts (r = 0.60); of 240 measured genes, that may as well be biology', '']
+    """
+    counted = flags.str.contains("total_counts|n_genes_by_counts|pct_counts")
+    if n_measured < FEW_GENES:
+        flags = flags.where(~counted, flags + f"; of {n_measured:,} measured genes, that may as well be biology")
+    elif not typed:
+        flags = flags.where(~counted, flags + "; no cell types are known that tell whether that is biology")
+    return flags
 
 
 def by_donor(found: Programs, obs: pd.DataFrame, config: ProgramsConfig, labels_key: str) -> pd.DataFrame:

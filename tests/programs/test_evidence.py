@@ -9,7 +9,9 @@ from made_fits import cosines, weighted_truth
 from scipy import stats
 
 from ldvae import programs as gp
+from ldvae import results as layout
 from ldvae.errors import InputError
+from ldvae.io import read_table
 
 
 def test_associations_are_those_of_scipy(found):
@@ -187,6 +189,17 @@ def test_a_headline_is_given_once_needs_twenty_cells_and_high_genes_and_is_no_cl
     # The scores of P2 are those of P1 here, but its genes are not high where P1 is.
     assert table.loc["P1", "label"].startswith("high in P1: ")
     assert ": " not in table.loc["P2", "label"]
+
+
+def test_what_nothing_is_known_of_is_empty_text_and_is_read_as_such(found, tmp_path):
+    """A page said "lowest in nan" of programs that are low in no known group."""
+    table = gp.describe(found, gp.associations(found.scores, pd.DataFrame(index=found.scores.index)))
+    table.to_csv(tmp_path / "programs.tsv", sep="\t", index_label="program")
+    texts = table.columns[[isinstance(value, str) for value in table.iloc[0]]]
+    assert "opposite_association" in texts
+    assert set(texts) <= set(layout.PROGRAMS.text)
+    again = read_table(tmp_path / "programs.tsv", index="program", text=layout.PROGRAMS.text)
+    assert (again[["best_association", "opposite_association", "technical"]] == "").all(axis=None)
 
 
 def test_groups_that_are_high_together_name_a_program_together(mixed, found):
