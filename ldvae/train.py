@@ -136,7 +136,7 @@ class Fit(NamedTuple):
     stopped_early: bool
     interrupted: bool
     seconds: float  # wall time of training, over all attempts
-    cells_per_s: float
+    cells_per_s: float  # without the first step of the last attempt, which may have been compiled
 
 
 class EpochReport(NamedTuple):
@@ -268,7 +268,12 @@ def fit(
         logger.warning("Interrupted in epoch %d of %d; keeping the parameters so far.", state.epoch, config.max_epochs)
     finally:
         module.eval()
-    state.seconds = seconds_before + time.monotonic() - started
+    ended = time.monotonic()
+    state.seconds = seconds_before + ended - started
+    # Without the first step, as in what is told of each epoch.
+    steps, seconds = state.global_step - done_before - 1, ended - first_step_ended
+    if steps < 1:
+        steps, seconds = state.global_step, state.seconds
     history = pd.DataFrame(state.history).rename_axis("epoch")
     return Fit(
         history=history,
@@ -276,7 +281,7 @@ def fit(
         stopped_early=state.finished and state.epoch < config.max_epochs,
         interrupted=interrupted,
         seconds=state.seconds,
-        cells_per_s=state.epoch * len(split.train) / max(state.seconds, 1e-9),
+        cells_per_s=state.epoch * len(split.train) * steps / max(state.global_step * seconds, 1e-9),
     )
 
 

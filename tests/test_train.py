@@ -252,9 +252,10 @@ def test_a_first_step_that_takes_long_is_told_and_left_out_of_the_rate(counts, m
 
     monkeypatch.setattr(PlainBackend, "train", slow_at_first)
     with caplog.at_level("INFO", "ldvae.train"):
-        run(counts, on_epoch=told.append, make_backend=PlainBackend)
+        _, fit = run(counts, on_epoch=told.append, make_backend=PlainBackend)
     assert caplog.text.count("compiles its code") == 1
     assert told[0].cells_per_s > 105  # with the first step: at most 105 cells in a second
+    assert fit.cells_per_s > 105 * fit.epochs / fit.seconds
 
 
 @pytest.mark.parametrize(
