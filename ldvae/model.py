@@ -52,6 +52,7 @@ from ldvae.data import (
 )
 from ldvae.devices import device_named, pick_device
 from ldvae.differential import DeOptions, comparisons, differential_expression
+from ldvae.distributed import join
 from ldvae.errors import InputError, MissingKeyError, UntrainedError
 from ldvae.minified import given_posterior, kept_cells, minify
 from ldvae.module import LDVAE, ElboTerms
@@ -605,7 +606,8 @@ class LinearSCVI:
         drop_last = splitter.pop("drop_last", False)
         external = splitter.pop("external_indexing", None)
         warn_no_effect(splitter)
-        seed = self.seed if seed is None else seed
+        if seed is None:  # one that was drawn is another in each process
+            seed = self.seed = join().of_first(self.seed)
         source = self.source
         config = FitConfig(
             max_epochs=default_max_epochs(len(source)) if max_epochs is None else max_epochs,

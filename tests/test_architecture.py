@@ -37,7 +37,7 @@ ALLOWED = {
     "model": BASICS
     | ENGINE
     | {"train", "posterior", "differential", "storage", "programs", "rows", "arguments", "_settings"}
-    | {"minified", "devices", "progress", "trainer"},
+    | {"minified", "devices", "progress", "trainer", "distributed"},
     "minified": BASICS | ENGINE | {"posterior", "storage"},
     "trainer": BASICS | {"train", "arguments"},
     "progress": {"train"},

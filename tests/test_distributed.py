@@ -72,6 +72,14 @@ def test_processes_that_train_something_else_are_refused(together):
     assert said.startswith("Process 1 has other data, another split, other options or another seed than process 0.")
 
 
+def test_a_model_without_a_seed_takes_that_of_the_first_process(together):
+    said = [(together / f"said.{rank}.txt").read_text().splitlines()[3] for rank in (0, 1)]
+    assert said[0] == said[1]
+    first, second = (load_file(together / f"model.{rank}.safetensors") for rank in (0, 1))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert (together / "model.0.csv").read_text() == (together / "model.1.csv").read_text()
+
+
 def test_a_part_of_each_minibatch_is_read_from_disk(together):
     """The minibatches are those of one process; each of three parts has some cells of them, and no cell is in two."""
     adata = read_h5ad(together / "counts.h5ad", backed="r")

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from anndata import AnnData, read_h5ad
 from safetensors.torch import save_file
 from scipy import sparse
@@ -14,6 +15,7 @@ from ldvae.config import FitConfig, ModelConfig
 from ldvae.data import Split, library_prior, read_counts, register, registered, split_cells
 from ldvae.distributed import join
 from ldvae.errors import InputError
+from ldvae.model import LinearSCVI
 from ldvae.module import LDVAE
 from ldvae.train import Checkpoint, Fit, Interrupted, fit, seeded
 
@@ -48,8 +50,7 @@ def train(path: Path, case: str, *, seed: int = 1, **options: object) -> tuple[L
     """One case in plain torch."""
     architecture, config, split = CASES[case]
     adata = read_h5ad(path, backed="r" if case == "on disk" else None)
-    if "_scvi_uuid" not in adata.uns:
-        register(adata, batch_key="batch")
+    register(adata, batch_key="batch")
     registry = registered(adata)
     counts = read_counts(adata, registry)
     with seeded(join().rank):  # other initial weights in each process, of which the first's are taken
@@ -61,13 +62,14 @@ def main(folder: Path) -> None:
     """Train all cases together with the other process; write how they ended, and what was said."""
     processes = join()
 
-    def keep(name: str, module: LDVAE, done: Fit) -> None:
+    def keep(name: str, module: LDVAE, history: pd.DataFrame) -> None:
         tensors = {key: value.contiguous() for key, value in module.state_dict().items()}
         save_file(tensors, folder / f"{name}.{processes.rank}.safetensors")
-        done.history.to_csv(folder / f"{name}.{processes.rank}.csv")
+        history.to_csv(folder / f"{name}.{processes.rank}.csv")
 
     for case in CASES:
-        keep(case, *train(folder / "counts.h5ad", case))
+        module, done = train(folder / "counts.h5ad", case)
+        keep(case, module, done.history)
     saved, asked = Checkpoint(folder / f"checkpoint.{processes.rank}"), iter(range(100))
     said = []
     try:
@@ -75,13 +77,21 @@ def main(folder: Path) -> None:
     except Interrupted:
         said.append("interrupted")
     reported: list[int] = []
-    resumed = train(folder / "counts.h5ad", "nb", checkpoint=saved, on_epoch=lambda one: reported.append(one.epoch))
-    keep("resumed", *resumed)
+    module, done = train(
+        folder / "counts.h5ad", "nb", checkpoint=saved, on_epoch=lambda one: reported.append(one.epoch)
+    )
+    keep("resumed", module, done.history)
     said.append(f"told of epochs {reported}")
     try:
         train(folder / "counts.h5ad", "nb", seed=processes.rank)
     except InputError as error:
         said.append(str(error))
+    adata = read_h5ad(folder / "counts.h5ad")
+    LinearSCVI.setup_anndata(adata, batch_key="batch")
+    model = LinearSCVI(adata, **SMALL)  # whose seed each process draws for itself
+    model.train(max_epochs=1, enable_progress_bar=False)
+    keep("model", model.module, model.history["elbo_train"])
+    said.append(f"seed {model.seed}")
     (folder / f"said.{processes.rank}.txt").write_text("\n".join(said))
 
 

@@ -308,13 +308,8 @@ def launcher(threads):
 
     `env` is a command that does nothing but call another.
     """
-    mpi = set_for("train", "mpi")
-    return f"{mpi} --ntasks {tasks_of_training()} --cpus-per-task {threads}" if mpi else "env"
-
-
-def tasks_of_training():
-    """Tasks of Slurm that a profile spreads a training over."""
-    return int(set_for("train", "tasks") or 1) if set_for("train", "mpi") else 1
+    mpi, tasks = (set_for("train", resource) for resource in ("mpi", "tasks"))
+    return f"{mpi} --ntasks {tasks or 1} --cpus-per-task {threads}" if mpi else "env"
 
 
 @functools.cache
@@ -359,7 +354,7 @@ def asked(step, what, limit, dataset=None, runs=None):
             base *= len(here)
         wanted = base + work
         if (step, what) == ("train", "mem_mb"):
-            wanted *= -(-found.compute.processes // tasks_of_training())  # each reads the counts
+            wanted *= -(-found.compute.processes // int(set_for("train", "nodes") or 1))  # each reads the counts
         wanted, allowed = int(wanted * 2 ** (attempt - 1)), limit(found.compute)
         most = most_of_partition(step, what)
         if attempt == 1 and min(wanted, allowed) > most:
