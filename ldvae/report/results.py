@@ -15,7 +15,8 @@ from ldvae.methods import Methods
 class Results:
     """The results of one dataset as plain tables; columns are named as in the files they come from.
 
-    What the workflow did not make is an empty table, an empty mapping or None.
+    What the workflow did not make is an empty table, an empty mapping or None. Tables of the names that `ldvae.results`
+    gives them are read by these names.
     """
 
     dataset: str

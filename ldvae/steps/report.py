@@ -6,6 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,12 @@ def report(*, results: Path, benchmarks: Path | None = None, config: ReportConfi
     cells = _read_annotated(layout.ANNOTATED.existing(results))
     qc, setup = layout.QC_SUMMARY.read(results), layout.SETUP_SUMMARY.read(results)
     programs_summary = layout.PROGRAMS_SUMMARY.read(results)
-    programs, settings = layout.PROGRAMS.read_table(results), layout.SETTINGS.read_table(results)
+    fields_by_name = {one.name for one in fields(Results)}
+    tables = {
+        name: file.read_table(results)
+        for name, file in layout.NAMED.items()
+        if name in fields_by_name and "report" in file.readers and ".tsv" in file.path
+    }
     # Steps that are called by hand may have no config: all that is there is then shown.
     resolved = layout.RESOLVED.read(results) if layout.RESOLVED.at(results).exists() else {}
     compared = bool(resolved["de"]["contrasts"]) if "de" in resolved else layout.DE.at(results).exists()
@@ -77,7 +83,6 @@ def report(*, results: Path, benchmarks: Path | None = None, config: ReportConfi
             "de": de_summary.get("settings", {}),
         }
         refuse_other_options(resolved, made, runs)
-    enriched = layout.ENRICHMENT.read_table(results)
     chosen = list(dict.fromkeys([choice["run"], *(run for run in choice["runs"] if run in runs)]))
     used = merged_versions(
         [
@@ -91,9 +96,11 @@ def report(*, results: Path, benchmarks: Path | None = None, config: ReportConfi
         [*methods_of_qc(qc, runs[choice["run"]].get("versions", {})), *methods_of_setup(setup)],
         [
             *methods_of_training([runs[run] for run in chosen], options, setup.get("fields", {}).get("batch_key", "")),
-            *methods_of_choice(choice, len(settings), len(selected)),
+            *methods_of_choice(choice, len(tables["settings"]), len(selected)),
         ],
-        methods_of_programs(programs_summary, len(programs), sorted(enriched["library"].astype(str).unique())),
+        methods_of_programs(
+            programs_summary, len(tables["programs"]), sorted(tables["enrichment"]["library"].astype(str).unique())
+        ),
         [
             *methods_of_cells(cells["settings"], find_own("leiden", cells["obs"]) in cells["obs"], len(cells["obs"])),
             *(methods_of_contrasts(de_summary.get("settings", {}), contrasts, choice["run"]) if len(contrasts) else ()),
@@ -101,10 +108,10 @@ def report(*, results: Path, benchmarks: Path | None = None, config: ReportConfi
             *methods_of_environment([runs[run] for run in chosen], used),
         ],
     ]
-    top_genes, all_genes = layout.TOP_GENES.read_table(results), layout.ALL_GENES.read_table(results)
     counted = _read_contrasts(contrasts, layout.DE.at(results), "file_all_genes")
     drawn = drawn_cells(len(cells["obs"]), config.n_cells)
-    shown = genes_of_map(top_genes, counted, all_genes, min(config.n_genes_mapped, MAP_VALUES // max(len(drawn), 1)))
+    most = min(config.n_genes_mapped, MAP_VALUES // max(len(drawn), 1))
+    mapped = genes_of_map(tables["top_genes"], counted, tables["all_genes"], most)
     page, documents, found = render_report(
         Results(
             dataset=dataset,
@@ -115,24 +122,13 @@ def report(*, results: Path, benchmarks: Path | None = None, config: ReportConfi
             histories={name: pd.read_csv(layout.HISTORY.existing(results, run=name)) for name in names},
             fit=layout.PPC.read_table(results, run=choice["run"]),
             runs=selected,
-            settings=settings,
-            correlations=layout.CORRELATIONS.read_table(results),
             best=choice,
-            programs=programs,
-            top_genes=top_genes,
-            consensus=layout.CONSENSUS.read_table(results),
-            stability=layout.STABILITY.read_table(results),
-            associations=layout.ASSOCIATIONS.read_table(results),
-            enrichment=enriched,
-            ranked_sets=layout.RANKED_SETS.read_table(results),
+            **tables,
             programs_summary=programs_summary,
-            donors=layout.DONORS.read_table(results),
-            donor_means=layout.DONOR_MEANS.read_table(results),
-            all_genes=all_genes,
             obs=cells["obs"],
-            scores=pd.DataFrame(cells["scores"], columns=programs.index, index=cells["obs"].index),
+            scores=pd.DataFrame(cells["scores"], columns=tables["programs"].index, index=cells["obs"].index),
             umap=cells["umap"],
-            expression=read_expression(layout.FILTERED.existing(results), cells["obs"].index[drawn], shown),
+            expression=read_expression(layout.FILTERED.existing(results), cells["obs"].index[drawn], mapped),
             colors=cells["colors"],
             contrasts=contrasts,
             de_summary=de_summary,
