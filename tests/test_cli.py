@@ -397,7 +397,7 @@ def test_the_predictive_check_has_the_observed_moments_of_the_held_out_cells(reg
 
 
 @pytest.mark.thorough
-def test_a_signal_stops_training_which_goes_on_to_the_same_bits(registered, tmp_path):
+def test_a_signal_stops_training_which_goes_on_to_the_same_bits(registered, tmp_path, capsys):
     undisturbed, stopped = tmp_path / "undisturbed", tmp_path / "stopped"
     flags = train_flags(registered, stopped, max_epochs=20)
     command = [sys.executable, "-m", "ldvae.cli", "train", *flags, "--checkpoint-minutes", "0"]
@@ -409,21 +409,21 @@ def test_a_signal_stops_training_which_goes_on_to_the_same_bits(registered, tmp_
     assert process.returncode == 128 + signal.SIGUSR1, rest
     assert "a restart resumes from the checkpoint" in rest
     assert not (stopped / "runs" / "one" / "metrics.json").exists()
-    again = ldvae("train", *flags)
-    assert again.returncode == 0, again.stderr
-    assert "Resumed from epoch" in again.stderr
+    assert cli.main(["train", *flags]) == 0
+    assert "Resumed from epoch" in capsys.readouterr().err
     assert not (stopped / "checkpoint").exists()
-    assert ldvae("train", *train_flags(registered, undisturbed, max_epochs=20)).returncode == 0
+    assert cli.main(["train", *train_flags(registered, undisturbed, max_epochs=20)]) == 0
     one, two = (np.load(folder / "runs" / "one" / "factors.npz") for folder in (undisturbed, stopped))
     assert all(np.array_equal(one[name], two[name]) for name in one.files)
 
 
-def test_train_asked_for_a_gpu_where_there_is_none_fails_at_once(registered, tmp_path):
+def test_train_asked_for_a_gpu_where_there_is_none_fails_at_once(registered, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     flags = [flag if flag != "cpu" else "cuda" for flag in train_flags(registered, tmp_path)]
-    done = ldvae("train", *flags, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
-    assert done.returncode == 2
-    assert "sees no GPU" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert cli.main(["train", *flags]) == 2
+    said = capsys.readouterr().err
+    assert "sees no GPU" in said
+    assert "Traceback" not in said
 
 
 def test_train_refuses_counts_that_setup_did_not_write(tmp_path, capsys):

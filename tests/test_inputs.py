@@ -1039,7 +1039,7 @@ def as_words(column: pd.Series) -> list[str]:
 
 
 @pytest.mark.filterwarnings("ignore")
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
 @given(case=random_data())
 def test_random_data_give_equal_counts_or_one_message(
     case: Case, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]

@@ -177,19 +177,14 @@ def test_a_model_can_be_made_of_a_registry_and_given_data_later():
     second.train(1, enable_progress_bar=False)
 
 
-def test_import_is_light():
-    code = "import ldvae, sys; print([m for m in ('scanpy', 'matplotlib', 'snakemake', 'plotly') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
-
-
 @pytest.mark.thorough
-@pytest.mark.parametrize("scenario", ["mixed", "gauss"])
-def test_known_programs_lie_in_the_span_of_the_fitted_loadings_in_any_order_of_cells(scenario):
+@pytest.mark.parametrize(("scenario", "n_orders"), [("mixed", 2), ("gauss", 1)])
+def test_known_programs_lie_in_the_span_of_the_fitted_loadings_in_any_order_of_cells(scenario, n_orders):
     truth = simulate(scenario, n_obs=3000, n_vars=500, n_up=50, n_down=15, mean_total=2000, seed=1)
     adata = truth.to_anndata()
     weight = information(truth.mean_expression * 2000, truth.theta)[:, None]
     programs = gauge(truth.loadings.to_numpy(), truth.mean_expression) * weight
-    for order in (slice(None), np.random.default_rng(0).permutation(adata.n_obs)):
+    for order in (slice(None), np.random.default_rng(0).permutation(adata.n_obs))[:n_orders]:
         cells = adata[order].copy()
         LinearSCVI.setup_anndata(cells, batch_key="batch")
         model = LinearSCVI(cells, n_latent=12, seed=0)
@@ -497,6 +492,7 @@ def donors(shared_data) -> AnnData:
 
     adata = read_h5ad(shared_data / "kang2018_ctrl_8donors.h5ad")
     adata = adata[np.sort(np.random.default_rng(0).choice(adata.n_obs, 700, replace=False))].copy()
+    adata = adata[:, np.argsort(-np.asarray(adata.X.sum(axis=0)).ravel())[:1500]].copy()
     adata.obs["batch"] = adata.obs["batch"].astype(str)
     return adata
 
@@ -623,12 +619,13 @@ def test_the_package_gives_its_parts_lazily_by_name():
 
 
 LOOP_WITHOUT_SEEDS = """
-import sys, warnings
+import os, sys, warnings
 import anndata, numpy, torch
-{before}
+before, after = sys.argv[1:]
+exec(before)
 import ldvae
 from ldvae import LinearSCVI
-{after}
+exec(after)
 warnings.simplefilter("ignore")
 counts = numpy.random.default_rng(0).poisson(1, (60, 12)).astype(numpy.float32)
 adata = anndata.AnnData(counts)
@@ -636,20 +633,26 @@ LinearSCVI.setup_anndata(adata)
 weights = [LinearSCVI(adata, n_latent=2).module.decoder.weight.sum().item() for _ in range(3)]
 print(len(set(weights)))
 """
+IN_FORKS = """
+import os, sys
+import anndata, numpy, torch
+for sys.argv[1:] in {cases}:
+    if os.fork() == 0:
+        exec({code!r})
+        sys.exit()
+    os.wait()
+"""
 
 
-@pytest.mark.parametrize(
-    ("before", "after", "fits"),
-    [
-        ("", "", 3),
-        ("torch.manual_seed(5)", "", 1),
-        ("", "torch.manual_seed(2**40)", 1),
-        ("", "ldvae.settings.seed = 0", 1),
-        ("", "ldvae.settings.seed = 0; ldvae.settings.seed = None", 3),
-    ],
-)
-def test_restarts_in_a_loop_differ_unless_somebody_gave_a_seed(before, after, fits):
-    # In a process of its own, whose random state nobody has touched.
-    code = LOOP_WITHOUT_SEEDS.format(before=before, after=after)
+def test_restarts_in_a_loop_differ_unless_somebody_gave_a_seed():
+    # In processes of their own, whose random state nobody has touched.
+    fits = {
+        ("", ""): 3,
+        ("torch.manual_seed(5)", ""): 1,
+        ("", "torch.manual_seed(2**40)"): 1,
+        ("", "ldvae.settings.seed = 0"): 1,
+        ("", "ldvae.settings.seed = 0; ldvae.settings.seed = None"): 3,
+    }
+    code = IN_FORKS.format(cases=list(fits), code=LOOP_WITHOUT_SEEDS)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == f"{fits}\n"
+    assert dict(zip(fits, map(int, done.stdout.split()), strict=True)) == fits

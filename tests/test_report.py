@@ -313,6 +313,7 @@ def assert_whole(page: Page, *, contrasts: bool) -> None:
     assert not [link for link in page.links if link.startswith("#") and link[1:] not in page.ids]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_without_resolved_config_and_wall_times_the_rest_is_shown(tmp_path: Path) -> None:
     page, _ = make(tmp_path, replace(SMALL, extras=False, n_contrasts=0))
     assert {"programs", "making"} <= set(page.ids)
@@ -347,6 +348,7 @@ def test_the_same_results_give_the_same_page(bare: tuple[Page, dict[str, Any]], 
     assert again.source == bare[0].source
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_warnings_say_in_plain_words_what_is_wrong(tmp_path: Path) -> None:
     arguments = write_results(tmp_path, replace(SMALL, n_programs=5))
 
@@ -401,6 +403,7 @@ def test_few_doublets_are_no_warning(small: tuple[Page, dict[str, Any]]) -> None
     assert "predicted doublets" not in " ".join(json.loads(small[1]["summary"].read_text())["warnings"])
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_cells_are_shown_by_what_tells_them_apart_best(tmp_path: Path) -> None:
     arguments = write_results(tmp_path, SMALL)
     setup = json.loads(arguments["setup_summary"].read_text())
@@ -414,6 +417,7 @@ def test_cells_are_shown_by_what_tells_them_apart_best(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(
     ("method", "words"),
     [
@@ -430,6 +434,7 @@ def test_the_methods_say_how_genes_were_chosen(tmp_path: Path, method: str, word
     assert words in Page(arguments["output"]).text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_p_value_below_what_a_number_can_hold_is_not_shown_as_zero(tmp_path: Path) -> None:
     arguments = write_results(tmp_path, replace(SMALL, donors=False))
     associations = read(arguments["associations"]).assign(padj=0.0)
@@ -481,6 +486,7 @@ def test_citations_are_numbered_as_the_references_stand(small: tuple[Page, dict[
     assert list(dict.fromkeys(cited)) == list(range(1, n + 1))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_index_leads_to_the_reports_and_lists_all_runs(tmp_path: Path) -> None:
     for name in ("kang", "pbmc <3k>"):
         make(tmp_path, replace(BARE, name=name))
@@ -506,6 +512,7 @@ def test_a_best_run_that_was_not_compared_is_an_error(tmp_path: Path) -> None:
         report(results=arguments["results"], config=ReportConfig())
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_contrasts_of_an_older_config_are_not_shown(tmp_path: Path) -> None:
     arguments = write_results(tmp_path, SMALL)
     resolved = json.loads(arguments["resolved"].read_text()) | {"de": {"contrasts": []}}
@@ -514,6 +521,7 @@ def test_contrasts_of_an_older_config_are_not_shown(tmp_path: Path) -> None:
     assert "de" not in Page(arguments["output"]).ids
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_index_says_first_what_is_not_finished_and_why(tmp_path: Path) -> None:
     make(tmp_path, replace(BARE, name="kang"))
     failed = layout.failure_file(tmp_path / "broken", "qc")
@@ -533,6 +541,7 @@ def test_the_index_says_first_what_is_not_finished_and_why(tmp_path: Path) -> No
     assert f"open {tmp_path}/index.html" in said
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_index_writes_tables_for_multiqc(tmp_path: Path) -> None:
     for name in ("kang", "pbmc"):
         make(tmp_path, replace(BARE, name=name))
@@ -772,6 +781,7 @@ def test_a_contrast_shows_the_counts_beside_the_model_and_what_both_find(small: 
     assert first == sorted(first, key=lambda p: np.inf if p is None else p), "pseudobulks come first"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_type_that_lost_more_than_a_third_is_marked(tmp_path: Path) -> None:
     arguments = write_results(tmp_path, SMALL)
     qc = json.loads(arguments["qc_summary"].read_text())
@@ -813,6 +823,7 @@ def test_the_index_of_twenty_datasets_is_a_table_with_what_failed_first() -> Non
     assert "<details open>" not in html, "twenty datasets are folded"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_batch_that_is_the_condition_is_told(small: tuple[Page, dict[str, Any]], tmp_path: Path) -> None:
     words = "The batch (batch) divides the cells as condition does"
     assert words not in small[0].text

@@ -54,6 +54,7 @@ def test_every_verb_that_has_files_is_tried():
 
 
 @pytest.mark.thorough
+@pytest.mark.usefixtures("undrawn")
 def test_each_verb_reads_what_it_declares_and_nothing_else(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     simulated = ["--n-obs", "150", "--n-vars", "90", "--n-up", "15", "--n-down", "5"]

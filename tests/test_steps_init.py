@@ -30,10 +30,8 @@ def test_nothing_of_the_users_is_replaced(tmp_path):
 @pytest.mark.thorough
 def test_snakemake_plans_the_demo_in_it(tmp_path):
     init(tmp_path)
-    command = [sys.executable, "-m", "snakemake", "-n", "--quiet", "rules", "--cores", "1"]
+    command = [sys.executable, "-m", "snakemake", "-n", "--cores", "1"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    plan = [sys.executable, "-m", "snakemake", "-n", "--cores", "1"]
-    listed = subprocess.run(plan, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
-    assert "results/pbmc68k/report.html" in listed
+    assert "results/pbmc68k/report.html" in done.stdout
     assert not (Path(tmp_path) / "results").exists()

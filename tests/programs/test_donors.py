@@ -51,8 +51,14 @@ def test_donors_of_one_condition_each_are_compared_without_pairs():
 @pytest.mark.parametrize("paired", [True, False])
 def test_without_an_effect_one_p_value_in_twenty_is_below_five_percent(paired):
     rng = np.random.default_rng(400)
-    p = [compare(*draw(rng, paired=paired, n_cells=40), None)["p"].iloc[0] for _ in range(400)]
-    assert 0.02 < np.mean(np.array(p) < 0.05) < 0.08
+    _, obs = draw(rng, paired=paired, n_cells=40)
+    own, shift = rng.normal(size=(8, 400)), rng.normal(0, 0.3, (16, 400))
+    donor = obs["donor"].str[1:].astype(int)
+    group = 2 * donor + (obs["condition"] == "stim")
+    scores = pd.DataFrame(own[donor] + shift[group] + rng.normal(size=(len(obs), 400)), obs.index).add_prefix("P")
+    p = compare(scores, obs, None)["p"]
+    assert len(p) == 400
+    assert 0.02 < (p < 0.05).mean() < 0.08
 
 
 def test_small_groups_and_too_few_donors_are_left_out():

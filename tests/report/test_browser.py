@@ -248,6 +248,7 @@ STOPS = """() => [...document.querySelectorAll("a[href], button, select, input, 
     (node) => node.tabIndex >= 0 && !node.disabled && node.getClientRects().length && node.checkVisibility()).length"""
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_tab_key_crosses_a_page_of_twelve_programs_in_less_than_a_hundred_steps(
     browser: Any, tmp_path: Path
 ) -> None:
