@@ -167,11 +167,10 @@ def test_files_of_another_run_are_refused(inputs: Path, tmp_path: Path) -> None:
         assert not (folder / "annotated.h5ad").exists()
 
 
-def test_many_cells_whose_neighbours_are_approximate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From 8,192 cells on, scanpy leaves the neighbours to pynndescent; here from 700 on."""
-    monkeypatch.setattr("ldvae.neighbors.APPROXIMATE_FROM", 700)
+def test_many_cells_whose_neighbours_are_approximate(tmp_path: Path) -> None:
+    """From 8,192 cells on, scanpy leaves the neighbours to pynndescent."""
     rng = np.random.default_rng(0)
-    cloud = rng.integers(0, 4, 900)
+    cloud = rng.integers(0, 4, 8_400)
     adata = AnnData(np.zeros((len(cloud), 1), np.float32))
     adata.obsm["X_ldvae"] = (10 * np.eye(4)[cloud] + rng.normal(size=(len(cloud), 4))).astype(np.float32)
     add_embedding(adata, AnnotateConfig(resolution=0.1))
