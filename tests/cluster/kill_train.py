@@ -124,7 +124,9 @@ def contents(run: Path) -> dict[str, bytes]:
         found |= {f"factors.npz/{name}": arrays[name].tobytes() for name in arrays.files}
     metrics = json.loads((run / "metrics.json").read_text())
     timeless = {
-        name: value for name, value in metrics.items() if name not in ("run", "wall_s", "cells_per_s", "peak_memory_mb")
+        name: value
+        for name, value in metrics.items()
+        if name not in ("run", "wall_s", "cells_per_s", "peak_memory_mb", "date")
     }
     return found | {"metrics.json": json.dumps(timeless).encode()}
 
