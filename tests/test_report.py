@@ -7,6 +7,7 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
@@ -395,6 +396,22 @@ def test_warnings_say_in_plain_words_what_is_wrong(tmp_path: Path) -> None:
         "No contrast has a pseudobulk check",
     ):
         assert words in warnings, words
+
+
+@pytest.mark.parametrize(
+    ("params", "epochs", "words"),
+    [
+        ({"beta2": 0.999}, 90, "beta2 0.99 (train: beta2) or a start at the mean profile"),
+        ({"beta2": 0.99}, 160, "More epochs"),
+        ({"beta2": 0.99}, 90, ""),
+        ({"beta2": 0.999, "start_at_mean": True}, 90, ""),
+    ],
+)
+def test_what_is_said_to_help_was_not_done_already(params: dict[str, Any], epochs: int, words: str) -> None:
+    """Kang's page advised a start at the mean, which changes nothing at the default beta2."""
+    results = SimpleNamespace(resolved={}, best_metrics={"params": params, "epochs": epochs, "max_epochs": 160})
+    told = prose._what_helps(results)  # type: ignore[arg-type]
+    assert words in told if words else told == ""
 
 
 def test_few_doublets_are_no_warning(small: tuple[Page, dict[str, Any]]) -> None:
