@@ -99,7 +99,7 @@ def said_in_one(message: str, strings: list[str]) -> bool:
 # Of other programs: Snakemake, the kernel, Slurm.
 OF_OTHERS = (
     "Directory cannot be locked", "No space left on device", "Read-only file system", "sbatch: error: ",
-    "Requested node configuration",
+    "Requested node configuration", "FileNotFoundError: ", "UnicodeDecodeError: ",
 )  # fmt: skip
 
 
