@@ -112,6 +112,25 @@ def test_a_cancelled_and_then_preempted_training_ends_in_the_same_bits(training)
     assert not list((folder / "work" / "checkpoints").glob("*/*/*"))
 
 
+def test_two_tasks_train_one_model(training):
+    """As a GPU in each of two nodes would: a process in each task, one model, that of two processes without Slurm."""
+    folder, short = training.folder, "--seed 1 --max-epochs 5"
+    both = ["--device", "cpu", "--processes", "2"]
+    command = [BIN / "ldvae", "train", "--results", folder / "tiny", "--run", "alone", *both, *short.split()]
+    subprocess.run(command, check=True)
+    (folder / "main.nf").write_text((ALONE % (ROOT, short)).replace("device: 'cpu'", "device: 'cpu', processes: 2"))
+    tasks = "clusterOptions = '--ntasks=2' ; ext.launcher = { \"srun --ntasks 2 --cpus-per-task ${task.cpus}\" }"
+    training.site = SURVIVES + SITE + f"process {{ withName: TRAIN {{ {tasks} }} }}"
+    done = training.run("-profile", "slurm", script=folder / "main.nf")
+    assert done.code == 0, done.text
+    (row,) = done.trace
+    assert job(row["native_id"])["NumTasks"] == "2"
+    where = Path(row["workdir"])
+    assert "2 processes train together" in (where / ".command.err").read_text()
+    model = "model/model.safetensors"
+    assert (where / "tiny/runs/mine" / model).read_bytes() == (folder / "tiny/runs/alone" / model).read_bytes()
+
+
 def at_work(folder: Path, attempt: int, seconds: float = 600) -> str:
     """Wait until an attempt of the training has written a checkpoint; the id of its job."""
     end = time.monotonic() + seconds
