@@ -262,6 +262,7 @@ def test_results_that_were_made_with_other_options_are_made_again_without_snakem
     pending = again.pending()
     assert pending["qc:a"] == pending["setup:a"] == pending["report:a"] == 1
     assert not pending["qc:b"]
+    assert "a: made with other options, files or runs than those of the config: qc.\n" in again.snakemake("-n")
     again.config["datasets"]["a"]["qc"] = {"min_genes": 200}
     again.write()
     assert not again.pending()["qc:a"]

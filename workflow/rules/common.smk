@@ -132,7 +132,10 @@ def reachable(url):
 @functools.cache
 def made_otherwise(dataset):
     """Verbs whose results are there and were made with other options, files or runs."""
-    return layout.made_otherwise(plan.path("results", dataset), plan.datasets[dataset])
+    found = layout.made_otherwise(plan.path("results", dataset), plan.datasets[dataset])
+    if found and workflow.is_main_process:  # Snakemake gives "Forced execution" as the reason
+        logger.warning(f"{dataset}: made with other options, files or runs than those of the config: {', '.join(found)}.")
+    return found
 
 
 def make_again_if_made_otherwise(verb, dataset):
