@@ -134,7 +134,9 @@ def made_otherwise(dataset):
     """Verbs whose results are there and were made with other options, files or runs."""
     found = layout.made_otherwise(plan.path("results", dataset), plan.datasets[dataset])
     if found and workflow.is_main_process:  # Snakemake gives "Forced execution" as the reason
-        logger.warning(f"{dataset}: made with other options, files or runs than those of the config: {', '.join(found)}.")
+        logger.warning(
+            f"{dataset}: made with other options, files or runs than those of the config: {', '.join(found)}."
+        )
     return found
 
 
