@@ -47,8 +47,9 @@ def main() -> None:
                 elbo, called = fitted(adata, odd, groups, way, seed, arguments.epochs)
                 rows.append({"case": case, "way": way, "seed": seed, "ELBO": elbo, "genes called": called})
                 print(rows[-1], flush=True)
-    table = pd.DataFrame(rows).groupby(["case", "way"], sort=False)[["ELBO", "genes called"]]
-    means = table.mean().round(1).assign(range=table["ELBO"].agg(lambda elbo: f"{elbo.min():.1f} to {elbo.max():.1f}"))
+    fits = pd.DataFrame(rows).groupby(["case", "way"], sort=False)
+    means = fits[["ELBO", "genes called"]].mean().round(1)
+    means["least"], means["most"] = fits["ELBO"].min().round(1), fits["ELBO"].max().round(1)
     without = means["ELBO"].xs("without", level="way")
     means["difference, %"] = (100 * (means["ELBO"].div(without, level="case") - 1)).round(2)
     print(means.to_string())
