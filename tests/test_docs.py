@@ -96,7 +96,7 @@ def said_in_one(message: str, strings: list[str]) -> bool:
     return any(re.search("[^\n]*?".join(parts), text) for text in strings)
 
 
-# Of other programs: Snakemake, the kernel, Slurm.
+# Of other programs: Snakemake, Python, the kernel, Slurm.
 OF_OTHERS = (
     "Directory cannot be locked", "No space left on device", "Read-only file system", "sbatch: error: ",
     "Requested node configuration", "FileNotFoundError: ", "UnicodeDecodeError: ",
