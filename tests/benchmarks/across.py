@@ -48,9 +48,9 @@ def main() -> None:
     cohorts = verbs.add_parser("cohorts")
     cohorts.add_argument("--first", type=int, default=0)
     cohorts.add_argument("--draws", type=int, default=5)
-    cohorts.add_argument("--seeds", type=int, default=2)
+    cohorts.add_argument("--seeds", type=int, default=len(SweepConfig().seeds))
     cohorts.add_argument("--cells", type=int, default=700)
-    cohorts.add_argument("--epochs", type=int, default=120)
+    cohorts.add_argument("--epochs", type=int, help="not given: those of the workflow")
     cohorts.add_argument("--cnmf", help="Python of an environment with cnmf")
     cohorts.add_argument("--only", choices=["ldvae", "cnmf"], help="one of the two alone; rows of the other are kept")
     cohorts.add_argument("--rows", type=Path, help="add the rows to those of this file (tsv), and summarise all")
@@ -143,7 +143,7 @@ def run_cohorts(
     draws: int,
     seeds: int,
     cells: int,
-    epochs: int,
+    epochs: int | None,
     cnmf: str | None,
     only: str | None,
     rows: Path | None,
@@ -162,7 +162,7 @@ def run_cohorts(
     print(pd.DataFrame(found_rows).drop(columns="draw").groupby("method").agg(["mean", "min"]).round(3).to_string())
 
 
-def judged_ldvae(draw: int, samples: Mapping[str, Sample], seeds: int, epochs: int) -> list[dict[str, object]]:
+def judged_ldvae(draw: int, samples: Mapping[str, Sample], seeds: int, epochs: int | None) -> list[dict[str, object]]:
     """Programs of each sample, put together by ldvae and by the two clusterings."""
     started = time.perf_counter()
     frames = {name: fitted(sample.adata, seeds, epochs).frame for name, sample in samples.items()}
@@ -388,18 +388,42 @@ def run_kang(counts: Path, seeds: int, epochs: int, genes: int, cells: int | Non
 
 
 def run_outside(data: Path, seeds: int, epochs: int | None, starcat: bool) -> None:
-    """Kang's programs on pbmc3k: which cells are outside, and how well programs tell types, beside starCAT."""
+    """Programs of one dataset on the cells of another: which cells are outside, and how well programs tell types."""
     kang = read_input([data / "kang2018_stim_ctrl.h5ad"])
-    kang = variable(kang, 2000)
-    found, frame = fitted(kang, seeds, epochs, 14)
-    folder = data / "pbmc3k_10x_mtx"
+    for name, (reference, other, types) in {
+        "Kang, pbmc3k": (kang.copy(), *pbmc3k(data / "pbmc3k_10x_mtx")),
+        "four donors of Kang, the other four": half_and_half(kang),
+    }.items():
+        print(f"{name}: {reference.n_obs} and {other.n_obs} cells", flush=True)
+        compare_projections(variable(reference, 2000), other, types, seeds, epochs, starcat)
+
+
+def pbmc3k(folder: Path) -> tuple[AnnData, np.ndarray]:
+    """Cells of pbmc3k, 60 of a type at most, and their types."""
     other = sc.read_10x_mtx(folder / "filtered_gene_bc_matrices" / "hg19")
     other.var_names_make_unique()
     types = pd.read_csv(folder / "cell_types_by_barcode.csv", index_col=0).iloc[:, 0].reindex(other.obs_names)
     types = types.astype(str).to_numpy()
     rng = np.random.default_rng(0)
     rows = np.concatenate([rng.permutation(np.flatnonzero(types == kind))[:60] for kind in np.unique(types)])
-    other, types = other[rows].copy(), types[rows]
+    return other[rows].copy(), types[rows]
+
+
+def half_and_half(kang: AnnData) -> tuple[AnnData, AnnData, np.ndarray]:
+    """Every second donor of Kang without its megakaryocytes, the cells of the others, and their types."""
+    donor, kind = kang.obs["donor"].astype(str), kang.obs["cell_type"].astype(str)
+    known = sorted(set(donor) - {"doublet_or_unknown"})
+    labelled = (kind != "unlabeled").to_numpy()
+    own = donor.isin(known[::2]).to_numpy() & labelled & ~kind.str.contains("egakaryo").to_numpy()
+    rest = donor.isin(known[1::2]).to_numpy() & labelled
+    return kang[own].copy(), kang[rest].copy(), kind[rest].to_numpy()
+
+
+def compare_projections(
+    reference: AnnData, other: AnnData, types: np.ndarray, seeds: int, epochs: int | None, starcat: bool
+) -> None:
+    """Print the share of cells outside by type, and the AUC of the program that tells each type best."""
+    found, frame = fitted(reference, seeds, epochs, 14)
     made = gp.project(frame, other.X, list(other.var_names))
     scores = {"project": (found.scores, made.scores)}
     if starcat:
@@ -408,18 +432,18 @@ def run_outside(data: Path, seeds: int, epochs: int | None, starcat: bool) -> No
         with tempfile.TemporaryDirectory() as temporary:
             path = f"{temporary}/reference.tsv"
             gp.split_sides(found).to_csv(path, sep="\t")
-            usages = [starCAT(reference=path).fit_transform(one.copy())[0] for one in (kang, other)]
+            usages = [starCAT(reference=path).fit_transform(one.copy())[0] for one in (reference, other)]
         scores["starCAT"] = tuple(usages)
-    known = kang.obs["cell_type"].astype(str).to_numpy()
+    known = reference.obs["cell_type"].astype(str).to_numpy()
     table = pd.DataFrame({"n": pd.Series(types).value_counts()})
     table["outside"] = made.outside.groupby(types).mean()
     for method, (own, new) in scores.items():
         for kind in table.index.intersection(np.unique(known)):
             value, best, sign = max((auc(s * own[name], known == kind), str(name), s) for name in own for s in (1, -1))
-            table.loc[kind, f"{method}, Kang"] = value
-            table.loc[kind, f"{method}, pbmc3k"] = auc(sign * new[best], types == kind)
+            table.loc[kind, f"{method}, reference"] = value
+            table.loc[kind, f"{method}, new cells"] = auc(sign * new[best], types == kind)
     print(table.round(3).to_string())
-    print(table.mean(numeric_only=True).round(3).to_string())
+    print(table.mean(numeric_only=True).round(3).to_string(), flush=True)
 
 
 def auc(scores: pd.Series, inside: pd.Series | np.ndarray) -> float:
