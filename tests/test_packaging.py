@@ -5,10 +5,13 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
@@ -25,6 +28,24 @@ def test_files_that_cannot_read_the_tag_name_one_version():
     fallback = Version(PYPROJECT["tool"]["hatch"]["version"]["fallback-version"])
     assert fallback.is_devrelease
     assert fallback > Version(citation) if released else fallback.base_version == citation
+
+
+def test_the_pinned_versions_can_be_installed_together():
+    lines = (line.partition("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines())
+    pinned = {canonicalize_name(one.name): one for one in (Requirement(line) for line in lines if line)}
+    version = {name: next(iter(one.specifier)).version for name, one in pinned.items()}
+    conflicts = []
+    for name, one in pinned.items():
+        try:
+            needed = requires(name) or []
+        except PackageNotFoundError:  # of another platform
+            continue
+        for need in map(Requirement, needed):
+            other = canonicalize_name(need.name)
+            applies = any(not need.marker or need.marker.evaluate({"extra": extra}) for extra in ("", *one.extras))
+            if applies and other in version and not need.specifier.contains(version[other], prereleases=True):
+                conflicts.append(f"{name} needs {need}, pinned is {version[other]}")
+    assert not conflicts
 
 
 @pytest.fixture
