@@ -54,7 +54,7 @@ def seeded(seed: int) -> Iterator[None]:
 def generators(seed: int, *stream: int) -> tuple[np.random.Generator, torch.Generator]:
     """Independent numpy and torch generators for a stream of random numbers, such as one epoch's."""
     order, noise = np.random.SeedSequence([seed, *stream]).spawn(2)
-    torch_seed = int(noise.generate_state(1, np.uint64)[0] >> 1)
+    torch_seed = int(noise.generate_state(1, np.uint64)[0]) >> 1  # as a Python int: numpy 1 does not shift its own
     return np.random.default_rng(order), torch.Generator().manual_seed(torch_seed)
 
 

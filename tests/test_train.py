@@ -19,7 +19,7 @@ from ldvae.data import Counts, DataShape, Split, library_prior, read_counts, reg
 from ldvae.errors import InputError
 from ldvae.likelihoods import LIKELIHOODS, Likelihood, Moments
 from ldvae.module import LDVAE
-from ldvae.train import Checkpoint, Fit, Interrupted, fit, kl_weight, mean_profile, seeded
+from ldvae.train import Checkpoint, Fit, Interrupted, fit, generators, kl_weight, mean_profile, seeded
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +62,12 @@ def test_same_seed_gives_the_same_bits_and_leaves_the_callers_random_state(count
     assert (np.random.get_state()[1] == numpy_before).all()  # noqa: NPY002
     assert not first.training
     assert done.epochs == 4
+
+
+def test_random_streams_of_an_epoch_are_the_same_with_every_numpy():
+    order, noise = generators(0, 0)
+    assert noise.initial_seed() == 2440950710608614359
+    assert order.integers(1 << 62) == 4348531928880111035
 
 
 def test_beta2_of_adam_is_the_same_in_compiled_and_plain_training(counts):
