@@ -16,7 +16,16 @@ from ldvae.errors import InputError
 from ldvae.io import read_table
 from ldvae.model import LinearSCVI
 from ldvae.programs import doubtful_replicates
-from ldvae.steps.de import de, distinct_names, find_contrasts, pseudobulk, sum_by_replicate, why_no_count, why_none
+from ldvae.steps.de import (
+    confirmed_first,
+    de,
+    distinct_names,
+    find_contrasts,
+    pseudobulk,
+    sum_by_replicate,
+    why_no_count,
+    why_none,
+)
 
 GENES = [f"G{i}" for i in range(40)]
 UP = GENES[:5]  # fourfold in stim, in both types
@@ -215,10 +224,33 @@ def test_all_measured_genes_are_ranked_and_what_both_find_is_counted(tables: tup
         assert table["both"].sum() == row["n_both"] >= 5
         assert row["n_both"] <= min(row["n_de"], row["n_pseudobulk"])
         assert (ranked["pseudobulk_padj"] < 0.05).sum() == row["n_pseudobulk"]
+        first = (ranked["pseudobulk_padj"] < 0.05) & ranked["called"]
+        assert first.iloc[: first.sum()].all(), "what both tests call comes first"
     stim = read_table(folder / contrasts["file_all_genes"][0], index="gene")
-    assert "not_modelled" in stim.index[:5]
+    assert "not_modelled" in stim.index[:6]
     assert stim.loc["not_modelled", ["auc", "detected1", "detected2"]].tolist() == [1, 1, 0]
     assert stim.loc["not_modelled", "pseudobulk_lfc"] > 1, "pseudobulks know the genes that the model does not"
+
+
+def test_genes_that_cells_and_donors_agree_on_come_first_in_the_order_of_the_markers() -> None:
+    """Not by the p values of pseudobulks: of abundant genes they are smallest, and of rare ones there are none."""
+    columns = ["auc", "wilcoxon_padj", "pseudobulk_lfc", "pseudobulk_p", "pseudobulk_padj"]
+    genes = {
+        "one_donor": [0.95, 1e-50, 5, np.nan, np.nan],  # Cook's distance: one pseudobulk is an outlier
+        "varies": [0.9, 1e-40, 1.5, 0.3, 0.5],
+        "FCER1A": [0.56, 1e-30, np.nan, np.nan, np.nan],  # too few counts for pseudobulks
+        "CCR7": [0.76, 1e-30, 0.7, 1e-6, 1e-5],
+        "opposite": [0.7, 1e-20, -1, 1e-6, 1e-5],
+        "RPS6": [0.7, 1e-20, 0.4, 1e-16, 1e-14],
+        "rarer": [0.52, 1e-3, np.nan, np.nan, np.nan],
+        "by_chance": [0.51, 0.4, 0.4, 1e-4, 1e-3],
+    }
+    ranked = pd.DataFrame.from_dict(genes, orient="index", columns=columns)
+    found = confirmed_first(ranked, DeConfig())
+    first = ["FCER1A", "CCR7", "RPS6"]
+    assert list(found.index) == [*first, *(name for name in genes if name not in first)]
+    nothing = ranked.assign(pseudobulk_padj=ranked["pseudobulk_padj"] + 0.5)
+    assert list(confirmed_first(nothing, DeConfig()).index) == list(genes), "as without replicates"
 
 
 def test_no_call_has_its_reason() -> None:

@@ -1038,7 +1038,7 @@ def _contrast(page: Page, results: Results, row: dict[str, Any], position: int, 
     ranked = table.sort_values("bayes_factor", ascending=False, kind="stable")
     by_model = _gene_table(block, f"By the model: {title}", ranked, columns, n_rows, "with the largest Bayes factors")
     by_counts = _by_counts(f"counts-{position}", title, counts, n_rows, fdr or 0.05) if len(counts) else None
-    both = prose.both_genes(table)
+    both = prose.both_genes(table, counts)
     up, down = (list(both.loc[both["lfc_mean"] > 0, "gene"]), list(both.loc[both["lfc_mean"] <= 0, "gene"]))
     return {
         "row": row,
@@ -1076,14 +1076,10 @@ def _gene_table(name: str, title: str, ranked: pd.DataFrame, columns: list[Colum
 
 
 def _by_counts(name: str, title: str, counts: pd.DataFrame, n_rows: int, fdr: float) -> Table:
-    """All measured genes by the tests of the counts: pseudobulks first where there are any, ranks otherwise."""
-    distance = (counts["auc"] - 0.5).abs()
+    """All measured genes by the tests of the counts, in the order of the file: the most telling first."""
     has_pseudobulk = "pseudobulk_padj" in counts
     if has_pseudobulk:
-        counts = counts.assign(by_pseudobulk=counts["pseudobulk_padj"] < fdr, distance=distance)
-        ranked = counts.sort_values(["pseudobulk_padj", "distance"], ascending=[True, False], kind="stable")
-    else:
-        ranked = counts  # the most telling first, as in the file
+        counts = counts.assign(by_pseudobulk=counts["pseudobulk_padj"] < fdr)
     bulk = [
         Column(key="by_pseudobulk", title="Called, pseudobulks", help=f"adjusted p below {fdr:g}"),
         Column(key="pseudobulk_lfc", title="log2 fc, pseudobulks", kind="number"),
@@ -1099,8 +1095,8 @@ def _by_counts(name: str, title: str, counts: pd.DataFrame, n_rows: int, fdr: fl
         Column(key="detected2", title="Detected 2", kind="bar", help="share of cells of group 2"),
         Column(key="wilcoxon_padj", title="Adjusted p, ranks", kind="p", help="cells as units"),
     ]
-    which = "with the smallest adjusted p" if has_pseudobulk else "that tell the groups apart best"
-    return _gene_table(name, f"By the counts, all measured genes: {title}", ranked, columns, n_rows, which)
+    which = "that tell the groups apart best" + (", those that replicates confirm first," if has_pseudobulk else "")
+    return _gene_table(name, f"By the counts, all measured genes: {title}", counts, columns, n_rows, which)
 
 
 STEPS = {

@@ -365,7 +365,9 @@ def _found_contrasts(results: Results) -> Findings:
     ranked = contrasts.sort_values(count, ascending=False, kind="stable")
     found = []
     for row in ranked[ranked[count] > 0].head(4).to_dict("records"):
-        genes = both_genes(results.de[row["contrast"]]) if row["contrast"] in results.de else pd.DataFrame()
+        name = row["contrast"]
+        counts = results.de_all_genes.get(name, pd.DataFrame())
+        genes = both_genes(results.de[name], counts) if name in results.de else pd.DataFrame()
         # The number of a cluster alone names nothing.
         name = f"{row['column']} {row['contrast']}" if str(row["group1"]).isnumeric() else row["contrast"]
         text = f"{name}: {counted(int(row[count]), 'gene')} {'differs' if row[count] == 1 else 'differ'} {how}"
@@ -389,14 +391,20 @@ def _uncalled(row: dict[str, Any]) -> str:
     return f"{row['contrast']} ({int(by_counts):,} by the counts, {int(row['n_de']):,} by the model)"
 
 
-def both_genes(table: pd.DataFrame) -> pd.DataFrame:
-    """Genes of a contrast that the counts and the model find, in one direction, the surest and largest first."""
+def both_genes(table: pd.DataFrame, counts: pd.DataFrame) -> pd.DataFrame:
+    """Genes of a contrast that the counts and the model find, in one direction, in the order of the counts.
+
+    Parameters
+    ----------
+    table
+        The model's table of a contrast.
+    counts
+        Its tests of all measured genes, the most telling first.
+    """
     if "both" not in table:
         return pd.DataFrame(columns=["gene", "lfc_mean"])
     own = table[table["both"].astype(bool)]
-    first = "pseudobulk_padj" if "pseudobulk_padj" in own else "wilcoxon_padj"
-    order = own.assign(size=-own["lfc_mean"].abs(), auc_distance=-(own["auc"] - 0.5).abs())
-    return order.sort_values(["auc_distance", first, "size"], kind="stable")
+    return own.iloc[np.argsort(pd.Index(counts["gene"]).get_indexer(own["gene"]), kind="stable")]
 
 
 def _found_gene_sets(results: Results) -> Findings:

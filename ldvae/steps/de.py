@@ -85,7 +85,8 @@ def de(*, results: Path, config: DeConfig = DeConfig()) -> None:
     -----
     All measured genes are compared by the Wilcoxon rank-sum test of the counts, with cells as units. Where there are
     replicates, pseudobulks of all measured genes come first: the counts of each replicate and side are summed, and
-    DESeq2's model is fitted, with the replicate in the design where at least two replicates are on both sides.
+    DESeq2's model is fitted, with the replicate in the design where at least two replicates are on both sides. The
+    table of all genes begins with those that both tests call, the most telling first (`confirmed_first`).
 
     The model is the second opinion, on the genes that were chosen for it: it compares posterior samples of the expected
     proportions (mode "change"), and `proba_de` is how likely the log2 fold change exceeds `delta`. It knows nothing of
@@ -128,7 +129,7 @@ def de(*, results: Path, config: DeConfig = DeConfig()) -> None:
             if bulks is not None:
                 bulk, untested = pseudobulk(bulks, contrast, config)
                 if bulk is not None:
-                    ranked = ranked.join(bulk)
+                    ranked = confirmed_first(ranked.join(bulk), config)
                     n_pseudobulk = int((bulk["pseudobulk_padj"] < config.fdr).sum())
             called = table[f"is_de_fdr_{config.fdr}"].astype(bool)
             both = called & called_by_counts(ranked, config).reindex(table.index) & same_direction(table, ranked)
@@ -330,6 +331,37 @@ def all_genes(measured: AnnData, position: np.ndarray, contrast: Contrast, confi
     table["called"] = (table["wilcoxon_padj"] < config.fdr) & (distance >= MIN_AUC - 0.5)
     order = np.argsort(-telling(table, n1, counts.shape[0] - n1).to_numpy(), kind="stable")
     return table.iloc[order]
+
+
+def confirmed_first(ranked: pd.DataFrame, config: DeConfig) -> pd.DataFrame:
+    """The genes that cells and replicates agree on first, otherwise in the order that they have.
+
+    By the p values of pseudobulks alone, genes of many counts that differ a little come before the markers of a type,
+    and a marker that is too rare for them comes last.
+
+    Parameters
+    ----------
+    ranked
+        From `all_genes`, the most telling first, with the columns of `pseudobulk`.
+    config
+        The false discovery rate.
+
+    Returns
+    -------
+    DataFrame
+        First the genes that the rank-sum test and the pseudobulks call at the false discovery rate, in one direction.
+        Genes that have too few counts for pseudobulks, but that the rank-sum test calls, keep their place among these.
+        A gene with a p value withheld, since one pseudobulk is an outlier (Cook's distance), is not called.
+    """
+    has_padj = ranked["pseudobulk_padj"].notna()
+    in_cells = ranked["wilcoxon_padj"] < config.fdr
+    one_direction = (ranked["auc"] > 0.5) == (ranked["pseudobulk_lfc"] > 0)
+    confirmed = (in_cells & (ranked["pseudobulk_padj"] < config.fdr) & one_direction).to_numpy()
+    outlier = ranked["pseudobulk_lfc"].notna() & ranked["pseudobulk_p"].isna()
+    too_few = (in_cells & ~has_padj & ~outlier).to_numpy()
+    last = np.flatnonzero(confirmed).max(initial=-1)
+    first = confirmed | (too_few & (np.arange(len(ranked)) < last))
+    return ranked.iloc[np.argsort(~first, kind="stable")]
 
 
 def called_by_counts(ranked: pd.DataFrame, config: DeConfig) -> pd.Series:
