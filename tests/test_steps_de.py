@@ -89,6 +89,10 @@ def test_cells_of_unknown_type_are_no_group_and_not_in_the_rest(
     assert f"kind: {(kinds == 'unlabeled').sum()} cells are 'unlabeled', which says nothing of them" in caplog.text
     (named,) = find_contrasts(obs, DeConfig(contrasts=[{"column": "kind", "group1": "unlabeled"}]))
     assert set(kinds[named.rows2]) == {"B", "T"}
+    within = {"column": "condition", "group1": "stim", "group2": "ctrl", "within": "kind"}
+    inside = find_contrasts(obs, DeConfig(contrasts=[within]))
+    assert [contrast.name for contrast in inside] == ["stim vs ctrl in B", "stim vs ctrl in T"]
+    assert "groups are not compared within these" in caplog.text
 
 
 def test_numbers_are_groups_by_their_text(counts: AnnData) -> None:

@@ -211,6 +211,12 @@ def find_contrasts(obs: pd.DataFrame, config: DeConfig) -> list[Contrast]:
             continue
         within = entry.get("within", "")
         insides = levels(obs, within) if within else pd.Categorical([""] * len(obs))
+        if unlabelled := [name for name in insides.categories if within and is_no_label(str(name))]:
+            logger.warning(
+                "%s: %d cells are %s, which says nothing of them: groups are not compared within these.",
+                within, int(np.isin(insides, unlabelled).sum()), listed([repr(name) for name in unlabelled]),
+            )  # fmt: skip
+            insides = insides.remove_categories(unlabelled)
         for inside in insides.categories:
             for first in firsts:
                 second = entry.get("group2", REST)
