@@ -14,6 +14,8 @@ import scipy  # imports scipy.stats when it is first used: a second and 45 MB th
 
 from ldvae.methods import Sentence
 
+from .evidence import is_no_label
+
 # Fewest cells from which a donor has a mean in a cell type, and fewest donors in a comparison.
 LEAST_CELLS, LEAST_DONORS = 10, 3
 # Share of all cells that counts as high in a program.
@@ -64,7 +66,8 @@ def donor_means(
     obs
         What is known, indexed by cell; cells are matched by name, those without donor or condition are left out.
     donor, condition, cell_type
-        Columns of `obs`; without cell types all cells are of the type "all cells".
+        Columns of `obs`; without cell types all cells are of the type "all cells". Cells whose type says that nothing
+        is known of them (`unlabeled`, `unknown`, ...) are left out.
 
     Returns
     -------
@@ -83,7 +86,10 @@ def donor_means(
     (24, [50])
     """
     obs = obs.reindex(scores.index)
-    kinds = obs[cell_type] if cell_type is not None else pd.Series("all cells", scores.index)
+    kinds = pd.Series("all cells", scores.index)
+    if cell_type is not None:
+        kinds = obs[cell_type].astype(object)
+        kinds = kinds.where(~kinds.astype(str).map(is_no_label).astype(bool))
     keys = pd.DataFrame({"cell_type": kinds, "condition": obs[condition], "donor": obs[donor]}, scores.index)
     known = keys.notna().all(axis=1).to_numpy()
     keys = keys[known].astype(str)
