@@ -115,10 +115,15 @@ def as_saved(value: Any) -> Any:
 def as_text(categories: Sequence[Any]) -> dict[str, Any]:
     """Categories by their text, for files that hold no others; empty where a file holds them as they are.
 
-    It does for values of one plain type, and has to for values of which two have the same text.
+    It does for values of one plain type. Where two have the same text (1 and "1"), the text is as in Python's code.
     """
     plain = [value.item() if isinstance(value, np.generic) else value for value in categories]
-    by_text = {str(as_saved(value)): value for value in categories}
     as_they_are = all(map(is_plain, plain)) and len(set(map(type, plain))) == 1
     as_they_are = as_they_are and not any(type(v) is int and not -(2**63) <= v < 2**64 for v in plain)
-    return {} if as_they_are or len(by_text) < len(categories) else by_text
+    if as_they_are:
+        return {}
+    for text in (str, repr):
+        by_text = {text(as_saved(value)): value for value in categories}
+        if len(by_text) == len(categories):
+            return by_text
+    return {}

@@ -199,6 +199,11 @@ def comparisons(
         raise MissingKeyError(f"{groupby} not found in adata.obs. Its columns are: {', '.join(map(str, obs.columns))}.")
     column = obs[groupby]
     present = column.dropna().unique()
+    if group1 is None and pd.api.types.is_float_dtype(column) and not np.all(np.asarray(present, dtype=float) % 1 == 0):
+        raise InputError(
+            f"obs[{groupby!r}] holds measurements ({len(present)} values in {len(obs)} cells), and no groups. Make "
+            "groups of them, e.g. with pandas.cut, or name those to compare (group1)."
+        )
     chosen = list(column.astype("category").cat.categories) if group1 is None else group1
     chosen = [chosen] if isinstance(chosen, str) or not isinstance(chosen, Iterable) else list(chosen)
     if group1 is None:
@@ -209,6 +214,11 @@ def comparisons(
             )
     made = []
     for group in chosen:
+        if listed := [name for name in (group, group2) if isinstance(name, list | np.ndarray | pd.Series | pd.Index)]:
+            raise InputError(
+                f"A group to compare is {listed[0]!r}; group1 takes one group or a list of them, each compared in "
+                "turn, and group2 one. Give the cells of several groups together as idx1 and idx2."
+            )
         masks = [np.asarray(column == name) & inside for name in (group, group2)]
         if group2 is None:
             masks[1] = ~masks[0]

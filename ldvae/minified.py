@@ -75,6 +75,7 @@ def minify(adata: AnnData, kind: str, kept: Minified, total_counts: np.ndarray, 
 def read_minified(adata: AnnData, registry: Registry) -> tuple[Minified, Covariates]:
     """The latent posterior and the covariates of every cell of minified data."""
     check_genes(adata.var_names, registry.var_names)
+    check_minified(adata)
     covariates = read_covariates(adata, registry, adata.obs["observed_lib_size"].to_numpy())
     # Copies: pandas 3 gives arrays that torch must not write to.
     z_mean, z_var = (np.array(adata.obsm[f"ldvae_latent_qz{name}"], dtype=np.float32) for name in "mv")
@@ -82,6 +83,36 @@ def read_minified(adata: AnnData, registry: Registry) -> tuple[Minified, Covaria
         return Minified(z_mean, z_var, None, None), covariates
     l_mean, l_var = (np.array(adata.obs[f"ldvae_latent_ql{name}"], dtype=np.float32)[:, None] for name in "mv")
     return Minified(z_mean, z_var, l_mean, l_var), covariates
+
+
+def check_minified(adata: AnnData) -> None:
+    """Refuse minified data that have lost a part, or whose values are no numbers, or variances not above zero.
+
+    Raises
+    ------
+    InputError
+        Naming the part.
+    """
+    latent_library = [f"ldvae_latent_ql{name}" for name in "mv"]
+    parts = {f"adata.obsm['ldvae_latent_qz{name}']": adata.obsm.get(f"ldvae_latent_qz{name}") for name in "mv"}
+    for key in ["observed_lib_size", *(latent_library if set(latent_library) & set(adata.obs) else [])]:
+        parts[f"adata.obs[{key!r}]"] = adata.obs.get(key)
+    shapes = {np.shape(values) for where, values in parts.items() if "obsm" in where and values is not None}
+    for where, values in parts.items():
+        if values is None:
+            fault = "is missing"
+        elif not np.isfinite(numbers := np.asarray(values, dtype=np.float64)).all():
+            fault = "holds values that are not finite"
+        elif "_q" in where and where.endswith("v']") and not (numbers > 0).all():
+            fault = "holds variances that are not above zero"
+        elif "obsm" in where and len(shapes) > 1:
+            fault = "has another shape than its mean or variance"
+        else:
+            continue
+        raise InputError(
+            f"The minified data cannot be used: {where} {fault}. Take the AnnData as model.minify_adata() or load() "
+            "gave it, or subsets of it."
+        )
 
 
 def given_posterior(adata: AnnData, cells: Cells, mean_key: str, variance_key: str) -> Minified:

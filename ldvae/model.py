@@ -81,6 +81,18 @@ logger = logging.getLogger(__name__)
 
 ARCHITECTURE = ModelConfig()  # the defaults
 
+DE_FURTHER = (  # fields of DeOptions that `differential_expression` takes without a parameter of that name
+    "n_samples_overall",
+    "use_permutation",
+    "m_permutation",
+    "change_fn",
+    "m1_domain_fn",
+    "pseudocounts",
+    "threshold_counts",
+    "test_mode",
+    "cred_interval_lvls",
+)
+
 
 SEED_OF_TORCH = torch.initial_seed()  # before anybody who imports this file gives one
 
@@ -1648,6 +1660,11 @@ class LinearSCVI:
         >>> called = table.index[table["is_de_fdr_0.05"]]
         """
         further: dict[str, Any] = dict(kwargs)  # each checked by its name
+        if unknown := [name for name in further if name not in DE_FURTHER]:
+            raise TypeError(
+                f"differential_expression() got an unexpected keyword argument {unknown[0]!r}; further ones are "
+                f"{', '.join(DE_FURTHER)}."
+            )
         options = DeOptions(
             mode=mode,
             delta=delta,

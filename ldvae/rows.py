@@ -48,6 +48,8 @@ def rows_of(given: Any, obs: pd.DataFrame, name: str = "indices", *, none_select
         rows = np.arange(len(obs))[given]
     else:
         rows = listed(given, obs, name)
+    if len(obs) == 0 and given is None and not none_selected:
+        raise InputError("adata has no cells; it must have at least one.")
     if len(rows) == 0 and not none_selected:
         raise InputError(
             f"{name} selects none of the {len(obs)} cells; {name} must name at least one of the {len(obs)} cells. "

@@ -112,6 +112,6 @@ def honoured_callbacks(callbacks: Any) -> tuple[dict[str, Any], list[Callable[[E
 def warn_no_effect(arguments: Mapping[str, Any]) -> None:
     """Say which arguments of scvi-tools change nothing here."""
     if unknown := sorted(set(arguments) - NO_EFFECT):
-        raise TypeError(f"unexpected keyword argument {unknown[0]!r}")
+        raise TypeError(f"got an unexpected keyword argument {unknown[0]!r}")
     if arguments:
         logger.warning("%s: accepted as in scvi-tools, without effect in ldvae.", ", ".join(sorted(arguments)))

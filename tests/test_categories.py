@@ -67,6 +67,7 @@ COLUMNS = {  # as they stand in obs, not made categories of
     "objects of numpy": pd.Series([np.int64(1), np.int64(2), np.int64(3)] * 20, dtype=object).to_numpy(),
     "large numbers": pd.Series([2**70, 1, 2] * 20, dtype=object).to_numpy(),
     "pairs": pd.Series([("a", 1), ("b", 2), ("c", 3)] * 20).to_numpy(),
+    "a number and its text": pd.Series([1, "1", "b"] * 20, dtype=object).to_numpy(),
     "complex": np.array([1j, 2j, 3j] * 20),
     "uuids": pd.Series([UUID(int=1), UUID(int=2), UUID(int=3)] * 20).to_numpy(),
     "fractions": pd.Series([Fraction(1, 3), Fraction(2, 3), Fraction(1)] * 20).to_numpy(),

@@ -447,6 +447,58 @@ def test_minified_data_that_name_no_model_are_a_warning():
         model.get_latent_representation()
 
 
+def replace_column(adata: AnnData, key: str, value: float) -> None:
+    adata.obs[key] = value
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda a: a.obsm.pop("ldvae_latent_qzm"), r"obsm\['ldvae_latent_qzm'\] is missing"),
+        (lambda a: a.obs.pop("observed_lib_size"), r"obs\['observed_lib_size'\] is missing"),
+        (lambda a: a.obs.pop("ldvae_latent_qlm"), r"obs\['ldvae_latent_qlm'\] is missing"),
+        (lambda a: replace_column(a, "ldvae_latent_qlm", np.nan), r"obs\['ldvae_latent_qlm'\] holds values that are"),
+        (lambda a: replace_column(a, "ldvae_latent_qlv", 0.0), "variances that are not above zero"),
+        (lambda a: a.obsm.__setitem__("ldvae_latent_qzv", np.ones((150, 2))), "another shape than its mean"),
+    ],
+)
+def test_minified_data_that_lost_a_part_or_hold_no_numbers_are_refused(spoil, told):
+    model = fitted()
+    model.minify_adata()
+    spoil(model.adata)
+    with pytest.raises(InputError, match=told):
+        model.get_normalized_expression(library_size="latent")
+
+
+def test_columns_that_changed_are_named_alone_and_numbers_are_to_be_filled():
+    model = fitted()
+    adata = model.adata
+    adata.obs["age"], adata.obs["size"] = 1.5, 1.0
+    LinearSCVI.setup_anndata(adata, batch_key="lane", continuous_covariate_keys=["age"], size_factor_key="size")
+    model = LinearSCVI(adata, n_hidden=8, n_latent=3)
+    model.train(1, enable_progress_bar=False)
+    adata.obs["age"] = np.nan
+    with pytest.raises(InputError, match=r"\(adata\.obs: age\).*Fill them, or remove these cells"):
+        model.get_latent_representation()
+
+
+def test_what_differential_expression_cannot_use_is_named():
+    model = fitted()
+    with pytest.raises(TypeError, match=r"differential_expression\(\) got .* 'method'; further ones are n_samples"):
+        model.differential_expression(groupby="kind", method="nope")
+    with pytest.raises(InputError, match=r"A group to compare is \['y'\]; group1 takes one group or a list"):
+        model.differential_expression(groupby="kind", group1=["x"], group2=["y"])
+    model.adata.obs["age"] = np.linspace(0, 1, 150)
+    with pytest.raises(InputError, match=r"obs\['age'\] holds measurements \(150 values in 150 cells\)"):
+        model.differential_expression(groupby="age")
+
+
+def test_no_cells_are_told_as_such():
+    model = fitted()
+    with pytest.raises(InputError, match="adata has no cells"):
+        model.get_latent_representation(model.adata[:0].copy())
+
+
 def test_programs_of_models_with_other_cells_are_refused():
     model, other = fitted(), fitted()
     shuffle_in_place(other.adata)

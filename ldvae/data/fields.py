@@ -65,8 +65,8 @@ def layer_names(adata: AnnData) -> list[str]:
     return [name for name in adata.layers if name is not None]
 
 
-def obs_column(adata: AnnData, key: str | None) -> pd.Series | None:
-    """A column of obs without missing values; None for no key."""
+def obs_column(adata: AnnData, key: str | None, *, numbers: bool = False) -> pd.Series | None:
+    """A column of obs (of numbers, or of categories) without missing values; None for no key."""
     if key is None:
         return None
     if key not in adata.obs:
@@ -76,8 +76,13 @@ def obs_column(adata: AnnData, key: str | None) -> pd.Series | None:
     column = adata.obs[key]
     if n_missing := int(column.isna().sum()):
         raise InputError(
-            f"obs[{key!r}] has {n_missing} missing values (NaN) among {len(column)} cells. Give them a "
-            f"category of their own, e.g. adata.obs[{key!r}] = adata.obs[{key!r}].astype(str), or remove these cells."
+            f"obs[{key!r}] has {n_missing} missing values (NaN) among {len(column)} cells. "
+            + (
+                "Fill them, or remove these cells."
+                if numbers
+                else f"Give them a category of their own, e.g. adata.obs[{key!r}] = adata.obs[{key!r}].astype(str), or "
+                "remove these cells."
+            )
         )
     return column
 
@@ -152,7 +157,7 @@ def restore_categories(adata: AnnData, registry: Registry) -> None:
 
 def numeric(adata: AnnData, key: str) -> np.ndarray:
     """A numeric column of obs, float64, shape (n_obs,)."""
-    column = obs_column(adata, key)
+    column = obs_column(adata, key, numbers=True)
     assert column is not None
     try:
         values = column.to_numpy(dtype=float)

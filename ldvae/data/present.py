@@ -102,9 +102,15 @@ class Snapshot(NamedTuple):
             found.append(f"the values of {where}")
         elif self.where != now.where:
             found.append(f"{where} is another matrix")
-        if not self.annotation.reset_index(drop=True).equals(now.annotation.reset_index(drop=True)):
-            found.append(f"adata.obs: {', '.join(map(str, self.annotation.columns))}")
+        before, after = (table.reset_index(drop=True) for table in (self.annotation, now.annotation))
+        if changed := [key for key in {**before, **after} if not same_column(before, after, key)]:
+            found.append(f"adata.obs: {', '.join(map(str, changed))}")
         return found
+
+
+def same_column(before: pd.DataFrame, after: pd.DataFrame, key: str) -> bool:
+    """Whether both tables have the column, with the same values."""
+    return key in before and key in after and before[key].equals(after[key])
 
 
 class ModelData:
