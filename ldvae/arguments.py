@@ -11,7 +11,7 @@ import logging
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NoReturn, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -329,19 +329,6 @@ def checked(
         return validated
 
     return decorate
-
-
-class Absent:
-    """A name of scvi-tools that ldvae does not have: whoever asks for it is told why, and what to take instead."""
-
-    def __init__(self, reason: str) -> None:
-        self.reason = reason
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self.name = f"{owner.__name__}.{name}"
-
-    def __get__(self, instance: object, owner: type | None = None) -> NoReturn:
-        raise AttributeError(f"{self.name} of scvi-tools is not in ldvae: {self.reason}")
 
 
 def code_of(name: Any, categories: Sequence[Any]) -> int | None:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ldvae import posterior
 from ldvae._settings import default_seed, fresh_seed
-from ldvae.arguments import Absent, check, checked, codes_of, older_init, older_load, older_save, older_train
+from ldvae.arguments import check, checked, codes_of, older_init, older_load, older_save, older_train
 from ldvae.config import FitConfig, ModelConfig, ProgramsConfig, default_max_epochs
 from ldvae.data import (
     MINIFIED_TYPES,
@@ -95,6 +95,19 @@ DE_FURTHER = (  # fields of DeOptions that `differential_expression` takes witho
 
 
 SEED_OF_TORCH = torch.initial_seed()  # before anybody who imports this file gives one
+
+
+# Names of scvi-tools' model that are not here: why, and what to take instead.
+ABSENT = {
+    "trainer": "there is no Lightning trainer; `history` has the metrics of every epoch, and `train(callbacks=…)` calls "
+    "a function after each.",
+    "id": "no list of models is kept in which it would be the key; `run_name` names a model.",
+    "get_importance_weights": "it is the function ldvae.posterior.importance_weights.",
+    "register_manager": "nothing is kept outside of the model; methods take other data as `adata`.",
+    "transfer_fields": "other data need no setup: give them to a method as `adata`.",
+    "update_setup_method_args": "call `setup_anndata` again, and make a new model.",
+    "view_registry": "`view_anndata_setup` prints what is registered.",
+}
 
 
 class LinearSCVI:
@@ -2046,18 +2059,11 @@ class LinearSCVI:
     def __repr__(self) -> str:
         return self.summary_string
 
-    # ---------------------------------------------------------------- of scvi-tools, and not here
-
-    trainer = Absent(
-        "there is no Lightning trainer; `history` has the metrics of every epoch, and `train(callbacks=…)` calls a "
-        "function after each."
-    )
-    id = Absent("no list of models is kept in which it would be the key; `run_name` names a model.")
-    get_importance_weights = Absent("it is the function ldvae.posterior.importance_weights.")
-    register_manager = Absent("nothing is kept outside of the model; methods take other data as `adata`.")
-    transfer_fields = Absent("other data need no setup: give them to a method as `adata`.")
-    update_setup_method_args = Absent("call `setup_anndata` again, and make a new model.")
-    view_registry = Absent("`view_anndata_setup` prints what is registered.")
+    def __getattr__(self, name: str) -> Any:
+        """Tell whoever asks for a name of scvi-tools that is not here why, and what to take instead."""
+        if name in ABSENT:
+            raise AttributeError(f"LinearSCVI.{name} of scvi-tools is not in ldvae: {ABSENT[name]}")
+        return object.__getattribute__(self, name)
 
     # ---------------------------------------------------------------- inside
 
