@@ -99,8 +99,8 @@ SEED_OF_TORCH = torch.initial_seed()  # before anybody who imports this file giv
 
 # Names of scvi-tools' model that are not here: why, and what to take instead.
 ABSENT = {
-    "trainer": "there is no Lightning trainer; `history` has the metrics of every epoch, and `train(callbacks=…)` calls "
-    "a function after each.",
+    "trainer": "there is no Lightning trainer; `history` has the metrics of every epoch, and `train(callbacks=…)` "
+    "calls a function after each.",
     "id": "no list of models is kept in which it would be the key; `run_name` names a model.",
     "get_importance_weights": "it is the function ldvae.posterior.importance_weights.",
     "register_manager": "nothing is kept outside of the model; methods take other data as `adata`.",
