@@ -312,6 +312,9 @@ def assert_whole(page: Page, *, contrasts: bool) -> None:
     assert ("de" in page.ids) == contrasts
     assert "nan" not in re.sub(r"[^a-z ]", " ", page.text.lower()).split()
     assert not [link for link in page.links if link.startswith("#") and link[1:] not in page.ids]
+    assert not re.findall(
+        r"(?<![\d.,])1 (?:(?:meta-)?programs|genes|cells|runs|contrasts|directions|factors) (?!of)", page.text
+    )
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -1,6 +1,7 @@
 """`ldvae across`: what datasets share, from the files of the steps before; the page; and its place in the config."""
 
 import json
+from types import SimpleNamespace
 
 import anndata as ad
 import numpy as np
@@ -15,7 +16,7 @@ from ldvae.cli import main
 from ldvae.config import AcrossConfig, describe, expand_checked, expand_config
 from ldvae.errors import InputError
 from ldvae.io import write_table
-from ldvae.report.across import Compared, doubts
+from ldvae.report.across import Compared, doubts, findings
 from ldvae.steps.across import across
 from ldvae.steps.index import index
 from ldvae.steps.programs import write_model
@@ -145,6 +146,19 @@ def test_the_page_says_the_findings_first_and_needs_no_network(finished):
             assert page.find(id=link["href"][1:]), link
         elif not link["href"].startswith("../"):
             assert (layout.ACROSS_PAGE.at(root).parent / link["href"]).exists(), link
+
+
+@pytest.mark.parametrize(("n_shared", "n_own", "words"), [(1, 2, "1 meta-program is"), (2, 1, "1 program is one")])
+def test_one_of_a_kind_is_said_in_the_singular(n_shared, n_own, words):
+    names = [f"M{k + 1}" for k in range(n_shared + n_own)]
+    has = ["a, b"] * n_shared + ["a"] * n_own
+    table = pd.DataFrame({"datasets": has, "n_datasets": [len(each.split(", ")) for each in has]}, names)
+    table = table.assign(shared=table["n_datasets"] > 1, label="")
+    members = pd.DataFrame({"dataset": "a", "program": names, "meta": names, "label": ""})
+    compared = SimpleNamespace(
+        n_obs={"a": 9, "b": 9}, shared=table[table["shared"]], table=table, members=members, title=str
+    )
+    assert words in findings(compared)[0]
 
 
 def test_the_index_leads_to_the_page_or_says_why_not(finished, tmp_path):

@@ -13,7 +13,7 @@ from ldvae.pl.style import figure_of
 from ldvae.report import figures
 from ldvae.report.drawing import Drawing, Hover
 from ldvae.report.page import Column, Page, Table, as_blocks, environment
-from ldvae.report.prose import listed
+from ldvae.report.prose import counted, listed
 
 LOOSE = 0.25  # silhouette below which a meta-program is hardly apart from the next
 LEAST_P = 0.05
@@ -55,9 +55,11 @@ def findings(compared: Compared) -> list[str]:
     names, shared = list(compared.n_obs), compared.shared
     n_programs = len(compared.members)
     everywhere = shared.index[shared["n_datasets"] == len(names)]
+    own_alone = len(compared.table) - len(shared)
     lines = [
-        f"The {len(names)} datasets have {n_programs} programs. {len(shared)} meta-programs are in two datasets or "
-        f"more, {len(everywhere)} of them in all; {len(compared.table) - len(shared)} programs are one dataset's own."
+        f"The {len(names)} datasets have {counted(n_programs, 'program')}. {counted(len(shared), 'meta-program')} "
+        f"{'is' if len(shared) == 1 else 'are'} in two datasets or more, {len(everywhere)} of them in all; "
+        f"{counted(own_alone, 'program')} {'is' if own_alone == 1 else 'are'} one dataset's own."
     ]
     if len(everywhere):
         lines.append(f"In all datasets: {listed([compared.title(meta) for meta in everywhere], 12)}.")

@@ -248,7 +248,8 @@ def fit_scatter(fit: pd.DataFrame, quantity: Quantity) -> Drawing:
     show = dict(zip(columns, ("observed", "predicted"), strict=True))
     caption = f"Each point a gene, over {int(fit['n_cells'].max()):,} held-out cells; on the line, it is right."
     if bad := int((~np.isfinite(fit[columns[1]])).sum()):
-        caption += f" {bad:,} genes have a prediction that is not finite: red, on the edge."
+        genes = "gene has" if bad == 1 else "genes have"
+        caption += f" {bad:,} {genes} a prediction that is not finite: red, on the edge."
     return Drawing(
         name=f"fit_{quantity}",
         figure=figure_of(ax),

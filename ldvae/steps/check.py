@@ -79,7 +79,9 @@ def check_config(path: Path, quick: bool) -> list[str]:
                 problems += [f"{where}.{problem}" for problem in found]
             except InputError as error:
                 problems.append(f"{where}: {error}")
-        lines.append(f"{path}: {name}: {size}{len(dataset.runs)} runs, {len(dataset.de.contrasts)} contrasts.")
+        n_runs, n_contrasts = len(dataset.runs), len(dataset.de.contrasts)
+        runs, contrasts = "run" if n_runs == 1 else "runs", "contrast" if n_contrasts == 1 else "contrasts"
+        lines.append(f"{path}: {name}: {size}{n_runs} {runs}, {n_contrasts} {contrasts}.")
     raise_problems(problems, f"{path} and its data")
     return lines + [f"{path}: {note}" for note in plan.notes]
 
