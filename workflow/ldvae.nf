@@ -155,7 +155,9 @@ def grouped(inputs) {
 
 // The config and what is there of all that it may name, for a container to show them in their places.
 def named_files(config) {
-    def content = file(config).exists() ? new org.yaml.snakeyaml.Yaml().load(file(config).text) : []
+    def options = new org.yaml.snakeyaml.LoaderOptions()
+    options.setMaxAliasesForCollections(100000) // datasets that share their options by an anchor; 50 without this
+    def content = file(config).exists() ? new org.yaml.snakeyaml.Yaml(options).load(file(config).text) : []
     def paths = [config] + texts(content).findAll { text -> text && text.size() < 1024 && !text.contains(':') }
     def found = tables(paths).findAll { path -> path.exists() }
     return (found + found.collect { path -> path.toRealPath() }).unique()
