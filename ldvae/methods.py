@@ -62,6 +62,11 @@ def numbered(paragraphs: Iterable[Iterable[Sentence]]) -> Methods:
     return Methods([text for text in texts if text], list(known.values()))
 
 
+def counted(n: int, noun: str) -> str:
+    """A number with its noun: "1 program", "2,000 programs"."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
 def listed(items: Iterable[object], most: int = 8) -> str:
     """Items as a phrase: "a, b and c", cut after `most`."""
     names = [str(item) for item in items]

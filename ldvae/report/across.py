@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 
 from ldvae import pl
+from ldvae.methods import counted, listed
 from ldvae.pl.style import figure_of
 from ldvae.report import figures
 from ldvae.report.drawing import Drawing, Hover
 from ldvae.report.page import Column, Page, Table, as_blocks, environment
-from ldvae.report.prose import counted, listed
 
 LOOSE = 0.25  # silhouette below which a meta-program is hardly apart from the next
 LEAST_P = 0.05

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from ldvae.methods import listed
+from ldvae.methods import counted, listed
 from ldvae.programs.find import DISAGREES
 from ldvae.report.results import Results
 
@@ -177,11 +177,6 @@ def _about_contrasts(results: Results) -> Iterator[str]:
             "No contrast has a pseudobulk check (it takes replicates): the model treats cells as independent, so it is "
             "too sure of differences between donors."
         )
-
-
-def counted(n: int, noun: str) -> str:
-    """A number with its noun: "1 program", "2,000 programs"."""
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
 def _about_infinite(fit: pd.DataFrame) -> Iterator[str]:

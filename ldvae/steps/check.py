@@ -8,6 +8,7 @@ from pathlib import Path
 from ldvae.config import Dataset, check_data, find_problems, load_config, raise_problems
 from ldvae.errors import InputError
 from ldvae.io import read_input, reading_options
+from ldvae.methods import counted
 
 
 def check(
@@ -79,9 +80,8 @@ def check_config(path: Path, quick: bool) -> list[str]:
                 problems += [f"{where}.{problem}" for problem in found]
             except InputError as error:
                 problems.append(f"{where}: {error}")
-        n_runs, n_contrasts = len(dataset.runs), len(dataset.de.contrasts)
-        runs, contrasts = "run" if n_runs == 1 else "runs", "contrast" if n_contrasts == 1 else "contrasts"
-        lines.append(f"{path}: {name}: {size}{n_runs} {runs}, {n_contrasts} {contrasts}.")
+        planned = f"{counted(len(dataset.runs), 'run')}, {counted(len(dataset.de.contrasts), 'contrast')}"
+        lines.append(f"{path}: {name}: {size}{planned}.")
     raise_problems(problems, f"{path} and its data")
     return lines + [f"{path}: {note}" for note in plan.notes]
 
