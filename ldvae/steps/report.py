@@ -15,7 +15,7 @@ import pandas as pd
 from scipy import sparse
 
 from ldvae import results as layout
-from ldvae.config import SECTIONS, ReportConfig, expand_sweep
+from ldvae.config import SECTIONS, ModelConfig, ReportConfig, SweepConfig, TrainConfig, expand_sweep
 from ldvae.errors import InputError
 from ldvae.io import atomic, plain, read_h5ad, read_table, write_json
 from ldvae.methods import Sentence, listed, numbered
@@ -211,8 +211,8 @@ def refuse_other_options(
         ]
     planned = {}
     if "sweep" in resolved:
-        options_of = {section: SECTIONS[section](**resolved[section]) for section in ("model", "train", "sweep")}
-        planned = expand_sweep(*options_of.values())  # type: ignore[arg-type]
+        model, train = ModelConfig(**resolved["model"]), TrainConfig(**resolved["train"])
+        planned = expand_sweep(model, train, SweepConfig(**resolved["sweep"]))
     for name in sorted(planned.keys() & runs.keys()):
         expected = plain(planned[name].params)
         for option, value in runs[name]["params"].items():
