@@ -548,3 +548,10 @@ def layout(verbs: Sequence[str], runs: Sequence[str]) -> list[str]:
 
 #: Verbs whose --results is the folder of all datasets.
 OVER_DATASETS = ("index", "across")
+
+#: Verbs that the workflow runs for each dataset, in their order.
+DATASET_VERBS = tuple(
+    writer
+    for writer in dict.fromkeys(file.writer for file in FILES)
+    if writer not in ("plan", "project", *OVER_DATASETS)
+)

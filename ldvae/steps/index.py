@@ -8,8 +8,8 @@ from typing import Any
 
 from ldvae import results as layout
 from ldvae.io import atomic
+from ldvae.report.index import render_index
 from ldvae.report.multiqc import programs_table, qc_table
-from ldvae.report.page import render_index
 from ldvae.report.prose import end_of_run
 
 logger = logging.getLogger(__name__)

@@ -20,8 +20,10 @@ from ldvae.errors import InputError
 from ldvae.io import atomic, plain, read_h5ad, read_table, write_json
 from ldvae.methods import Sentence, listed, numbered
 from ldvae.names import find_own
-from ldvae.report.page import drawn_cells, render_report
+from ldvae.report.dataset import render_report
 from ldvae.report.results import Results
+from ldvae.report.sections.cells import drawn_cells
+from ldvae.steps import VERBS
 from ldvae.steps.annotate import methods as methods_of_cells
 from ldvae.steps.de import methods as methods_of_contrasts
 from ldvae.steps.programs import methods as methods_of_programs
@@ -138,6 +140,7 @@ def report(*, results: Path, benchmarks: Path | None = None, config: ReportConfi
             methods=numbered(paragraphs),
             versions=used,
             figures=layout.FIGURES.path,
+            steps={verb: VERBS[verb] for verb in layout.DATASET_VERBS},
             seconds=_read_benchmarks(benchmarks, dataset) if benchmarks else {},
         ),
         config,
