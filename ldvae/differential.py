@@ -179,7 +179,16 @@ def comparisons(
         mask1 = rows_mask(idx1, obs, "idx1") & inside
         mask2 = ~mask1 if idx2 is None else rows_mask(idx2, obs, "idx2") & inside
         both = int((mask1 & mask2).sum())
+        if both and not (mask1 & ~mask2).any():
+            within = "" if inside.all() else " within subset_idx"
+            raise InputError(
+                f"idx1 and idx2 select the same cells{within} ({both}); give two groups that differ."
+                if np.array_equal(mask1, mask2)
+                else f"Every cell of idx1{within} ({both}) is in idx2 too, where it counts; give idx1 cells of its own."
+            )
         mask1 = mask1 & ~mask2
+        if mask1.all():
+            raise InputError(f"idx1 selects all {len(obs)} cells; there is none left to compare them with. Give idx2.")
         for name, mask in (("idx1", mask1), ("idx2", mask2)):
             if not mask.any():
                 raise InputError(

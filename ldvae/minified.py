@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+import zlib
 from typing import NamedTuple
 
 import numpy as np
@@ -32,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 MINIFIED_BY_KEY = "_ldvae_minified_by"  # in adata.uns: hash of the weights of the model that encoded the cells
 
+CHECKSUM_KEY = "ldvae_latent_checksum"  # in adata.obs: checksum of what is kept of each cell
+
 USUAL_KEYS = ("X_latent_qzm", "X_latent_qzv")  # in adata.obsm, as in scvi-tools: mean and variance of q(z)
 
 
@@ -43,13 +46,19 @@ class Minified(NamedTuple):
     l_mean: np.ndarray | None  # log library size, (n_obs, 1); None where it is observed
     l_var: np.ndarray | None
 
+    def checksums(self, total_counts: np.ndarray) -> np.ndarray:
+        """CRC-32 of what is kept of each cell, with its total count: uint32, shape (n_obs,)."""
+        kept = [self.z_mean, self.z_var, self.l_mean, self.l_var, np.reshape(total_counts, (-1, 1))]
+        table = np.hstack([np.asarray(part, dtype="<f4") for part in kept if part is not None])
+        return np.fromiter(map(zlib.crc32, table), dtype=np.uint32, count=len(table))
+
 
 def minify(adata: AnnData, kind: str, kept: Minified, total_counts: np.ndarray, made_by: str) -> AnnData:
     """A copy of `adata` with the latent posterior of its cells and, unless `kind` says so, without counts.
 
-    Adds obsm `ldvae_latent_qzm` and `ldvae_latent_qzv`, obs `observed_lib_size` and, of a latent library size, obs
-    `ldvae_latent_qlm` and `ldvae_latent_qlv`; X and all layers are empty matrices, raw is gone. `made_by` is the hash
-    of the weights of the model that encoded the cells, in uns `_ldvae_minified_by`.
+    Adds obsm `ldvae_latent_qzm` and `ldvae_latent_qzv`, obs `observed_lib_size`, `ldvae_latent_checksum` and, of a
+    latent library size, obs `ldvae_latent_qlm` and `ldvae_latent_qlv`; X and all layers are empty matrices, raw is
+    gone. `made_by` is the hash of the weights of the model that encoded the cells, in uns `_ldvae_minified_by`.
     """
     if kind == MINIFIED_TYPES[1]:
         made = adata.to_memory() if adata.isbacked else adata.copy()
@@ -69,6 +78,7 @@ def minify(adata: AnnData, kind: str, kept: Minified, total_counts: np.ndarray, 
     made.obsm["ldvae_latent_qzm"], made.obsm["ldvae_latent_qzv"] = kept.z_mean, kept.z_var
     if kept.l_mean is not None and kept.l_var is not None:
         made.obs["ldvae_latent_qlm"], made.obs["ldvae_latent_qlv"] = kept.l_mean[:, 0], kept.l_var[:, 0]
+    made.obs[CHECKSUM_KEY] = kept.checksums(total_counts)
     return made
 
 
@@ -150,10 +160,12 @@ def kept_cells(data: ModelData, module: LDVAE) -> Cells | None:
     Raises
     ------
     InputError
-        If another model encoded them, and there are no counts to encode again.
+        If another model encoded them, or they were moved to other cells or changed since, and there are no counts to
+        encode again.
     """
     adata = data.adata
-    (z_mean, z_var, l_mean, l_var), covariates = read_minified(adata, data.registry)
+    kept, covariates = read_minified(adata, data.registry)
+    z_mean, z_var, l_mean, l_var = kept
     problem = ""
     made_by = adata.uns.get(MINIFIED_BY_KEY)
     if made_by is None:
@@ -169,7 +181,21 @@ def kept_cells(data: ModelData, module: LDVAE) -> Cells | None:
     with_counts = minified_type(adata) == MINIFIED_TYPES[1]
     if with_counts and not problem and not np.array_equal(cell_totals(data.counts()), adata.obs["observed_lib_size"]):
         problem = "the counts have changed since the data were minified"
-    if problem and minified_type(adata) == MINIFIED_TYPES[0]:
+    moved = np.zeros(0, dtype=int)
+    if CHECKSUM_KEY in adata.obs:  # not in data minified before there was one
+        moved = np.flatnonzero(kept.checksums(adata.obs["observed_lib_size"]) != adata.obs[CHECKSUM_KEY])
+    if len(moved) and not problem:
+        told = (
+            f"the latent posterior of {len(moved)} of the {adata.n_obs} cells (the first is "
+            f"{adata.obs_names[moved[0]]!r}) has been changed, or moved to another cell, since the data were minified"
+        )
+        if not with_counts:
+            raise InputError(
+                f"{told[0].upper()}{told[1:]}. Take the AnnData as model.minify_adata() or load() gave it, or subsets "
+                "of it; to order cells anew, index the AnnData (adata[order]), so that all its parts follow."
+            )
+        problem = told
+    if problem and not with_counts:
         raise InputError(
             f"{problem[0].upper()}{problem[1:]}: its latent coordinates mean nothing to this model. Use the model "
             "that minified the data, or minify the full data with this one (model.minify_adata())."

@@ -13,6 +13,7 @@ import uuid
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from decimal import Decimal
 from fractions import Fraction
@@ -212,10 +213,11 @@ class _target:
     def __init__(self, directory: Path, overwrite: bool) -> None:
         self.directory = self.working = Path(directory).absolute()
         self.made: list[Path] = []  # parents that were not there, the nearest first
-        if self.directory.exists() and not self.directory.is_dir():
+        exists = os.path.exists  # unlike Path.exists, also for a name that is too long
+        if exists(self.directory) and not self.directory.is_dir():
             raise InputError(f"{directory} is a file; a model is saved to a directory.")
-        if not self.directory.exists():
-            self.made = [parent for parent in self.directory.parents if not parent.exists()]
+        if not exists(self.directory):
+            self.made = [parent for parent in self.directory.parents if not exists(parent)]
             self.working = self.directory.parent / f".{self.directory.name}.{uuid.uuid4().hex}"
         elif not overwrite:
             raise InputError(
@@ -229,6 +231,9 @@ class _target:
             raise InputError(
                 f"{self.directory} cannot be made: a part of this path is a file. Give another."
             ) from error
+        except OSError as error:  # no permission, a name that is too long, a file system that takes no folders
+            self.remove_parents()
+            raise InputError(f"{self.directory} cannot be made: {error.strerror}. Give another folder.") from error
         return self.working
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
@@ -238,8 +243,12 @@ class _target:
             os.rename(self.working, self.directory)
             return
         shutil.rmtree(self.working)
+        self.remove_parents()
+
+    def remove_parents(self) -> None:
+        """Remove the parents that were made, unless something else has come into them."""
         for parent in self.made:
-            if not any(parent.iterdir()):
+            with suppress(OSError):
                 parent.rmdir()
 
 

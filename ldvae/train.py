@@ -199,12 +199,15 @@ def fit(
     Raises
     ------
     InputError
-        If the loss becomes NaN or infinite; or if there is nothing to train on.
+        If the loss becomes NaN or infinite; or if there are fewer than two cells to train on.
     Interrupted
         If `stop` returned True.
     """
-    if len(split.train) == 0:
-        raise InputError("There is no cell to train on; train_size must leave at least one.")
+    if len(split.train) < 2:
+        raise InputError(
+            f"There is {'1 cell' if len(split.train) else 'no cell'} to train on, of {len(source)}; batch "
+            "normalisation needs two or more. Raise train_size, or give more cells."
+        )
     if config.early_stopping and len(split.validation) == 0:
         raise InputError("Can't run early stopping with no validation set; lower train_size, or do not stop early.")
     processes = join()

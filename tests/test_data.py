@@ -199,6 +199,12 @@ def test_impossible_splits_are_refused(train_size, validation_size):
         split_cells(10, train_size, validation_size)
 
 
+def test_a_share_of_less_than_one_cell_trains_on_none_and_is_refused():
+    with pytest.raises(InputError, match=r"train_size is 0\.0001, which of 300 cells is less than one"):
+        split_cells(300, 0.0001)
+    assert len(split_cells(300, 1 / 300).train) == 1
+
+
 @pytest.mark.parametrize(
     ("value", "message"),
     [

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from anndata import AnnData
+from anndata import AnnData, concat, read_h5ad
 from scipy import sparse
 
 import ldvae
@@ -392,7 +392,6 @@ def test_the_split_of_a_loaded_model_is_found_again_in_whatever_data_it_is_given
 
 def test_data_that_change_on_disk_are_refused(tmp_path):
     import h5py
-    from anndata import read_h5ad
 
     model = fitted()
     model.adata.write_h5ad(tmp_path / "counts.h5ad")
@@ -410,8 +409,6 @@ def test_data_that_change_on_disk_are_refused(tmp_path):
 
 @pytest.mark.parametrize("observed", [False, True])
 def test_minified_data_of_another_model_are_refused_also_from_a_file(tmp_path, observed):
-    from anndata import read_h5ad
-
     model, other = fitted(observed=observed), fitted(observed=observed)
     other.train(1, enable_progress_bar=False)
     latent = model.get_latent_representation()
@@ -470,6 +467,47 @@ def test_minified_data_that_lost_a_part_or_hold_no_numbers_are_refused(spoil, to
         model.get_normalized_expression(library_size="latent")
 
 
+def exchange_rows(values):
+    """The same with the first two rows exchanged."""
+    order = [1, 0, *range(2, len(values))]
+    return values.iloc[order].set_axis(values.index) if isinstance(values, pd.DataFrame) else values[order]
+
+
+@pytest.mark.parametrize("observed", [False, True])
+def test_minified_cells_keep_their_latent_coordinates_or_are_refused(observed, tmp_path):
+    model = fitted(observed=observed)
+    latent = model.get_latent_representation()
+    model.minify_adata()
+    whole = model.adata.copy()
+    order = np.random.default_rng(0).permutation(150)[:60]
+    some = whole[order].copy()
+    some.obs_names = [f"renamed {i}" for i in range(60)]
+    some.write_h5ad(tmp_path / "some.h5ad")
+    for part in (some, read_h5ad(tmp_path / "some.h5ad"), concat([some[:20], some[20:]], uns_merge="same")):
+        np.testing.assert_array_equal(model.get_latent_representation(part), latent[order])
+    for spoil in (
+        lambda a: a.obsm.__setitem__("ldvae_latent_qzm", exchange_rows(a.obsm["ldvae_latent_qzm"])),
+        lambda a: a.obsm.__setitem__("ldvae_latent_qzv", exchange_rows(a.obsm["ldvae_latent_qzv"])),
+        lambda a: replace_column(a, "observed_lib_size", exchange_rows(a.obs["observed_lib_size"].to_numpy())),
+        lambda a: setattr(a, "obs", exchange_rows(a.obs)),
+    ):
+        model.adata = whole.copy()
+        spoil(model.adata)
+        with pytest.raises(
+            InputError, match=r"posterior of \d+ of the 150 cells \(the first is 'cell0'\) has been changed"
+        ):
+            model.get_normalized_expression()
+
+
+def test_latent_coordinates_that_were_moved_are_encoded_again_where_there_are_counts(caplog):
+    model = fitted()
+    latent = model.get_latent_representation()
+    model.minify_adata("latent_posterior_parameters_with_counts")
+    model.adata.obsm["ldvae_latent_qzm"] = model.adata.obsm["ldvae_latent_qzm"][::-1].copy()
+    np.testing.assert_allclose(model.get_latent_representation(), latent, rtol=1e-5, atol=1e-6)
+    assert "has been changed, or moved to another cell" in caplog.text
+
+
 def test_columns_that_changed_are_named_alone_and_numbers_are_to_be_filled():
     model = fitted()
     adata = model.adata
@@ -506,6 +544,14 @@ def test_programs_of_models_with_other_cells_are_refused():
         model.get_programs(other)
 
 
+def test_a_training_on_one_cell_is_refused():
+    model = fitted()
+    with pytest.raises(InputError, match="There is 1 cell to train on, of 150; batch normalisation needs two"):
+        model.train(1, train_size=1 / 150, enable_progress_bar=False)
+    with pytest.raises(InputError, match="There is 1 cell to train on"):
+        model.train(1, datasplitter_kwargs={"external_indexing": [[3], [4, 5]]}, enable_progress_bar=False)
+
+
 def test_parts_of_a_split_are_cells_and_never_a_mask_read_as_numbers():
     model = fitted()
     train = np.arange(150) < 100
@@ -540,8 +586,6 @@ def two_batches() -> AnnData:
 
 @pytest.fixture(scope="module")
 def donors(shared_data) -> AnnData:
-    from anndata import read_h5ad
-
     adata = read_h5ad(shared_data / "kang2018_ctrl_8donors.h5ad")
     adata = adata[np.sort(np.random.default_rng(0).choice(adata.n_obs, 700, replace=False))].copy()
     adata = adata[:, np.argsort(-np.asarray(adata.X.sum(axis=0)).ravel())[:1500]].copy()

@@ -545,3 +545,10 @@ def test_neutral_arguments_of_a_checkpoint_are_no_obstacle(reference, tmp_path, 
     torch.save(content, tmp_path / "model.pt")
     with pytest.raises(InputError, match=f"made with {name}"):
         LinearSCVI.load(tmp_path)
+
+
+@pytest.mark.parametrize("method", ["save", "export_scvi_tools"])
+def test_a_folder_that_cannot_be_made_is_named_as_it_was_given(model, tmp_path, method):
+    with pytest.raises(InputError, match=r"/aaa+ cannot be made: File name too long\. Give another folder"):
+        getattr(model, method)(tmp_path / "new" / ("a" * 300))
+    assert not list(tmp_path.iterdir())

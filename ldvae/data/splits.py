@@ -97,6 +97,10 @@ def split_cells(
         raise InputError(
             f"train_size + validation_size is {share + validation_size:g}; together they must be at most 1."
         )
+    if share * n_obs < 1:
+        raise InputError(
+            f"train_size is {share:g}, which of {n_obs} cells is less than one; give the share of the cells."
+        )
     n_train = int(np.ceil(share * n_obs))
     n_validation = n_obs - n_train if validation_size is None else int(n_obs * validation_size)
     if not shuffle:
