@@ -10,6 +10,7 @@ from ldvae.results.folder import ResultsFolder, read_results
 from ldvae.results.state import (
     failure_file,
     failures,
+    keep_plan,
     made_otherwise,
     other_options,
     records_others,
@@ -17,12 +18,14 @@ from ldvae.results.state import (
     require_writable,
     runs_of,
     values_to_train,
+    write_plan,
 )
 
 __all__ = [
     "ResultsFolder",
     "failure_file",
     "failures",
+    "keep_plan",
     "made_otherwise",
     "other_options",
     "read_results",
@@ -31,4 +34,5 @@ __all__ = [
     "require_writable",
     "runs_of",
     "values_to_train",
+    "write_plan",
 ]

@@ -486,6 +486,11 @@ INDEX = File(
     holds="The page that leads to the reports of all datasets, in the folder above theirs.",
     writer="index",
 )
+INDEX_RECORD = File(
+    path="index.json",
+    holds="Names of the datasets in the order of index.html, and whether it leads to their comparison.",
+    writer="index",
+)
 SUMMARY = File(
     path="summary.txt",
     holds="The end of the run in words, as a terminal shows it, beside index.html: what finished and what was found.",

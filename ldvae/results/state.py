@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,14 +20,57 @@ from ldvae.results.files import (
     PROGRAMS_SUMMARY,
     QC_SUMMARY,
     RESOLVED,
+    RUNS_TABLE,
     SELECT_RUNS,
     SETUP_SUMMARY,
+    File,
     inputs,
 )
 
 if TYPE_CHECKING:
     from ldvae.config import Dataset, TrainConfig
     from ldvae.config.options import Options
+
+
+def write_plan(dataset: Dataset, folder: Path) -> None:
+    """Write the files of the verb plan, runs.tsv and resolved.json, into a folder, which is made if it is not there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, text in _plan_of(dataset).items():
+        file.at(folder).write_text(text, encoding="utf-8")
+
+
+def keep_plan(dataset: Dataset, folder: Path) -> Path:
+    """Write the files of the verb plan into a folder that is named by what they hold, unless it is there.
+
+    Parameters
+    ----------
+    dataset
+        Its name begins that of the folder.
+    folder
+        In which the folder is made.
+
+    Returns
+    -------
+    Path
+        The folder, such as `folder`/kang-3fa9c1d2.
+    """
+    digest = hashlib.sha256("".join(_plan_of(dataset).values()).encode()).hexdigest()[:8]
+    kept = folder / f"{dataset.name}-{digest}"
+    if not kept.exists():
+        temporary = folder / f".{os.getpid()}-{kept.name}"
+        write_plan(dataset, temporary)
+        try:
+            temporary.replace(kept)
+        except OSError:  # another process was faster
+            shutil.rmtree(temporary)
+    return kept
+
+
+def _plan_of(dataset: Dataset) -> dict[File, str]:
+    """What the files of the verb plan hold."""
+    from ldvae.config import resolved, runs_table
+
+    return {RUNS_TABLE: runs_table(dataset), RESOLVED: json.dumps(resolved(dataset), indent=2) + "\n"}
 
 
 def require_inputs(verb: str, results: Path) -> None:
@@ -95,10 +140,12 @@ def other_options(
     ]
 
 
-def records_others(summary: Path, options: Options, **others: Any) -> bool:
+def records_others(summary: Path, options: Options | None = None, **others: Any) -> bool:
     """Whether a summary is there whose results were made with other options, or whose entries have other values."""
     record = _read_record(summary)
     differs = any(record.get(name, value) != value for name, value in others.items())
+    if options is None:
+        return differs
     return differs or bool(other_options(record.get("settings") or {}, _plain(options), type(options)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ def index(*, results: Path, datasets: list[str] | None = None, across: bool | No
     said = end_of_run(found, str(layout.INDEX.at(results)), failed)
     texts = {
         layout.INDEX: render_index(found, unfinished, compared),
+        layout.INDEX_RECORD: json.dumps({"datasets": names, "across": compared is not None}) + "\n",
         layout.SUMMARY: said + "\n",
         layout.MULTIQC_QC: qc_table(found),
         layout.MULTIQC_PROGRAMS: programs_table(found),

@@ -6,7 +6,8 @@ import json
 import logging
 from pathlib import Path
 
-from ldvae.config import describe, expand_checked, load_config, resolved, runs_table
+from ldvae import results as layout
+from ldvae.config import describe, expand_checked, load_config
 
 logger = logging.getLogger(__name__)
 
@@ -29,8 +30,5 @@ def plan(config_yaml: Path, *, tables: Path | None = None, made_elsewhere: bool 
         logger.warning(note)
     if tables is not None:
         for name, dataset in expanded.datasets.items():
-            folder = tables / name
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "runs.tsv").write_text(runs_table(dataset))
-            (folder / "resolved.json").write_text(json.dumps(resolved(dataset), indent=2) + "\n")
+            layout.write_plan(dataset, tables / name)
     return json.dumps(describe(expanded), indent=2)

@@ -1,5 +1,6 @@
 """What rests on undocumented interfaces of Snakemake; SNAKEMAKE_PYTHON names the Python of another version."""
 
+import json
 import os
 import re
 import shutil
@@ -136,3 +137,19 @@ def test_a_training_in_several_processes_asks_for_as_many_gpus_and_follows_the_t
     assert all("gpu=4" in block and "processes=4" in block and "launcher=env" in block for block in found)
     for block in trainings("train:mpi=srun", "train:tasks=2"):
         assert "launcher=srun --ntasks 2 --cpus-per-task 1" in block
+    module(place)
+    of_module = ["--configfile", "config.yaml", "--set-resources", "mine_train:mpi=srun", "mine_train:tasks=2"]
+    assert "launcher=srun --ntasks 2 --cpus-per-task 1" in place.snakemake("-n", "mine_trained", *of_module)
+
+
+def test_results_under_the_prefix_or_the_pathvars_of_a_module_are_looked_at(place):
+    """Those that were made with other options are made again, without Snakemake's records."""
+    module(place)
+    text = place.snakefile.read_text()
+    for given, results in (('prefix: "under"', "under/results"), ('pathvars: results="elsewhere"', "elsewhere")):
+        place.snakefile.write_text(text.replace("    config:", f"    {given}\n    config:"))
+        wanted = [f"{results}/a/setup/counts.h5ad", f"{results}/a/runs.tsv", "--configfile", "config.yaml"]
+        place.snakemake(*wanted)
+        (place.folder / results / "a/qc/summary.json").write_text(json.dumps({"settings": {"min_genes": 9}}))
+        shutil.rmtree(place.folder / ".snakemake")
+        assert place.pending(*wanted)["mine_qc:a"] == 1

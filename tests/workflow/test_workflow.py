@@ -57,6 +57,15 @@ def test_every_file_of_the_results_layout_is_made(finished):
 def test_the_run_table_is_that_of_the_config(finished):
     lines = (finished.folder / "results/a/runs.tsv").read_text().splitlines()
     assert [line.split("\t")[2] for line in lines] == ["seed", "0", "1"]
+    resolved = json.loads((finished.folder / "results/a/resolved.json").read_text())
+    assert resolved["de"]["contrasts"][0]["column"] == "condition"
+
+
+def test_printed_commands_are_short_enough_to_paste(again):
+    said = again.snakemake("-n", "--printshellcmds", "--forceall")
+    commands = re.findall(r"^Shell command: (.*)|^ +((?:ldvae|exec env ldvae|cp) .*)", said, re.M)
+    assert {"cp", "ldvae"} <= {(one or other).split()[0] for one, other in commands}
+    assert max(len(line) for line in said.splitlines()) < 400
 
 
 # ---------------------------------------------------------------- what is made again
@@ -266,6 +275,16 @@ def test_results_that_were_made_with_other_options_are_made_again_without_snakem
     again.config["datasets"]["a"]["qc"] = {"min_genes": 200}
     again.write()
     assert not again.pending()["qc:a"]
+
+
+def test_an_index_of_other_datasets_is_made_again_without_snakemakes_records(again):
+    shutil.rmtree(again.folder / ".snakemake")
+    record = again.folder / "results" / layout.INDEX_RECORD.path
+    record.write_text(json.dumps({"datasets": ["a", "b"], "across": False}))
+    assert not again.pending()
+    for others in (["b", "a"], ["a", "b", "gone"]):
+        record.write_text(json.dumps({"datasets": others, "across": False}))
+        assert only(again.pending()) == {"index"}
 
 
 # ---------------------------------------------------------------- form

@@ -16,6 +16,7 @@ process INDEX {
 
     output:
     path 'results/index.html', emit: page
+    path 'results/index.json', emit: record
     path 'results/summary.txt', emit: summary
     path 'results/multiqc', emit: multiqc
     path 'versions.yml', emit: versions

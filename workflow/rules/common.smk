@@ -23,8 +23,6 @@ from ldvae.config import (
     flags,
     name_flags,
     named,
-    resolved,
-    runs_table,
     slurm,
     split_datasets,
 )
@@ -49,6 +47,7 @@ if workflow.is_main_process:
     for note in plan.notes:
         logger.warning(note)
 
+WITH_ACROSS = "--across" if plan.across else "--no-across"
 RESOURCES = yaml.safe_load(Path(workflow.source_path("../resources.yaml")).read_text())
 
 
@@ -77,13 +76,13 @@ onstart:
 
 onerror:
     # Written here too, since its rule waits for all datasets. It tells what finished, and what failed and why.
-    command = ["ldvae", "index", "--results", plan.path("results"), "--datasets", *plan.datasets]
-    written = Path(plan.path("results")).is_dir() and not subprocess.run(command, capture_output=True).returncode
+    command = ["ldvae", "index", "--results", in_results(), "--datasets", *plan.datasets, WITH_ACROSS]
+    written = Path(in_results()).is_dir() and not subprocess.run(command, capture_output=True).returncode
     for dataset in plan.datasets:
-        for failure in layout.failures(plan.path("results", dataset)):
+        for failure in layout.failures(in_results(dataset)):
             logger.error(f"{dataset}: ldvae {failure['verb']} failed: {failure['message']}")
     if written:
-        logger.error(f"What finished, and what failed and why: {plan.path('results', layout.INDEX.path)}")
+        logger.error(f"What finished, and what failed and why: {in_results(layout.INDEX.path)}")
 
 
 def image(kind):
@@ -94,6 +93,11 @@ def image(kind):
     made = [folder / f"ldvae-{name}.sif" for name in (kind, "cpu")]
     path = str(next((path for path in made if path.exists()), made[-1]))
     return os.environ.get("LDVAE_IMAGE") or re.sub(r"\s", "_", path)  # of an image that cannot be named, none is there
+
+
+def in_results(*parts):
+    """A path below the folder of all results, as a person sees it."""
+    return placed("/".join(["<results>", *parts]))
 
 
 def options(section):
@@ -132,7 +136,7 @@ def reachable(url):
 @functools.cache
 def made_otherwise(dataset):
     """Verbs whose results are there and were made with other options, files or runs."""
-    found = layout.made_otherwise(plan.path("results", dataset), plan.datasets[dataset])
+    found = layout.made_otherwise(in_results(dataset), plan.datasets[dataset])
     if found and workflow.is_main_process:  # Snakemake gives "Forced execution" as the reason
         logger.warning(
             f"{dataset}: made with other options, files or runs than those of the config: {', '.join(found)}."
@@ -143,7 +147,7 @@ def made_otherwise(dataset):
 def make_again_if_made_otherwise(verb, dataset):
     """Where results were copied without Snakemake's records, or a default has changed, Snakemake knows nothing of it."""
     if workflow.is_main_process and verb in made_otherwise(dataset):
-        make_again(plan.path("results", dataset, layout.outputs(verb)[0].path))
+        make_again(in_results(dataset, layout.outputs(verb)[0].path))
 
 
 def planned_before(wildcards):
@@ -155,24 +159,32 @@ def planned_before(wildcards):
 def scored_before(wildcards):
     """No files, but a reason to score cells again: those that are there were scored with other options."""
     of = {"projection": wildcards.projection}
-    summary = plan.path("results", wildcards.dataset, layout.PROJECTED_SUMMARY.path.format(**of))
+    summary = in_results(wildcards.dataset, layout.PROJECTED_SUMMARY.path.format(**of))
     if workflow.is_main_process and layout.records_others(Path(summary), projection(wildcards).project):
-        make_again(plan.path("results", wildcards.dataset, layout.outputs("project")[0].path.format(**of)))
+        make_again(in_results(wildcards.dataset, layout.outputs("project")[0].path.format(**of)))
     return []
 
 
 def compared_before(wildcards):
     """No files, but a reason to compare datasets again: others were compared, or with other options."""
-    summary, across = Path(plan.path("results", layout.ACROSS_SUMMARY.path)), plan.across
+    summary, across = Path(in_results(layout.ACROSS_SUMMARY.path)), plan.across
     if workflow.is_main_process and across and layout.records_others(summary, across.config, datasets=across.datasets):
-        make_again(plan.path("results", layout.outputs("across")[0].path))
+        make_again(in_results(layout.outputs("across")[0].path))
+    return []
+
+
+def indexed_before(wildcards):
+    """No files, but a reason to write the index again: it has other datasets, or in another order."""
+    others = dict(datasets=list(plan.datasets), across=bool(plan.across))
+    if workflow.is_main_process and layout.records_others(Path(in_results(layout.INDEX_RECORD.path)), **others):
+        make_again(in_results(layout.INDEX.path))
     return []
 
 
 def counts_files(wildcards):
     name = wildcards.dataset
     make_again_if_made_otherwise("qc", name)
-    filtered = Path(plan.path("results", name, layout.FILTERED.path))
+    filtered = Path(in_results(name, layout.FILTERED.path))
     return fetched(plan.datasets[name].inputs, filtered.exists() and "qc" not in made_otherwise(name))
 
 
@@ -225,7 +237,7 @@ def programs_stay(name):
     Snakemake would otherwise run all that reads any file of the step programs. What else changes them is among the params
     of annotate, in case it was interrupted.
     """
-    results = Path(plan.path("results", name))
+    results = Path(in_results(name))
     configured = json.loads(json.dumps(plan.datasets[name].programs.model_dump()))
     summary = layout.PROGRAMS_SUMMARY.at(results)
     try:

@@ -28,6 +28,8 @@ def refused(job):
     )
 
 
+_module = workflow.modifier  # this workflow as a part of another; later on, `workflow.modifier` is that of the other
+
 # Exit code 2 is not tried again. Snakemake has one number of retries for all reasons to fail.
 if isinstance(getattr(Job, "restart_times", None), property) and not hasattr(Job, "ldvae_asked"):
     restart_times = Job.restart_times.fget
@@ -70,15 +72,24 @@ def make_again(path):
         forced.add(path)
 
 
+def placed(path):
+    """Where a rule has a file such as <results>/kang/report.html: by the pathvars of the module, under its prefix."""
+    variables = getattr(_module, "pathvars", None)
+    modifier = getattr(_module, "path_modifier", None)
+    if variables is None or modifier is None:
+        return plan.path(path.replace("<", "").replace(">", ""))
+    return modifier.replace_prefix(variables.apply(path))
+
+
 def is_forced(rule):
     """Whether --forcerun names a rule."""
     forced = getattr(getattr(workflow, "dag", None), "forcerules", None) or ()
-    return workflow.modifier.modify_rulename(rule) in [one.name for one in forced]
+    return _module.modify_rulename(rule) in [one.name for one in forced]
 
 
 def like_train(pack):
     """Let what --set-resources and --set-threads (or a profile) say of the rule train hold for a pack of trainings."""
-    of_pack, of_train = (workflow.modifier.modify_rulename(name) for name in (pack, "train"))
+    of_pack, of_train = (_module.modify_rulename(name) for name in (pack, "train"))
     for kind in ("_parsed_overwrite_resources", "_parsed_overwrite_threads"):
         overwritten = getattr(workflow.resource_settings, kind, {})
         if of_train in overwritten:
@@ -90,7 +101,7 @@ def inputs_of_pack(pack):
 
     What --until, --omit-from, --forcerun and --prioritize say of the rule train then holds for the pack.
     """
-    of_pack, of_train = (workflow.modifier.modify_rulename(name) for name in (pack, "train"))
+    of_pack, of_train = (_module.modify_rulename(name) for name in (pack, "train"))
 
     def found(wildcards):
         for kind in ("untilrules", "omitrules", "forcerules", "priorityrules"):
@@ -115,7 +126,7 @@ def partition_of(rule):
 def set_for(rule, resource):
     """What a profile or the command line say of a resource of a rule, if anything."""
     settings = workflow.resource_settings
-    own = getattr(settings, "_parsed_overwrite_resources", {}).get(workflow.modifier.modify_rulename(rule), {})
+    own = getattr(settings, "_parsed_overwrite_resources", {}).get(_module.modify_rulename(rule), {})
     for resources in (own, getattr(settings, "_parsed_default_resources", {})):
         if resource in resources:
             return resources[resource].raw

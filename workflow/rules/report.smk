@@ -30,6 +30,7 @@ rule index:
         summaries=expand(f"<results>/{{dataset}}/{layout.REPORT_SUMMARY.path}", dataset=plan.datasets),
         pages=expand(f"<results>/{{dataset}}/{layout.PAGE.path}", dataset=plan.datasets),
         across=[f"<results>/{file.path}" for file in (layout.ACROSS_SUMMARY, layout.ACROSS_PAGE) if plan.across],
+        others=indexed_before,
     output:
         page=report(f"<results>/{layout.INDEX.path}", caption="../report/index.rst", category="all datasets"),
     log:
@@ -42,6 +43,6 @@ rule index:
     params:
         results=lambda wildcards, output: str(Path(output.page).parent),
         datasets=list(plan.datasets),
-        across="--across" if plan.across else "--no-across",
+        across=WITH_ACROSS,
     shell:
         "ldvae index --results {params.results:q} --datasets {params.datasets:q} {params.across} 2>{log:q}"

@@ -61,7 +61,7 @@ if workflow.is_main_process and quiet_about_rules():
 
 onsuccess:
     # What `ldvae index` found: programs, warnings in plain words, what to open next.
-    said = Path(plan.path("logs", "index", "index.log"))
+    said = Path(placed("<logs>/index/index.log"))
     of_this_run = said.exists() and said.stat().st_mtime > STARTED
     found = said.read_text().partition(" INFO Finished: ")[2] if of_this_run else ""
     if found:
