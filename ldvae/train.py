@@ -25,6 +25,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ldvae.backends import Backend, pick_backend
+from ldvae.backends.compiling import WAITING
 from ldvae.config import FitConfig
 from ldvae.data import BackedCounts, Counts, Split
 from ldvae.distributed import Processes, join
@@ -306,15 +307,21 @@ def start_alike(
 
 @contextmanager
 def told_of_compiling() -> Iterator[None]:
-    """Say that code is compiled where the block takes longer than some seconds."""
+    """Say that code is compiled where the block takes long, but not while it waits for another job that compiles."""
     text = "The first step compiles its code, which may take some minutes; the next training here finds it compiled."
-    timer = threading.Timer(COMPILING_IS_TOLD_AFTER_S, logger.info, [text])
-    timer.daemon = True
-    timer.start()
+    ended = threading.Event()
+
+    def tell() -> None:
+        while not ended.wait(COMPILING_IS_TOLD_AFTER_S):
+            if not WAITING.is_set():
+                logger.info(text)
+                return
+
+    threading.Thread(target=tell, daemon=True).start()
     try:
         yield
     finally:
-        timer.cancel()
+        ended.set()
 
 
 def mean_profile(source: Source, rows: np.ndarray, block: int = 4096) -> Tensor:

@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 
-from ldvae.backends.compiling import LOCK, compile_alone, lock
+from ldvae.backends.compiling import LOCK, WAITING, compile_alone, lock
 
 SCRIPT = """
 import sys, time
@@ -40,7 +40,8 @@ def test_of_two_processes_on_an_empty_cache_one_compiles_and_the_other_loads(tmp
     assert said == [["0", "1"], ["1", "0"]]
 
 
-def test_a_lock_is_waited_for_shared_by_readers_and_given_up_after_a_while(tmp_path):
+def test_a_lock_is_waited_for_shared_by_readers_and_given_up_after_a_while(tmp_path, caplog):
+    caplog.set_level("INFO")
     entered = []
 
     def enter(name, **options):
@@ -54,7 +55,13 @@ def test_a_lock_is_waited_for_shared_by_readers_and_given_up_after_a_while(tmp_p
         waiting.start()
         time.sleep(0.3)
         assert entered == ["reader", "impatient"]
+        assert WAITING.is_set()
     waiting.join(timeout=10)
+    assert not WAITING.is_set()
+    assert [line.split(". ")[1] for line in caplog.messages] == [
+        "This one waits for it, 0 s at most.", "This one compiles the code itself.",
+        "This one waits for it, 600 s at most.",
+    ]  # fmt: skip
     assert entered == ["reader", "impatient", "writer"]
 
 

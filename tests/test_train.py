@@ -1,6 +1,7 @@
 """Training: schedules, reproducible bits, checkpoints, and what stops it."""
 
 import json
+import threading
 import time
 from dataclasses import replace
 
@@ -19,7 +20,17 @@ from ldvae.data import Counts, DataShape, Split, library_prior, read_counts, reg
 from ldvae.errors import InputError
 from ldvae.likelihoods import LIKELIHOODS, Likelihood, Moments
 from ldvae.module import LDVAE
-from ldvae.train import Checkpoint, Fit, Interrupted, fit, generators, kl_weight, mean_profile, seeded
+from ldvae.train import (
+    Checkpoint,
+    Fit,
+    Interrupted,
+    fit,
+    generators,
+    kl_weight,
+    mean_profile,
+    seeded,
+    told_of_compiling,
+)
 
 
 @pytest.fixture(scope="module")
@@ -245,6 +256,18 @@ def test_progress_reports_epochs_rate_and_time_left(counts):
     assert [report.epoch for report in reports] == [1, 2, 3, 4]
     assert reports[-1].seconds_left == 0
     assert reports[0].cells_per_s > 105 / (time.monotonic() - start)
+
+
+def test_a_training_that_waits_for_another_to_compile_does_not_say_that_it_compiles(monkeypatch, caplog):
+    monkeypatch.setattr("ldvae.train.COMPILING_IS_TOLD_AFTER_S", 0.05)
+    monkeypatch.setattr("ldvae.train.WAITING", waiting := threading.Event())
+    waiting.set()
+    with caplog.at_level("INFO", "ldvae.train"), told_of_compiling():
+        time.sleep(0.2)
+        assert not caplog.text
+        waiting.clear()  # it gave up waiting
+        time.sleep(0.2)
+    assert caplog.text.count("compiles its code") == 1
 
 
 def test_a_first_step_that_takes_long_is_told_and_left_out_of_the_rate(counts, monkeypatch, caplog):

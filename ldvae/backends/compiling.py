@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 logger = logging.getLogger(__name__)
 
 WAIT_S = 600  # a process that was stopped while it compiled would keep the others waiting for ever
 LOCK = "ldvae-compiling.lock"
+WAITING = threading.Event()  # set while this process waits for another one to compile
 
 
 class Dispatcher(Protocol):
@@ -70,16 +72,28 @@ def lock(folder: Path, *, shared: bool, wait_s: float = WAIT_S) -> Iterator[None
         yield
         return
     with file:
-        until, told = time.monotonic() + wait_s, False
-        while time.monotonic() < until:
-            try:
-                fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if not told:
-                    logger.info("Another job compiles the code that this one needs; waiting for it.")
-                told = True
-                time.sleep(0.2)
-            except OSError:  # a file system without locks
-                break
+        try:
+            _acquire(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, wait_s)
+        finally:
+            WAITING.clear()
         yield
+
+
+def _acquire(file: IO[str], kind: int, wait_s: float) -> None:
+    """Lock a file; say so once where that takes waiting, and when the waiting is given up."""
+    until = time.monotonic() + wait_s
+    while time.monotonic() < until:
+        try:
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not WAITING.is_set():
+                logger.info(
+                    "Another job compiles the code that this one needs. This one waits for it, %.0f s at most.", wait_s
+                )
+            WAITING.set()
+            time.sleep(0.2)
+        except OSError:  # a file system without locks
+            return
+        else:
+            return
+    logger.info("The other job has not finished compiling in %.0f s. This one compiles the code itself.", wait_s)
