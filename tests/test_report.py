@@ -578,6 +578,7 @@ def test_the_index_writes_tables_for_multiqc(tmp_path: Path) -> None:
     assert [row[0] for row in tables["ldvae_qc"]] == ["Dataset", "kang", "pbmc"]
     assert [row[0] for row in tables["ldvae_programs"]][:2] == ["Program", "kang P1"]
     assert all(len(row) == len(table[0]) for table in tables.values() for row in table)
+    assert layout.INDEX_RECORD.read(tmp_path) == {"datasets": ["kang", "pbmc"], "across": False}
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import subprocess
 import anndata
 import pytest
 import yaml
+from downloads import READ_ONLY, WITHOUT_SUFFIX, served
 from matrix_market import write_matrix
 from pipelines import BIN, REPORTED, ROOT, SMALL
 
@@ -278,6 +279,20 @@ def test_an_input_is_all_its_files(pipeline):
             sorted(row["tag"] for row in done.trace if ":QC" in row["process"] and row["status"] == "COMPLETED")
             == changed
         )
+
+
+def test_counts_come_from_urls_without_a_suffix(pipeline):
+    """Real QC: what was fetched is known by its content."""
+    counts = pipeline.folder / "counts.h5ad"
+    subprocess.run([BIN / "ldvae", "simulate", "--output", counts, "--n-obs", "60", "--n-vars", "100"], check=True)
+    pipeline.quick('if [ $1 = qc ]; then exec ldvae "$@"; fi')
+    with served(counts) as address:
+        urls = {name: f"{address}/{path}" for name, path in WITHOUT_SUFFIX.items()}
+        pipeline.configure(datasets=urls, qc=READ_ONLY, sweep={"seeds": [0]})
+        done = pipeline.run("--config", "config.yaml")
+    assert done.code == 0, done.text
+    for name in urls:
+        assert layout.QC_SUMMARY.read(pipeline.folder / "results" / name)["n_obs_before"] == 60
 
 
 def test_the_syntax_is_strict(engine):
