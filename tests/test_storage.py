@@ -16,8 +16,8 @@ import pytest
 import torch
 from anndata import AnnData, read_h5ad
 
-from ldvae import InputError, LinearSCVI, storage
-from ldvae.storage import read_checkpoint, read_model
+from ldvae import InputError, LinearSCVI
+from ldvae.storage import checkpoint, folder, read_checkpoint, read_model
 
 
 def make_model(adata: AnnData, **options) -> LinearSCVI:
@@ -182,7 +182,7 @@ def test_a_save_that_fails_at_any_point_leaves_the_old_model_or_the_new(model, r
 
 
 def test_a_first_save_that_fails_leaves_nothing(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(storage, "_write_history", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(folder, "_write_history", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         model.save(tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
@@ -387,19 +387,19 @@ def test_a_pickle_cannot_change_the_reader(reference, tmp_path, name):
     """The opcode BUILD sets attributes of whatever came before it: here, of what stands for a function or a class."""
     slots = b"N}X\x0c\x00\x00\x00__setstate__Ns\x86b"  # (None, {"__setstate__": None})
     replaced = b"(c_codecs\nencode\n)}Ntb"  # (function, (), {}, None): the state of a partial
-    before = dict(vars(storage._Described)), storage._tensor.__dict__.copy()
+    before = dict(vars(checkpoint.Described)), checkpoint._tensor.__dict__.copy()
     for program in (slots, replaced):
         with suppress(TypeError):
-            storage._RestrictedUnpickler(io.BytesIO(b"\x80\x02" + name + program + b".")).load()
-    assert (dict(vars(storage._Described)), storage._tensor.__dict__) == before
+            checkpoint.RestrictedUnpickler(io.BytesIO(b"\x80\x02" + name + program + b".")).load()
+    assert (dict(vars(checkpoint.Described)), checkpoint._tensor.__dict__) == before
     assert len(read_checkpoint(reference / "nb" / "model.pt")["var_names"]) == 60
 
 
 def test_a_tensor_beyond_its_storage_is_refused(tmp_path):
     with pytest.raises(pickle.UnpicklingError, match="larger than its storage"):
-        storage._tensor(torch.zeros(4), 0, (10**6, 10**6), (0, 0))
+        checkpoint._tensor(torch.zeros(4), 0, (10**6, 10**6), (0, 0))
     with pytest.raises(RuntimeError):
-        storage._tensor(torch.zeros(4), 3, (2,), (1,))
+        checkpoint._tensor(torch.zeros(4), 3, (2,), (1,))
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", pickle.dumps({"a": 1})])
@@ -518,7 +518,7 @@ def test_a_failed_save_leaves_no_file_and_no_folder(model, tmp_path, monkeypatch
     if failing == "write_h5ad":
         monkeypatch.setattr(AnnData, failing, fail)
     else:
-        monkeypatch.setattr(storage, failing, fail)
+        monkeypatch.setattr(folder, failing, fail)
     with pytest.raises(OSError, match="disk full"):
         model.save(tmp_path / where, overwrite=True, save_anndata=True)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
