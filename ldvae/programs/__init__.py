@@ -1,6 +1,7 @@
 """Gene programs: what the fits of one model share, rotated to simple structure, with uncertainty and meaning."""
 
 from .across import MetaPrograms, compare_across, loadings_of, meta_frame, meta_programs
+from .associations import associations, strength
 from .consensus import (
     Contribution,
     ReproducibleRank,
@@ -12,12 +13,14 @@ from .consensus import (
 )
 from .donors import compare_conditions, donor_means, doubtful_replicates
 from .effects import effects_on_all_genes
-from .evidence import associations, describe, enrichment, ranked_enrichment, strength, technical_flags
+from .enrichment import enrichment, ranked_enrichment
 from .find import Programs, find_programs, gene_sets, split_sides, top_genes
+from .labels import describe
 from .projection import Frame, Projection, calibrate, frame, project
 from .reference import Reference, read_reference, write_reference
 from .rotation import Alignment, Rotation, align_scores, clean_loadings, drop_baseline, orient, parts, rotate
 from .stability import Stability, stability
+from .technical import technical_flags
 
 __all__ = [
     "Alignment",

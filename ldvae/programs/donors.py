@@ -14,7 +14,7 @@ import scipy  # imports scipy.stats when it is first used: a second and 45 MB th
 
 from ldvae.methods import Sentence
 
-from .evidence import is_no_label
+from .associations import is_no_label
 
 # Fewest cells from which a donor has a mean in a cell type, and fewest donors in a comparison.
 LEAST_CELLS, LEAST_DONORS = 10, 3

@@ -38,7 +38,7 @@ from ldvae.names import find_own
 from ldvae.pl.de import called as called_genes
 from ldvae.pl.style import styled
 from ldvae.programs import doubtful_replicates
-from ldvae.programs.evidence import is_no_label
+from ldvae.programs.associations import is_no_label
 from ldvae.provenance import versions
 
 if TYPE_CHECKING:

@@ -36,7 +36,7 @@ from ldvae.programs import (
 )
 from ldvae.programs.donors import methods as methods_of_donors
 from ldvae.programs.effects import methods as methods_of_effects
-from ldvae.programs.evidence import methods as methods_of_evidence
+from ldvae.programs.enrichment import methods as methods_of_enrichment
 from ldvae.programs.find import methods as methods_of_consensus
 from ldvae.programs.projection import CELLS_JUDGED, with_identifiers
 from ldvae.provenance import versions
@@ -257,4 +257,4 @@ def methods(summary: dict[str, Any], n_programs: int, libraries: list[str]) -> I
     yield methods_of_effects()
     if settings.get("replicate_key") and settings.get("condition_key"):
         yield methods_of_donors(settings)
-    yield from methods_of_evidence(libraries)
+    yield from methods_of_enrichment(libraries)

@@ -24,8 +24,8 @@ from scipy import sparse
 from ldvae import results as layout
 from ldvae.markers import rank_sum_test, telling
 from ldvae.programs import compare_conditions, technical_flags
+from ldvae.programs.associations import is_no_label
 from ldvae.programs.donors import DOUBTFUL
-from ldvae.programs.evidence import is_no_label
 
 TECHNICAL = ["total_counts", "pct_counts_mt", "pct_counts_ribo", "predicted_doublet", "batch"]
 
