@@ -1,6 +1,7 @@
 """What several test modules share."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: place.get(item.path.name, len(place)))
 
 
+@pytest.fixture(autouse=True)
+def environment_of_each_test() -> Iterator[None]:
+    """What a test, or the code that it calls, sets in the environment ends with it, such as the folder of a cache."""
+    before = dict(os.environ)
+    yield
+    for name in {*before, *os.environ} - {"PYTEST_CURRENT_TEST"}:
+        if name not in before:
+            del os.environ[name]
+        elif os.environ.get(name) != before[name]:
+            os.environ[name] = before[name]
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Folder of the real data sets; tests that need it skip themselves where it is not there."""
@@ -40,10 +53,9 @@ def shared_data() -> Path:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures of reports stay empty: drawing them is most of the work, and not what such a test looks at."""
-    from ldvae.report.drawing import Drawing, Rendered, _target
+    from results_folder import draw_nothing
 
-    empty = '<svg xmlns="http://www.w3.org/2000/svg"/>'
-    monkeypatch.setattr(Drawing, "render", lambda self: Rendered(empty, empty, [_target(one) for one in self.hover]))
+    draw_nothing(monkeypatch)
 
 
 @pytest.fixture(scope="session")

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import anndata as ad
 import numpy as np
 import pandas as pd
+import pytest
 from scipy import sparse
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 #: Names that would become markup, end a script or confuse a CSS selector if they were not escaped.
 NASTY = [
@@ -39,6 +45,35 @@ class World:
     nasty: bool = False
     extras: bool = True
     seed: int = 0
+
+
+class Undrawn:
+    """In place of `ldvae.pl`: functions that draw nothing, on axes that they share."""
+
+    def __init__(self) -> None:
+        from matplotlib.figure import Figure
+
+        self.axes = Figure().subplots()
+
+    def __getattr__(self, name: str) -> Callable[..., Axes]:
+        return lambda *_, ax=None, **__: ax or self.axes
+
+
+def draw_nothing(patch: pytest.MonkeyPatch, *, but: str = "") -> None:
+    """Leave figures of reports empty, but those whose name starts so: drawing them is most of the work."""
+    from ldvae.report import figures
+    from ldvae.report.drawing import Drawing, Rendered, _target
+
+    empty, render = '<svg xmlns="http://www.w3.org/2000/svg"/>', Drawing.render
+
+    def rendered(drawing: Drawing) -> Rendered:
+        if but and drawing.name.startswith(but):
+            return render(drawing)
+        return Rendered(empty, empty, [_target(one) for one in drawing.hover])
+
+    patch.setattr(Drawing, "render", rendered)
+    if not but:
+        patch.setattr(figures, "pl", Undrawn())
 
 
 def write_results(root: Path, world: World) -> dict[str, object]:

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from results_folder import NASTY, World, write_results
+from results_folder import NASTY, World, draw_nothing, write_results
 
 from ldvae import pl
 from ldvae import results as layout
@@ -88,9 +88,11 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> tuple[Page, dict[str, Any]
 
 @pytest.fixture(scope="module")
 def cut(tmp_path_factory: pytest.TempPathFactory) -> tuple[Page, dict[str, Any]]:
-    """More cells and genes than are shown, and groups named by the config."""
+    """More cells and genes than are shown, and groups named by the config; without figures."""
     config = ReportConfig(n_cells=150, n_de_rows=100, groupby=["leiden", "cell_type"])
-    return make(tmp_path_factory.mktemp("cut"), SMALL, config)
+    with pytest.MonkeyPatch.context() as patch:
+        draw_nothing(patch)
+        return make(tmp_path_factory.mktemp("cut"), SMALL, config)
 
 
 def assert_same(block: list[Any], column: pd.Series) -> None:
@@ -692,7 +694,10 @@ def test_every_table_of_a_contrast_says_which_genes_are_called(small: tuple[Page
     assert dict(zip(block["gene"], block["is_de_fdr_0.05"], strict=True)) == table.loc[block["gene"]].to_dict()
 
 
-def test_predictions_that_are_not_finite_are_a_warning_and_the_page_is_made(tmp_path: Path) -> None:
+def test_predictions_that_are_not_finite_are_a_warning_and_the_page_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw_nothing(monkeypatch, but="fit")
     arguments = write_results(tmp_path, SMALL)
     for path in arguments["fit"]:
         table = read(path)
