@@ -1,13 +1,22 @@
 """Reads calls of snakemake, a line of JSON each, and writes their exit codes; see `workplace.Loaded`."""
 
+import contextlib
 import json
 import os
 import sys
 
-import anndata  # noqa: F401 (by which headers of inputs are read)
 import snakemake.api
 import snakemake.cli
 import snakemake.workflow
+from snakemake.executors import touch
+
+touch.Executor.SLEEPING_TIME = 0.001  # for each job; file systems with coarser times are not tested on
+snakemake.cli.get_argument_parser()  # which loads the plugins
+with contextlib.suppress(ImportError):  # an environment may lack ldvae, or what reads headers of inputs
+    import ldvae.config.frozen
+    import ldvae.config.inputs
+    import ldvae.io
+    import ldvae.results  # noqa: F401
 
 del sys.path[0]  # the folder of this file
 for line in sys.stdin:

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import threading
 from collections import Counter
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from workplace import ROOT, Loaded, Workplace, write_module
+from workplace import LOADED, ROOT, Loaded, Workplace, write_module
 
 from ldvae import results as layout
 
@@ -181,9 +180,8 @@ def test_training_alone_asks_for_a_gpu_unless_told_to_use_the_cpu(tmp_path, conf
 
 @pytest.mark.parametrize("profile", ["slurm", "workstation"])
 def test_the_profiles_are_found_from_a_clone(profile):
-    command = [sys.executable, "-m", "snakemake", "-n", "--quiet", "--profile", profile]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    code, said = LOADED.call(["-n", "--quiet", "--profile", profile], ROOT, dict(os.environ))
+    assert code == 0, said
 
 
 # ---------------------------------------------------------------- what is refused
