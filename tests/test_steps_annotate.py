@@ -167,6 +167,7 @@ def test_files_of_another_run_are_refused(inputs: Path, tmp_path: Path) -> None:
         assert not (folder / "annotated.h5ad").exists()
 
 
+@pytest.mark.slow
 def test_many_cells_whose_neighbours_are_approximate(tmp_path: Path) -> None:
     """From 8,192 cells on, scanpy leaves the neighbours to pynndescent."""
     rng = np.random.default_rng(0)
@@ -179,6 +180,7 @@ def test_many_cells_whose_neighbours_are_approximate(tmp_path: Path) -> None:
     adata.write_h5ad(tmp_path / "written.h5ad")
 
 
+@pytest.mark.slow  # half a minute in which numba compiles pynndescent
 def test_the_search_is_scanpys_own_whatever_kind_of_array_pynndescent_returns(monkeypatch) -> None:
     from pynndescent import PyNNDescentTransformer
 
