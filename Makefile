@@ -17,7 +17,7 @@ PYTEST := pytest -q -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reor
 test: install  ## install, then all tests that need neither a cluster nor Nextflow, in parallel
 	$(PYTEST) $(TESTS)
 
-test-quick: install  ## without those of ten seconds or more
+test-quick: install  ## some of them of every module, in a fifth of the time
 	$(PYTEST) --ignore=tests/nextflow -m "not cluster and not nextflow and not slow and not thorough" $(TESTS)
 
 test-slow: install  ## those that compute for minutes: the whole demo, real data beside the clone

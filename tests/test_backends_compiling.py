@@ -6,6 +6,8 @@ import sys
 import threading
 import time
 
+import pytest
+
 from ldvae.backends.compiling import LOCK, WAITING, compile_alone, lock
 
 SCRIPT = """
@@ -34,6 +36,7 @@ print(len(total.stats.cache_hits), len(total.stats.cache_misses))
 """
 
 
+@pytest.mark.thorough
 def test_of_two_processes_on_an_empty_cache_one_compiles_and_the_other_loads(tmp_path):
     script = tmp_path / "total.py"
     script.write_text(SCRIPT)

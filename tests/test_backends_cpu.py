@@ -32,6 +32,7 @@ def apply(function, x, out):
         out[i] = function(x[i])
 
 
+@pytest.mark.thorough
 def test_a_changed_source_of_the_kernels_is_not_answered_from_the_cache(tmp_path):
     """Numba looks at the file of the function that Python calls; here another one of the package changes."""
     (tmp_path / "kernels").mkdir()
@@ -102,6 +103,7 @@ def from_tiles(tiles, n_vars):
     return tiles.transpose(1, 0, 2).reshape(tiles.shape[1], -1)[:, :n_vars]
 
 
+@pytest.mark.thorough
 @given(
     kind=st.sampled_from(["nb", "zinb", "poisson"]),
     n_obs=st.integers(1, 9),

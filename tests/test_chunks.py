@@ -155,6 +155,7 @@ def test_doublets_are_the_same_however_many_batches_run_together(
         pd.testing.assert_frame_equal(tables[0], table)
 
 
+@pytest.mark.thorough
 def test_qc_is_the_same_whatever_is_read_at_once(raw: AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     raw.X = sparse.diags_array((np.arange(180) != 5).astype(np.float32)) @ raw.X
     raw.X = sparse.csr_matrix(raw.X)
@@ -175,6 +176,7 @@ def test_qc_is_the_same_whatever_is_read_at_once(raw: AnnData, tmp_path: Path, m
     assert not (layout.CELLS.at(tmp_path / "some").parent / ".doublets").exists()
 
 
+@pytest.mark.thorough
 def test_a_stop_in_the_middle_of_qc_loses_no_finished_batch(
     raw: AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -256,6 +256,7 @@ def test_a_mistake_of_the_user_is_told_again_at_once_in_the_same_run_of_a_workfl
     failure = json.loads((results / "failures" / "qc.json").read_text())
     assert failure["message"] in capsys.readouterr().err
     counts = anndata.AnnData(np.random.default_rng(0).poisson(2, (40, 30)).astype(np.float32))
+    counts.obs["cell_type"] = "one"  # clusters are not sought, for which numba would compile ten seconds
     counts.var_names = [f"gene{i}" for i in range(30)]
     counts.obs_names = [f"cell{i}" for i in range(40)]
     counts.write_h5ad(tmp_path / "counts.h5ad")

@@ -38,6 +38,7 @@ def together(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("case", two_processes.CASES)
 def test_two_processes_end_where_one_does(together, case):
     module, done = two_processes.train(together / "counts.h5ad", case)
@@ -52,6 +53,7 @@ def test_two_processes_end_where_one_does(together, case):
     pd.testing.assert_frame_equal(histories[0], done.history, rtol=1e-5)
 
 
+@pytest.mark.thorough
 def test_a_stop_in_one_process_stops_both_and_they_resume_together(together):
     """A step after a stop is in the same bits, the first alone writes the checkpoint and is told of the epochs."""
     said = [(together / f"said.{rank}.txt").read_text().splitlines() for rank in (0, 1)]
@@ -67,11 +69,13 @@ def test_a_stop_in_one_process_stops_both_and_they_resume_together(together):
     assert (together / "resumed.0.csv").read_text() == (together / "nb.0.csv").read_text()
 
 
+@pytest.mark.thorough
 def test_processes_that_train_something_else_are_refused(together):
     said = (together / "said.1.txt").read_text().splitlines()[2]
     assert said.startswith("Process 1 has other data, another split, other options or another seed than process 0.")
 
 
+@pytest.mark.thorough
 def test_a_model_without_a_seed_takes_that_of_the_first_process(together):
     said = [(together / f"said.{rank}.txt").read_text().splitlines()[3] for rank in (0, 1)]
     assert said[0] == said[1]
@@ -80,6 +84,7 @@ def test_a_model_without_a_seed_takes_that_of_the_first_process(together):
     assert (together / "model.0.csv").read_text() == (together / "model.1.csv").read_text()
 
 
+@pytest.mark.thorough
 def test_a_part_of_each_minibatch_is_read_from_disk(together):
     """The minibatches are those of one process; each of three parts has some cells of them, and no cell is in two."""
     adata = read_h5ad(together / "counts.h5ad", backed="r")

@@ -43,6 +43,7 @@ def test_every_public_function_has_an_example(name):
     assert name in WITHOUT or ">>>" in (inspect.getdoc(PUBLIC[name]) or "")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_of_the_docstrings_hold(name, tmp_path, monkeypatch):
     found = doctest.DocTestFinder(exclude_empty=True).find(importlib.import_module(name))

@@ -1038,6 +1038,7 @@ def as_words(column: pd.Series) -> list[str]:
     return [word(value) for value in column.astype(object)]
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore")
 @settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
 @given(case=random_data())

@@ -259,7 +259,10 @@ def other_counts(adata):
     adata.X = adata.X[::-1].copy()
 
 
-STORAGES = [sparse.csr_matrix, sparse.csc_matrix, np.asarray, sparse.csr_array]
+STORAGES = [
+    sparse.csr_matrix,
+    *(pytest.param(make, marks=pytest.mark.thorough) for make in (sparse.csc_matrix, np.asarray, sparse.csr_array)),
+]
 
 
 @pytest.mark.filterwarnings("ignore::scipy.sparse.SparseEfficiencyWarning")
@@ -591,6 +594,7 @@ def donors(shared_data) -> AnnData:
     return adata
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("data", ["two_batches", "donors"])
 def test_a_cell_alone_in_its_batch_does_not_spoil_the_fit_and_is_named(request, data):
     adata = request.getfixturevalue(data).copy()
@@ -606,6 +610,7 @@ def test_a_cell_alone_in_its_batch_does_not_spoil_the_fit_and_is_named(request, 
     assert odd.mean() < 1.01 * plain.mean()
 
 
+@pytest.mark.thorough
 def test_a_batch_downsampled_to_one_total_harms_no_other(two_batches):
     adata = two_batches.copy()
     low = int(adata.X.sum(axis=1).min())
@@ -621,6 +626,7 @@ def test_a_batch_downsampled_to_one_total_harms_no_other(two_batches):
     assert odd[flat].mean() < odd[~flat].mean()  # fewer counts, and no worse for it
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("jitter", [0, 1])
 def test_counts_downsampled_to_one_total_take_the_observed_library_size(two_batches, jitter):
     adata = two_batches.copy()
@@ -728,6 +734,7 @@ for sys.argv[1:] in {cases}:
 """
 
 
+@pytest.mark.thorough
 def test_restarts_in_a_loop_differ_unless_somebody_gave_a_seed():
     # In processes of their own, whose random state nobody has touched.
     fits = {

@@ -156,6 +156,7 @@ def test_elbo_is_minus_reconstruction_and_divergences(any_model):
     assert any_model.get_elbo(seed=3) == pytest.approx(elbo.mean().item(), rel=1e-6)
 
 
+@pytest.mark.thorough
 def test_marginal_likelihood_by_sampling_is_the_integral(reference_adata):
     """One latent dimension, an observed library: p(x) is an integral over a line."""
     adata = reference_adata[:6, :10].copy()

@@ -269,6 +269,7 @@ def test_the_page_asks_no_network_for_anything(small: tuple[Page, dict[str, Any]
     assert not re.search(r"@import|url\((?!#)", small[0].source.split("</style>")[0])
 
 
+@pytest.mark.thorough
 def test_names_from_the_data_never_become_markup(small: tuple[Page, dict[str, Any]], tmp_path: Path) -> None:
     plain = small[0]
     page, paths = make(tmp_path, replace(SMALL, nasty=True))
@@ -301,6 +302,7 @@ def test_datasets_of_every_kind_have_a_report(tmp_path: Path, change: dict[str, 
         assert {f"cell type {i}" for i in range(40)} <= set(page.data["blocks"]["programs_by_cell_type"]["column"])
 
 
+@pytest.mark.thorough
 def test_counts_alone_and_one_run_have_a_report_that_says_what_is_not_known(bare: tuple[Page, dict[str, Any]]) -> None:
     page = bare[0]
     assert_whole(page, contrasts=False)
@@ -352,6 +354,7 @@ def test_the_groups_of_the_config_come_first(cut: tuple[Page, dict[str, Any]]) -
     assert names == ["leiden", "cell_type"]
 
 
+@pytest.mark.thorough
 def test_the_same_results_give_the_same_page(bare: tuple[Page, dict[str, Any]], tmp_path: Path) -> None:
     again, _ = make(tmp_path, BARE)
     assert again.source == bare[0].source
@@ -468,6 +471,7 @@ def test_a_p_value_below_what_a_number_can_hold_is_not_shown_as_zero(tmp_path: P
     assert "<1e-300" in Page(arguments["output"]).text
 
 
+@pytest.mark.thorough
 def test_the_methods_state_what_this_run_did(
     small: tuple[Page, dict[str, Any]], bare: tuple[Page, dict[str, Any]]
 ) -> None:
@@ -694,6 +698,7 @@ def test_every_table_of_a_contrast_says_which_genes_are_called(small: tuple[Page
     assert dict(zip(block["gene"], block["is_de_fdr_0.05"], strict=True)) == table.loc[block["gene"]].to_dict()
 
 
+@pytest.mark.thorough
 def test_predictions_that_are_not_finite_are_a_warning_and_the_page_is_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -762,6 +767,7 @@ def test_donors_are_shown_as_points_and_in_a_table(small: tuple[Page, dict[str, 
     assert "Adjusted p" not in page.source[page.source.index('id="table-associations-P1"') :].split("</table>")[0]
 
 
+@pytest.mark.thorough
 def test_without_replicates_the_page_says_that_only_effects_can_be_read(bare: tuple[Page, dict[str, Any]]) -> None:
     assert "conditions" not in bare[0].ids
     assert "Without them only effects can be read." in bare[0].text

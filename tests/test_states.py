@@ -211,7 +211,7 @@ TestModelAndItsData = pytest.mark.filterwarnings(
     "ignore:The total counts",
     "ignore:.*fewer than 3 cells",
     "ignore:Transforming to str index",
-)(ModelAndItsData.TestCase)
+)(pytest.mark.thorough(ModelAndItsData.TestCase))
 TestModelAndItsData.settings = settings(
     max_examples=20, stateful_step_count=12, deadline=None, suppress_health_check=list(HealthCheck)
 )

@@ -1,5 +1,6 @@
 """The steps select, programs, project and simulate read what runs wrote and write the tables of the results."""
 
+import copy
 import json
 import shutil
 
@@ -16,7 +17,7 @@ from ldvae.simulate import simulate as draw
 from ldvae.steps import programs as programs_step
 from ldvae.steps.programs import programs
 from ldvae.steps.project import project
-from ldvae.steps.select import find, read_factors, read_programs, select
+from ldvae.steps.select import compare_fits, find, read_factors, read_programs, select
 from ldvae.steps.simulate import simulate
 
 # (n_latent, ELBO, its spread over seeds): 8 factors fit worst, 10 and 12 alike.
@@ -121,6 +122,25 @@ def again(dataset, tmp_path):
     return tmp_path / "again"
 
 
+@pytest.fixture(scope="module")
+def compared():
+    """Comparisons of fits, by runs and options: they do not depend on the rule, nor on what cells were held out."""
+    return {}
+
+
+@pytest.fixture
+def compared_once(compared, monkeypatch):
+    """The fits of a setting are compared once for all tests that look at the choice alone."""
+
+    def once(factors, config):
+        asked = *factors.runs, config.threshold, config.n_splits, config.seed
+        if asked not in compared:
+            compared[asked] = compare_fits(factors, config)
+        return copy.deepcopy(compared[asked])
+
+    monkeypatch.setattr("ldvae.steps.select.compare_fits", once)
+
+
 def test_select_leaves_out_the_bad_fit_and_takes_the_fewest_factors_of_the_equally_good(dataset):
     root, _, _ = dataset
     best = json.loads((root / "select" / "best.json").read_text())
@@ -147,6 +167,8 @@ def test_select_compares_settings_by_the_fits_it_keeps(dataset):
     assert correlations.groupby("setting")["rank"].max().to_dict() == {name: k for name, (k, _) in SETTINGS.items()}
 
 
+@pytest.mark.thorough
+@pytest.mark.usefixtures("compared_once")
 def test_without_held_out_cells_settings_are_compared_by_the_training_cells(again):
     for path in (again / "runs").glob("*/metrics.json"):
         metrics = json.loads(path.read_text())
@@ -156,6 +178,7 @@ def test_without_held_out_cells_settings_are_compared_by_the_training_cells(agai
     assert (again / "select" / "error.svg").exists()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("options", "chosen"),
     [
@@ -165,6 +188,7 @@ def test_without_held_out_cells_settings_are_compared_by_the_training_cells(agai
         ({"setting": "k12-cccccc"}, "k12-cccccc"),
     ],
 )
+@pytest.mark.usefixtures("compared_once")
 def test_select_follows_the_rule_or_the_hand(again, options, chosen):
     select(results=again, config=SelectConfig(**options))
     assert json.loads((again / "select" / "best.json").read_text())["setting"] == chosen
@@ -178,6 +202,7 @@ def test_select_of_one_fit_says_that_no_rank_is_known(again):
     assert len(read_table(again / "select" / "correlations.tsv")) == 0
 
 
+@pytest.mark.thorough
 def test_select_writes_the_same_figures_again(dataset, again):
     select(results=again, config=SelectConfig())
     for name in ("error.svg", "correlations.svg"):

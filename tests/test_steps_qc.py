@@ -21,6 +21,14 @@ from ldvae.io import read_file, read_table
 from ldvae.steps.qc import effective_thresholds, find_limits, measure, qc, reasons_for_removal
 from ldvae.steps.setup import setup
 
+
+@pytest.fixture(autouse=True)
+def no_clusters_in_quick_tests(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numba compiles for ten seconds to find the quick clusters, at which the thorough tests look."""
+    if request.node.get_closest_marker("thorough") is None:
+        monkeypatch.setattr("ldvae.steps.qc.quick_clusters", lambda counts, seed: np.repeat("0", counts.shape[0]))
+
+
 GENES = ["MT-CO1", "RPL3", "RPS6KA1", "HBB", "HBEGF", *(f"G{i}" for i in range(35))]
 
 
@@ -141,6 +149,7 @@ def test_removing_everything_names_the_threshold(raw: AnnData, tmp_path: Path) -
     assert not (tmp_path / "qc").exists()
 
 
+@pytest.mark.thorough
 def test_too_few_cells_for_scrublet_are_a_warning(raw: AnnData, tmp_path: Path) -> None:
     filtered, cells, summary = run(raw[3:8].copy(), tmp_path, QcConfig(n_mads=None, min_cells=0))
     assert filtered.shape == (5, 40)
@@ -149,6 +158,7 @@ def test_too_few_cells_for_scrublet_are_a_warning(raw: AnnData, tmp_path: Path) 
     assert any("Scrublet cannot seek doublets in batch all (5 cells)" in message for message in summary["warnings"])
 
 
+@pytest.mark.thorough
 def test_doublets_are_marked_or_removed(tmp_path: Path) -> None:
     """Twenty cells are sums of two types; scrublet must find hardly anything else."""
     rng = np.random.default_rng(1)
@@ -169,6 +179,7 @@ def test_doublets_are_marked_or_removed(tmp_path: Path) -> None:
     assert (again["reason"][found] == "predicted doublet").all()
 
 
+@pytest.mark.thorough
 def test_several_files_are_batches_of_their_own(raw: AnnData, tmp_path: Path) -> None:
     for name in ("deep", "shallow"):
         raw[raw.obs["batch"] == name].copy().write_h5ad(tmp_path / f"{name}.h5ad")
@@ -184,6 +195,7 @@ def test_several_files_are_batches_of_their_own(raw: AnnData, tmp_path: Path) ->
     assert anndata.read_h5ad(tmp_path / "qc" / "filtered.h5ad").uns["ldvae_qc"]["batch_key"] == "file"
 
 
+@pytest.mark.thorough
 def test_the_input_is_only_read(raw: AnnData, tmp_path: Path) -> None:
     folder = tmp_path / "read only"
     folder.mkdir()
@@ -228,6 +240,7 @@ def test_every_real_file_is_among_those_that_are_tried(shared_data: Path) -> Non
     assert {path.name for path in (shared_data / "bad").iterdir()} <= {name.split("/")[0] for name in REAL_FILES}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", REAL_FILES)
 def test_a_real_file_passes_check_and_qc_or_is_refused_in_one_line(
     name: str, shared_data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
@@ -259,6 +272,7 @@ def test_a_real_file_passes_check_and_qc_or_is_refused_in_one_line(
 HOSTILE = ("total_counts", "pct_counts_mt", "predicted_doublet", "split", "leiden", "P1", "Z_0", "file")
 
 
+@pytest.mark.thorough
 def test_nothing_of_the_users_is_overwritten(tmp_path: Path) -> None:
     """From the input to counts.h5ad, what has a name of ours keeps its values; ours get a suffix."""
     rng = np.random.default_rng(0)
@@ -330,6 +344,7 @@ def test_a_type_that_loses_a_third_of_its_cells_is_told(
     assert "common loses" not in caplog.text
 
 
+@pytest.mark.thorough
 def test_the_defaults_keep_the_rare_types_of_pbmc3k(shared_data: Path, tmp_path: Path) -> None:
     """Limits that fit T cells remove megakaryocytes and dendritic cells at 5 MADs; the quick clustering finds both."""
     folder = shared_data / "pbmc3k_10x_mtx"

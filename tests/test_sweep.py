@@ -37,6 +37,7 @@ def test_a_sweep_fits_every_setting_from_every_seed(adata):
         fits.get_programs("k9")
 
 
+@pytest.mark.thorough
 def test_a_fit_of_a_sweep_is_the_fit_made_alone(adata, fits):
     alone = LinearSCVI(adata, n_latent=5, seed=1)
     split = split_cells(adata.n_obs, 0.8, 0.1, seed=0)
@@ -45,6 +46,7 @@ def test_a_fit_of_a_sweep_is_the_fit_made_alone(adata, fits):
     np.testing.assert_array_equal(fits.models[run].get_loadings(), alone.get_loadings())
 
 
+@pytest.mark.thorough
 def test_the_programs_that_fits_share_are_the_simulated_ones(adata, fits):
     programs = fits.get_programs()
     truth = adata.obsm["X_programs"]
@@ -56,6 +58,7 @@ def test_the_programs_that_fits_share_are_the_simulated_ones(adata, fits):
     assert (programs.table["n_runs_found"] >= 2).all()
 
 
+@pytest.mark.thorough
 def test_a_reference_scores_other_cells_by_names_or_identifiers(adata, fits):
     named = adata.copy()
     named.var["gene_ids"] = [f"ENSG{g:011d}" for g in range(adata.n_vars)]
@@ -78,6 +81,7 @@ def test_a_reference_scores_other_cells_by_names_or_identifiers(adata, fits):
     assert fits.get_reference().frame.usual.shape == (101,)
 
 
+@pytest.mark.thorough
 def test_a_single_model_gives_programs_and_says_what_they_lack(fits):
     programs = next(iter(fits.models.values())).get_programs()
     assert "Fit at least three seeds" in programs.warnings[0]

@@ -24,6 +24,7 @@ def test_programs_are_found_with_their_sign_and_number_where_raw_factors_are_not
     assert max(raw) < 0.8
 
 
+@pytest.mark.thorough
 def test_effects_count_from_the_cells_without_a_program_only_where_there_are_such():
     assert not make_fits("mixed").find().intercept
     assert not make_fits("gauss").find().intercept
@@ -44,6 +45,7 @@ def changed(fits, rng):
     return fits._replace(scores=[scores[i] for i in order], loadings=[loadings[i] for i in order])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("scenario", ["mixed", "gauss", "additive"])
 def test_programs_do_not_depend_on_the_axes_of_the_fits(scenario):
     fits = make_fits(scenario)
@@ -187,6 +189,7 @@ def test_a_program_of_one_fit_only_is_not_settled_and_those_of_all_are():
     assert any(warning.startswith(f"{unsettled}: fewer than 90%") for warning in programs.warnings)
 
 
+@pytest.mark.thorough
 def test_settled_foretells_what_another_set_of_as_many_fits_finds():
     fits = make_fits(n_fits=12)
     rng, own = np.random.default_rng(0), []

@@ -39,6 +39,8 @@ def test_genes_that_are_missing_are_named_and_what_they_cost_is_said(mixed, foun
     assert (result.covered > 0.3).all()
 
 
+@pytest.mark.thorough
+@pytest.mark.thorough
 def test_genes_that_a_new_batch_raises_disturb_the_scores_less_when_each_batch_has_its_own_levels(
     mixed, found, counted
 ):

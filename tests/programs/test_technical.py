@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+import pytest
 from scipy import stats
 
 from ldvae import programs as gp
@@ -30,6 +31,7 @@ def flags_of(scores, obs):
     return gp.technical_flags(table, obs, pd.Series({"P1": 0.1}), technical=TECHNICAL)["P1"]
 
 
+@pytest.mark.thorough
 def test_technical_programs_are_flagged_and_innocent_ones_are_not():
     rng = np.random.default_rng(400)
     found = {"depth": 0, "ribosomal": 0, "T cells": 0, "one doublet": 0, "activity": 0}

@@ -50,6 +50,7 @@ def test_a_config_file_takes_the_place_of_config_yaml(clone):
     assert (found["mine"]["seeds"], found["mine"]["train"]["lr"]) == (["0"], 0.01)
 
 
+@pytest.mark.thorough
 def test_of_several_config_files_the_later_ones_win_key_by_key(clone):
     write(clone, "more.yaml", {"datasets": {"other": "demo:pbmc68k"}, "train": {"patience": 9}})
     write(clone, "last.yaml", {"train": {"lr": 0.005}, "sweep": {"seeds": [5, 6]}})
@@ -59,6 +60,7 @@ def test_of_several_config_files_the_later_ones_win_key_by_key(clone):
     assert {(of["train"]["lr"], of["train"]["patience"]) for of in found.values()} == {(0.005, 9)}
 
 
+@pytest.mark.thorough
 def test_values_on_the_command_line_win_over_files(clone):
     found = planned(clone, "--config", "train={lr: 1e-3, max_epochs: none}", "outdir=.")
     assert (list(found), found["shipped"]["train"]["lr"]) == (["shipped"], 1e-3)
@@ -94,6 +96,7 @@ def test_a_mistake_in_the_default_config_file_is_told_with_its_line(clone):
         assert len(said.splitlines()) < 10
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("sections", "accepted"),
     [
@@ -124,6 +127,7 @@ def test_snakemake_and_ldvae_check_accept_and_refuse_the_same(clone, sections, a
         assert len(said.splitlines()) < 20
 
 
+@pytest.mark.thorough
 def test_runs_of_an_older_version_are_not_trained_again_once_renamed(again, monkeypatch, capsys):
     from ldvae.config import expand_config
 

@@ -60,6 +60,7 @@ def test_a_mistake_of_the_user_is_not_tried_again_and_other_failures_are(place, 
     assert (place.folder / targets[1]).exists()  # the other dataset goes on
 
 
+@pytest.mark.thorough
 def test_a_pack_with_a_mistake_of_the_user_is_not_tried_again_and_its_other_runs_are_trained(place):
     place.config |= {"datasets": {"a": place.config["datasets"]["a"]}, "compute": {"runs_per_job": 2}}
     place.write()
@@ -93,6 +94,7 @@ def planned_packs(said, prefix=""):
     return [block for block in said.split("\nrule ")[1:] if block.startswith(f"{prefix}train_")]
 
 
+@pytest.mark.thorough
 def test_packs_follow_what_is_set_for_train(place):
     """Two datasets of two seeds, in a pack each: by name as in a clone, and with the prefix of a module."""
     place.config["compute"] = {"runs_per_job": 2}
@@ -111,6 +113,7 @@ def test_packs_follow_what_is_set_for_train(place):
         assert all("mem_mb=1234" in pack and "threads: 2" in pack and "priority: highest" in pack for pack in packs)
 
 
+@pytest.mark.thorough
 def test_packs_are_made_again_with_train(place):
     place.config["datasets"]["b"] = {"input": "demo:pbmc68k", "compute": {"runs_per_job": 2}}
     place.write()
@@ -142,6 +145,7 @@ def test_a_training_in_several_processes_asks_for_as_many_gpus_and_follows_the_t
     assert "launcher=srun --ntasks 2 --cpus-per-task 1" in place.snakemake("-n", "mine_trained", *of_module)
 
 
+@pytest.mark.thorough
 def test_results_under_the_prefix_or_the_pathvars_of_a_module_are_looked_at(place):
     """Those that were made with other options are made again, without Snakemake's records."""
     module(place)
