@@ -244,7 +244,11 @@ def shuffle_in_place(adata):
 def filter_with_scanpy(adata):
     import scanpy as sc
 
-    sc.pp.filter_cells(adata, min_counts=38)
+    try:
+        sc.pp.filter_cells(adata, min_counts=38)
+    except AttributeError:
+        assert isinstance(adata.X, sparse.csr_array)
+        pytest.skip("scanpy 1.11.0 cannot filter by a sparse array")
 
 
 def other_lanes(adata):

@@ -346,7 +346,10 @@ def test_a_type_that_loses_a_third_of_its_cells_is_told(
 
 @pytest.mark.thorough
 def test_the_defaults_keep_the_rare_types_of_pbmc3k(shared_data: Path, tmp_path: Path) -> None:
-    """Limits that fit T cells remove megakaryocytes and dendritic cells at 5 MADs; the quick clustering finds both."""
+    """Limits that fit T cells remove most megakaryocytes at 5 MADs, which the quick clustering finds and tells.
+
+    Of the dendritic cells 5 MADs remove a fifth: whether a cluster of them loses a third depends on scikit-learn's version.
+    """
     folder = shared_data / "pbmc3k_10x_mtx"
     types = pd.read_csv(folder / "cell_types_by_barcode.csv", index_col=0).iloc[:, 0]
     lost, told = {}, {}
@@ -361,7 +364,7 @@ def test_the_defaults_keep_the_rare_types_of_pbmc3k(shared_data: Path, tmp_path:
     assert lost[5.0]["Megakaryocytes"] == 11
     assert lost[QcConfig().n_mads]["Megakaryocytes"] <= 1
     assert lost[QcConfig().n_mads]["Dendritic cells"] == 0
-    assert len(told[5.0]) == 2
+    assert any("loses 10 of its 13 cells" in line for line in told[5.0])
     assert not told[QcConfig().n_mads]
 
 
