@@ -9,6 +9,7 @@ import functools
 import inspect
 import logging
 import math
+import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
@@ -98,6 +99,14 @@ def text(name: str, value: Any) -> str:
     if not isinstance(value, str):
         raise InputError(f"{name} is {value!r}; it must be a name (a string).")
     return str(value)
+
+
+def path(name: str, value: Any) -> str | os.PathLike[str]:
+    """A file or folder."""
+    if not isinstance(value, (str, os.PathLike)):
+        found = repr(value) if isinstance(value, (int, float)) else type(value).__name__
+        raise InputError(f"{name} must be a path (a string or pathlib.Path), found {found}.")
+    return value
 
 
 def mapping(name: str, value: Any) -> dict[str, Any]:
@@ -277,6 +286,9 @@ RULES: dict[str, Rule] = {
     "threshold_counts": number(0),
     "cred_interval_lvls": optional(levels),
     # files
+    "dir_path": path,
+    "output_dir_path": path,
+    "checkpoint": optional(path),
     "prefix": optional(text),
     "overwrite": flag,
     "save_anndata": flag,

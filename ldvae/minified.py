@@ -13,6 +13,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from ldvae.data import (
+    MINIFIED_CELL_KEY,
     MINIFIED_KEY,
     MINIFIED_TYPES,
     Covariates,
@@ -32,8 +33,6 @@ from ldvae.storage import weights_hash
 logger = logging.getLogger(__name__)
 
 MINIFIED_BY_KEY = "_ldvae_minified_by"  # in adata.uns: hash of the weights of the model that encoded the cells
-
-CHECKSUM_KEY = "ldvae_latent_checksum"  # in adata.obs: checksum of what is kept of each cell
 
 USUAL_KEYS = ("X_latent_qzm", "X_latent_qzv")  # in adata.obsm, as in scvi-tools: mean and variance of q(z)
 
@@ -78,7 +77,7 @@ def minify(adata: AnnData, kind: str, kept: Minified, total_counts: np.ndarray, 
     made.obsm["ldvae_latent_qzm"], made.obsm["ldvae_latent_qzv"] = kept.z_mean, kept.z_var
     if kept.l_mean is not None and kept.l_var is not None:
         made.obs["ldvae_latent_qlm"], made.obs["ldvae_latent_qlv"] = kept.l_mean[:, 0], kept.l_var[:, 0]
-    made.obs[CHECKSUM_KEY] = kept.checksums(total_counts)
+    made.obs[MINIFIED_CELL_KEY] = kept.checksums(total_counts)
     return made
 
 
@@ -182,8 +181,8 @@ def kept_cells(data: ModelData, module: LDVAE) -> Cells | None:
     if with_counts and not problem and not np.array_equal(cell_totals(data.counts()), adata.obs["observed_lib_size"]):
         problem = "the counts have changed since the data were minified"
     moved = np.zeros(0, dtype=int)
-    if CHECKSUM_KEY in adata.obs:  # not in data minified before there was one
-        moved = np.flatnonzero(kept.checksums(adata.obs["observed_lib_size"]) != adata.obs[CHECKSUM_KEY])
+    if MINIFIED_CELL_KEY in adata.obs:  # not in data minified before there was one
+        moved = np.flatnonzero(kept.checksums(adata.obs["observed_lib_size"]) != adata.obs[MINIFIED_CELL_KEY])
     if len(moved) and not problem:
         told = (
             f"the latent posterior of {len(moved)} of the {adata.n_obs} cells (the first is "

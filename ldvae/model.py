@@ -630,7 +630,7 @@ class LinearSCVI:
         splitter = check(datasplitter_kwargs or {})
         drop_last = splitter.pop("drop_last", False)
         external = splitter.pop("external_indexing", None)
-        warn_no_effect(splitter)
+        warn_no_effect(splitter, "datasplitter_kwargs")
         if seed is None:  # one that was drawn is another in each process
             seed = self.seed = join().of_first(self.seed)
         source = self.source

@@ -60,6 +60,8 @@ def rows_of(given: Any, obs: pd.DataFrame, name: str = "indices", *, none_select
 
 def queried(query: str, obs: pd.DataFrame, name: str) -> np.ndarray:
     """Mask of the cells for which a query holds, by position, also where names repeat."""
+    if query in obs.index and query not in obs:
+        raise InputError(f"{name} is the string {query!r}, a name in adata.obs_names; write [{query!r}] for that cell.")
     advice = f"Give {FORMS}, such as \"{obs.columns[0] if len(obs.columns) else 'donor'} == 'a'\"."
     try:
         mask = obs.eval(query)

@@ -19,6 +19,7 @@ NO_EFFECT = frozenset(
     [
         "benchmark",
         "default_root_dir",
+        "drop_dataset_tail",
         "enable_checkpointing",
         "enable_model_summary",
         "learning_rate_monitor",
@@ -70,9 +71,12 @@ def training_options(plan: Mapping[str, Any], trainer: Mapping[str, Any]) -> dic
         rest = {key: value for key, value in given.items() if key not in known}
         unknown = sorted(set(rest) - NO_EFFECT)
         if unknown:
-            raise TypeError(
-                f"{name} got an unexpected keyword argument {unknown[0]!r}; it takes {', '.join(sorted(known))}."
-            )
+            told = f"{name} got an unexpected keyword argument {unknown[0]!r}"
+            if given is trainer and unknown[0] in PLAN_KEYS:
+                raise TypeError(f"{told}; it belongs to the plan: plan_kwargs={{{unknown[0]!r}: …}}.")
+            if given is plan and unknown[0] in TRAINER_KEYS | ARGUMENTS_OF_TRAIN:
+                raise TypeError(f"{told}; it is an argument of train() itself.")
+            raise TypeError(f"{told}; it takes {', '.join(sorted(known))}.")
         warn_no_effect(rest)
         options |= {key: value for key, value in given.items() if key in known}
     if options.get("check_val_every_n_epoch", 1) is None:
@@ -109,9 +113,9 @@ def honoured_callbacks(callbacks: Any) -> tuple[dict[str, Any], list[Callable[[E
     return stopping, functions
 
 
-def warn_no_effect(arguments: Mapping[str, Any]) -> None:
-    """Say which arguments of scvi-tools change nothing here."""
+def warn_no_effect(arguments: Mapping[str, Any], where: str = "") -> None:
+    """Say which arguments of scvi-tools change nothing here; `where` is what they were given to, for the message."""
     if unknown := sorted(set(arguments) - NO_EFFECT):
-        raise TypeError(f"got an unexpected keyword argument {unknown[0]!r}")
+        raise TypeError(f"{where} got an unexpected keyword argument {unknown[0]!r}".lstrip())
     if arguments:
         logger.warning("%s: accepted as in scvi-tools, without effect in ldvae.", ", ".join(sorted(arguments)))

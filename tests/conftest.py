@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from anndata import AnnData
+from hypothesis import settings
 from scipy import sparse
 from shared_data import MissingDataError, fetch
 
@@ -18,6 +19,8 @@ if pd.__version__ < "3":
 # Tests run side by side in several processes (pytest-xdist), which share the cores: one thread each.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+settings.register_profile("ldvae", deadline=None)  # a busy machine is no fault
+settings.load_profile("ldvae")
 
 # Files that take longest come first: workers then end at about the same time.
 SLOWEST = ("test_workflow", "test_report", "test_changes", "test_model", "test_browser", "test_config_files")

@@ -99,6 +99,21 @@ def test_unknown_arguments_are_refused_everywhere():
     for arguments in ({"bogus": 1}, {"plan_kwargs": {"bogus": 1}}, {"datasplitter_kwargs": {"bogus": 1}}):
         with pytest.raises(TypeError, match="bogus"):
             model.train(1, **arguments)
+    for arguments, told in (
+        ({"lr": 0.1}, r"it belongs to the plan: plan_kwargs=\{'lr'"),
+        ({"plan_kwargs": {"max_epochs": 3}}, r"it is an argument of train\(\) itself"),
+        ({"datasplitter_kwargs": {"bogus": 1}}, "datasplitter_kwargs got an unexpected"),
+    ):
+        with pytest.raises(TypeError, match=told):
+            model.train(1, **arguments)
+
+
+def test_what_is_no_path_is_refused_by_what_it_is():
+    model = make_model()
+    with pytest.raises(InputError, match=r"checkpoint must be a path .*, found 3"):
+        model.train(1, checkpoint=3)
+    with pytest.raises(InputError, match=r"dir_path must be a path .*, found AnnData"):
+        model.save(model.adata)
 
 
 def test_one_cell_and_data_that_were_not_set_up_are_refused():
@@ -511,6 +526,15 @@ def test_latent_coordinates_that_were_moved_are_encoded_again_where_there_are_co
     model.adata.obsm["ldvae_latent_qzm"] = model.adata.obsm["ldvae_latent_qzm"][::-1].copy()
     np.testing.assert_allclose(model.get_latent_representation(), latent, rtol=1e-5, atol=1e-6)
     assert "has been changed, or moved to another cell" in caplog.text
+
+
+def test_minified_cells_among_others_are_not_read_as_cells_without_counts():
+    model = fitted()
+    full = model.adata.copy()
+    model.minify_adata()
+    both = concat([model.adata, full[:50].copy()], join="outer", index_unique="-")
+    with pytest.raises(InputError, match="The counts of 150 of 200 cells are gone: these were minified"):
+        model.get_latent_representation(both)
 
 
 def test_columns_that_changed_are_named_alone_and_numbers_are_to_be_filled():

@@ -100,7 +100,7 @@ def test_numbers_names_and_queries_give_rows_in_their_order(given, rows):
         ("donor", "does not say yes or no for each cell"),
         ("no_such_column > 1", "is no query of adata.obs"),
         ("n ==", "is no query of adata.obs"),
-        ("v", "is no query of adata.obs"),
+        ("v", r"is the string 'v', a name in adata.obs_names; write \['v'\]"),
         ({"v", "w"}, "is a set"),
         ({"v": True}, "is a dict"),
         (OBS, "is a DataFrame"),

@@ -348,7 +348,7 @@ def test_a_type_that_loses_a_third_of_its_cells_is_told(
 def test_the_defaults_keep_the_rare_types_of_pbmc3k(shared_data: Path, tmp_path: Path) -> None:
     """Limits that fit T cells remove most megakaryocytes at 5 MADs, which the quick clustering finds and tells.
 
-    Of the dendritic cells 5 MADs remove a fifth: whether a cluster of them loses a third depends on scikit-learn's version.
+    Of the dendritic cells 5 MADs remove a fifth; whether a cluster of them loses a third depends on versions.
     """
     folder = shared_data / "pbmc3k_10x_mtx"
     types = pd.read_csv(folder / "cell_types_by_barcode.csv", index_col=0).iloc[:, 0]

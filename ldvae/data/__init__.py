@@ -17,6 +17,7 @@ from ldvae.data.counts import (
     totals_vary,
 )
 from ldvae.data.fields import (
+    MINIFIED_CELL_KEY,
     MINIFIED_KEY,
     MINIFIED_TYPES,
     Field,
@@ -33,6 +34,7 @@ from ldvae.data.setup import AnnDataManager, make_registry, register, registered
 from ldvae.data.splits import Split, TrainedOn, external_split, split_cells
 
 __all__ = [
+    "MINIFIED_CELL_KEY",
     "MINIFIED_KEY",
     "MINIFIED_TYPES",
     "AnnDataManager",

@@ -18,6 +18,7 @@ from ldvae.data.registry import Registry
 from ldvae.errors import InputError, MissingKeyError
 
 MINIFIED_KEY = "_scvi_adata_minify_type"  # in adata.uns, as in scvi-tools
+MINIFIED_CELL_KEY = "ldvae_latent_checksum"  # in adata.obs: checksum of what was kept of a minified cell
 MINIFIED_TYPES = ("latent_posterior_parameters", "latent_posterior_parameters_with_counts")
 Field: TypeAlias = np.ndarray | sparse.csr_matrix | sparse.csc_matrix | CSRDataset | CSCDataset  # of an AnnData
 

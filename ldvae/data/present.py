@@ -14,7 +14,7 @@ from scipy import sparse
 
 from ldvae.counts import verify_counts
 from ldvae.data.counts import BackedCounts, Counts, as_csr, row_blocks
-from ldvae.data.fields import MINIFIED_TYPES, matrix, minified_type, read_covariates
+from ldvae.data.fields import MINIFIED_CELL_KEY, MINIFIED_TYPES, matrix, minified_type, read_covariates
 from ldvae.data.genes import check_genes
 from ldvae.data.registry import Registry
 from ldvae.errors import InputError
@@ -58,6 +58,13 @@ def read_counts(adata: AnnData, registry: Registry, check_only: bool = False) ->
             totals[start : start + block.shape[0]] = np.asarray(block.sum(axis=1)).ravel()
             start += block.shape[0]
     if n_empty := int((totals == 0).sum()):
+        minified = pd.Series(adata.obs.get(MINIFIED_CELL_KEY, np.nan), index=adata.obs_names).notna().to_numpy()
+        if n_lost := int(minified[totals == 0].sum()):
+            raise InputError(
+                f"The counts of {n_lost} of {len(totals)} cells are gone: these were minified (they have a value in "
+                f"obs[{MINIFIED_CELL_KEY!r}]), but adata.uns does not say so, as after anndata.concat with others. "
+                "Concatenate the full data; or minified data of one model alone, with uns_merge='same'."
+            )
         warnings.warn(
             f"{n_empty} of {len(totals)} cells have no counts in {where}; they carry no information. "
             "Consider removing them with scanpy.pp.filter_cells.",
