@@ -17,10 +17,10 @@ PYTEST := pytest -q -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reor
 test: install  ## install, then all tests that need neither a cluster nor Nextflow, in parallel
 	$(PYTEST) $(TESTS)
 
-test-quick: install  ## some of them of every module, in a fifth of the time
+test-quick: install  ## those of every module that take a second or so each
 	$(PYTEST) --ignore=tests/nextflow -m "not cluster and not nextflow and not slow and not thorough" $(TESTS)
 
-test-slow: install  ## those that compute for minutes: the whole demo, real data beside the clone
+test-slow: install  ## what computes for minutes: the whole demo, fits of real size, real data beside the clone
 	pytest -q -m slow $(TESTS)
 
 lint: install  ## what must pass before a change is merged, besides the tests
@@ -35,9 +35,9 @@ docs: install  ## the site, in docs/_build/html; tutorials run, warnings are err
 	sphinx-build -W --keep-going -q -b html docs docs/_build/html
 	python docs/check_links.py docs/_build/html
 
-test-ranges:  ## quick tests with the newest (or RESOLUTION=lowest-direct: oldest) versions that pyproject.toml allows; needs uv
+test-ranges:  ## all of make test with the newest (or RESOLUTION=lowest-direct: oldest) versions that pyproject.toml allows; needs uv
 	uv venv -q --clear .venv-ranges && uv pip install -q --python .venv-ranges/bin/python --resolution $(or $(RESOLUTION),highest) -e '.[workflow,dev]'
-	.venv-ranges/bin/python -m $(PYTEST) -m "not cluster and not nextflow and not slow and not thorough"
+	.venv-ranges/bin/python -m $(PYTEST)
 
 dist: install  ## wheel and sdist in dist/
 	uv build -q || { python -m pip install -q build && python -m build; }

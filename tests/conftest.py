@@ -22,8 +22,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 settings.register_profile("ldvae", deadline=None)  # a busy machine is no fault
 settings.load_profile("ldvae")
 
-# Files that take longest come first: workers then end at about the same time.
-SLOWEST = ("test_workflow", "test_report", "test_changes", "test_model", "test_browser", "test_config_files")
+# Files that take longest come first: workers then end at about the same time. In a fresh clone the first compiles the
+# kernels, while the next ones, which need none, run beside it.
+SLOWEST = ("test_model", "test_browser", "test_workflow", "test_report", "test_changes", "test_steps_qc", "test_chunks")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

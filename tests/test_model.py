@@ -190,7 +190,7 @@ def test_a_model_can_be_made_of_a_registry_and_given_data_later():
     second.train(1, enable_progress_bar=False)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize(("scenario", "n_orders"), [("mixed", 2), ("gauss", 1)])
 def test_known_programs_lie_in_the_span_of_the_fitted_loadings_in_any_order_of_cells(scenario, n_orders):
     truth = simulate(scenario, n_obs=3000, n_vars=500, n_up=50, n_down=15, mean_total=2000, seed=1)
@@ -623,7 +623,7 @@ def donors(shared_data) -> AnnData:
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("data", ["two_batches", "donors"])
+@pytest.mark.parametrize("data", ["two_batches", pytest.param("donors", marks=pytest.mark.slow)])
 def test_a_cell_alone_in_its_batch_does_not_spoil_the_fit_and_is_named(request, data):
     adata = request.getfixturevalue(data).copy()
     plain = np.delete(negative_elbo(adata.copy()), 5)

@@ -288,8 +288,8 @@ def test_names_from_the_data_never_become_markup(small: tuple[Page, dict[str, An
 @pytest.mark.parametrize(
     "change",
     [
-        {"batches": (), "n_programs": 1},
-        {"labels": tuple(f"cell type {i}" for i in range(40)), "n_obs": 800},
+        {"batches": (), "n_programs": 1, "n_contrasts": 1},
+        {"labels": tuple(f"cell type {i}" for i in range(40)), "n_obs": 800, "n_contrasts": 1},
         {"n_obs": 40, "labels": ("only",), "n_contrasts": 0},
     ],
     ids=["no batch and one program", "40 cell types", "few cells of one kind"],

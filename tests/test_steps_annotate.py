@@ -20,8 +20,6 @@ from ldvae.io import write_table
 from ldvae.neighbors import add_neighbors
 from ldvae.steps.annotate import add_embedding, annotate, methods
 
-pytestmark = pytest.mark.thorough
-
 CELLS = [f"c{i}" for i in range(90)]
 GENES = [f"G{i}" for i in range(30)]
 
@@ -61,6 +59,7 @@ def annotated(inputs: Path) -> AnnData:
     return anndata.read_h5ad(inputs / "annotated.h5ad")
 
 
+@pytest.mark.thorough
 def test_factors_of_the_best_run_and_programs_are_aligned_by_name(annotated: AnnData, inputs: Path) -> None:
     with np.load(inputs / "runs" / "k3-s0-aaaaaa" / "factors.npz") as run:
         np.testing.assert_array_equal(annotated.obsm["X_ldvae"], run["scores"])
@@ -75,6 +74,7 @@ def test_factors_of_the_best_run_and_programs_are_aligned_by_name(annotated: Ann
     assert list(annotated.uns["ldvae"]["programs"]) == ["P1", "P2"]
 
 
+@pytest.mark.thorough
 def test_of_many_cells_a_sample_is_embedded_and_the_others_are_placed_in_it(inputs: Path, tmp_path: Path) -> None:
     shutil.copytree(inputs, tmp_path / "r")
     config = AnnotateConfig(resolution=0.5, n_neighbors=10).model_copy(update={"max_cells": 60})
@@ -98,11 +98,13 @@ def test_of_many_cells_a_sample_is_embedded_and_the_others_are_placed_in_it(inpu
     assert "sample" not in sentence.text
 
 
+@pytest.mark.thorough
 def test_clusters_are_the_clouds(annotated: AnnData) -> None:
     pairs = pd.crosstab(annotated.obs["type"], annotated.obs["leiden"])
     assert ((pairs > 0).sum(axis=0) == 1).all()
 
 
+@pytest.mark.thorough
 def test_expression_is_log_normalised_and_counts_are_kept(annotated: AnnData, inputs: Path) -> None:
     counts = anndata.read_h5ad(inputs / "setup" / "counts.h5ad")
     np.testing.assert_array_equal(annotated.layers["counts_ldvae"].toarray(), counts.X.toarray())
@@ -110,12 +112,14 @@ def test_expression_is_log_normalised_and_counts_are_kept(annotated: AnnData, in
     np.testing.assert_allclose(per_cell, np.median(counts.X.toarray().sum(axis=1)), rtol=1e-4)
 
 
+@pytest.mark.thorough
 def test_layers_of_the_input_are_there_again(annotated: AnnData, inputs: Path) -> None:
     others = anndata.read_h5ad(inputs / "qc" / "layers.h5ad")[CELLS, GENES]
     np.testing.assert_array_equal(annotated.layers["counts"], others.layers["counts"])
     np.testing.assert_array_equal(annotated.obsp["kin"].toarray(), others.obsp["kin"].toarray())
 
 
+@pytest.mark.thorough
 def test_cellxgene_finds_what_it_requires(annotated: AnnData) -> None:
     """Embeddings are finite arrays called X_…, names are unique text, and obs has only numbers and categories."""
     assert annotated.obs_names.is_unique
@@ -131,6 +135,7 @@ def test_cellxgene_finds_what_it_requires(annotated: AnnData) -> None:
         )
 
 
+@pytest.mark.thorough
 def test_scanpy_goes_on_from_the_file(annotated: AnnData) -> None:
     import scanpy
 
@@ -206,6 +211,7 @@ def test_the_search_is_scanpys_own_whatever_kind_of_array_pynndescent_returns(mo
     assert (adata.obsp["connectivities"] != usual.obsp["connectivities"]).nnz == 0
 
 
+@pytest.mark.thorough
 def test_what_the_user_brought_stays_beside_what_is_added(inputs: Path, annotated: AnnData, tmp_path: Path) -> None:
     shutil.copytree(inputs, tmp_path / "r")
     path = tmp_path / "r" / "setup" / "counts.h5ad"

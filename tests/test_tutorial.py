@@ -10,7 +10,7 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_the_tutorial_runs_with_the_import_line_changed(shared_data, tmp_path, monkeypatch, capsys):
     import matplotlib
 
