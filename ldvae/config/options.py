@@ -180,7 +180,12 @@ def unknown(key: Any, known: Iterable[str]) -> str:
 class ModelConfig(Options):
     """Architecture of the linearly decoded VAE; the defaults are those of scvi-tools' LinearSCVI."""
 
-    n_latent: int = Field(10, ge=1, description="Number of factors (dimensions of the latent space).")
+    n_latent: int = Field(
+        10,
+        ge=1,
+        description="Number of factors (dimensions of the latent space). For gene programs start with 14, which "
+        "can hold more of them.",
+    )
     n_hidden: int = Field(128, ge=1, description="Units in each hidden layer of the encoders.")
     n_layers: int = Field(1, ge=1, description="Hidden layers of the encoder of z.")
     dropout_rate: float = Field(0.1, ge=0, lt=1, description="Dropout rate of the encoders, from 0 to below 1.")
