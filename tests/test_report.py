@@ -565,7 +565,7 @@ def test_the_index_says_first_what_is_not_finished_and_why(tmp_path: Path) -> No
     assert block["dataset"] == ["broken", "waiting", "kang"], "what failed comes first"
     assert block["state"] == ["failed in qc", "not finished", "finished"]
     said = layout.SUMMARY.at(tmp_path).read_text()
-    assert said.startswith("Finished: 1 dataset.")
+    assert said.startswith("Finished: 1 of 3 datasets.")
     assert "broken: not finished.\n  ldvae qc: min_genes = 9999 removes <all> cells" in said
     assert f"open {tmp_path}/index.html" in said
 

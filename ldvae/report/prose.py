@@ -459,7 +459,9 @@ def end_of_run(summaries: list[dict[str, Any]], page: str, unfinished: Sequence[
     -------
     Lines for a terminal: what was found and what was not in each dataset, its warnings, and what to open next.
     """
-    lines = [f"Finished: {counted(len(summaries), 'dataset')}."]
+    names = {one["dataset"] for one in [*summaries, *unfinished] if one["dataset"] != "across"}
+    some = f"{len(summaries)} of " * (len(names) > len(summaries))
+    lines = [f"Finished: {some}{counted(len(names), 'dataset')}."]
     for one in summaries:
         seconds = sum(float(run.get("wall_s") or 0) for run in one["runs"])
         lines.append(f"{one['dataset']} ({counted(len(one['runs']), 'run')}, {seconds / 60:.1f} min of training):")

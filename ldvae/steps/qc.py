@@ -119,7 +119,7 @@ def qc(
         if batch_key is None and len(files) > 1:
             batch_key = file_key
         batch = batches(adata, batch_key)
-        logger.info("%d cells and %d genes in %d batches.", adata.n_obs, adata.n_vars, batch.nunique())
+        logger.info("%d cells, %d genes; batches: %d.", adata.n_obs, adata.n_vars, batch.nunique())
 
         metrics = measure(adata, config, counts)
         limits = find_limits(metrics, batch, config)

@@ -153,7 +153,7 @@ def test_a_mistake_ends_its_dataset_alone_and_the_index_tells_it(pipeline):
     for said in (page, done.text):
         assert re.search("ldvae qc.*min_genes", said)
         assert "ended with exit code 9 at attempt 1. almost done" in said
-    assert "Finished: 2 datasets." in done.text
+    assert "Finished: 2 of 4 datasets." in done.text
     assert f"open {pipeline.folder}/results/index.html" in done.text
 
     # Once it is right, it is no failure any more.

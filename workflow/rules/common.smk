@@ -137,9 +137,10 @@ def reachable(url):
 def made_otherwise(dataset):
     """Verbs whose results are there and were made with other options, files or runs."""
     found = layout.made_otherwise(in_results(dataset), plan.datasets[dataset])
-    if found and workflow.is_main_process:  # Snakemake gives "Forced execution" as the reason
+    told = [verb for verb in found if verb != "plan"]  # which only writes the options down
+    if told and workflow.is_main_process:  # Snakemake gives "Forced execution" as the reason
         logger.warning(
-            f"{dataset}: made with other options, files or runs than those of the config: {', '.join(found)}."
+            f"{dataset}: made with other options, files or runs than those of the config: {', '.join(told)}."
         )
     return found
 
