@@ -340,7 +340,7 @@ def test_a_type_that_loses_a_third_of_its_cells_is_told(
     _, _, summary = run(raw, tmp_path, config)
     assert summary["types"] == "Cell.Type"
     assert summary["per_type"] == {"common": {"before": 54, "after": 54}, "rare": {"before": 6, "after": 3}}
-    assert "rare loses 3 of its 6 cells" in caplog.text
+    assert "rare: 3 of 6 cells are removed" in caplog.text
     assert "common loses" not in caplog.text
 
 

@@ -11,6 +11,7 @@ include { ACROSS   } from './processes/across'
 include { REPORT   } from './processes/report'
 include { INDEX    } from './processes/index'
 include { keep     } from './processes/resources'
+include { keep_partitions } from './slurm'
 
 // From raw counts to gene programs and a report: every dataset of a config.
 workflow LDVAE {
@@ -20,6 +21,7 @@ workflow LDVAE {
 
     main:
     failures().deleteDir()
+    keep_partitions()
     PLAN(config, named_files(config))
     plan = PLAN.out.plan.map { json -> new groovy.json.JsonSlurperClassic().parseText(json.text) }
     // Each dataset as `ldvae plan` describes it. A process gets only its own part, else every edit would rerun everything.

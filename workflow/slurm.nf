@@ -1,4 +1,57 @@
-// Jobs that wait on Slurm for what never comes: Nextflow would wait with them without a word.
+// What a Slurm allows, and jobs that wait for what never comes: Nextflow would wait with them without a word.
+
+// Ask sinfo once what a job can get in each partition at most, and keep it; nothing where no Slurm answers.
+def keep_partitions() {
+    partitions_file().parent.deleteDir()
+    partitions_file().parent.mkdirs()
+    partitions_file().text = groovy.json.JsonOutput.toJson('slurm' in workflow.profile.tokenize(',') ? read_partitions(told_by_sinfo()) : [])
+}
+
+def told_by_sinfo() {
+    try {
+        return ['sinfo', '--noheader', '--exact', '--format', '%P|%l|%m'].execute().text
+    }
+    catch (IOException _none) {
+        return ''
+    }
+}
+
+// Of lines `name|time limit|MB of a node`, one for each kind of node; the default partition ends in *.
+def read_partitions(text) {
+    return text.readLines().collect { line ->
+        def (name, limit, mb) = line.tokenize('|')
+        [name: name - '*', is_default: name.endsWith('*'), minutes: minutes(limit), mem_mb: (mb - '+') as long]
+    }
+}
+
+// Of a limit such as 2-12:00:00, 1:00:00 or 30:00; none is a long time.
+def minutes(limit) {
+    if (!(limit ==~ /[\d:-]+/)) {
+        return Integer.MAX_VALUE
+    }
+    def (days, clock) = limit.contains('-') ? limit.tokenize('-') : ['0', limit]
+    def parts = ([0, 0] + clock.tokenize(':')*.toInteger()).takeRight(3)
+    return days.toInteger() * 1440 + parts[0] * 60 + parts[1]
+}
+
+// What a task asks for, minutes or mem_mb, and no more than its partition has, which is told once of each process.
+def capped(task, what, wanted) {
+    def known = partitions_file().exists() ? new groovy.json.JsonSlurperClassic().parseText(partitions_file().text) : []
+    def names = task.queue?.tokenize(',')
+    def most = known.findAll { place -> names ? place.name in names : place.is_default }.collect { place -> place[what] as long }.max()
+    if (most == null || wanted <= most) {
+        return wanted
+    }
+    if (partitions_file().resolveSibling("${task.process}-${what}".replace(':', '-')).toFile().createNewFile()) {
+        def unit = what == 'minutes' ? 'minutes' : 'MB'
+        log.warn("${task.process} asks for ${most} of ${wanted} ${unit}, the most that its partition has. If that is not enough, give it another process.queue (docs/nextflow.md, Set up a site).")
+    }
+    return most
+}
+
+def partitions_file() {
+    return file("${workflow.workDir}/partitions/${workflow.sessionId}/partitions.json")
+}
 
 // Reasons of `squeue` that do not pass by waiting, and what to do; ldvae/config/slurm.py has them for Snakemake.
 def remedies() {

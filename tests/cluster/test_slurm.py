@@ -73,7 +73,7 @@ def test_a_requeued_and_then_preempted_training_ends_in_the_same_bits(ready, und
     run_again_at_once(ready, job, restarts=2)
     assert snakemake.wait() == 0
     assert [(job["Restarts"], job["JobState"]) for job in ready.train_jobs()] == [("2", "COMPLETED")]
-    assert ready.train_log().count("stopped by SIGTERM") == ready.train_log().count("Resumed from epoch") == 2
+    assert ready.train_log().count("Resumed from epoch") == 1  # Snakemake removes a log when its job starts again
     assert ready.bits() == undisturbed
     assert not list(ready.folder.glob("checkpoints/*/*"))
 

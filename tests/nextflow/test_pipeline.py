@@ -198,6 +198,27 @@ def test_a_training_is_given_what_compute_says_and_asks_for_time_by_its_values(p
     assert called.count("--checkpoint-minutes 3.0 --device cpu --threads 2 ") == 2
 
 
+def test_a_job_asks_for_no_more_than_its_partition_has(pipeline):
+    """As `sinfo` tells of them: the partition cpu allows 20 hours and has nodes of 2,500 MB, gpu allows 15 minutes."""
+    pipeline.configure(**small(datasets={"one": SMALL["datasets"]["one"]}, sweep={"seeds": [0]}))
+    pipeline.quick()
+    sinfo = pipeline.folder / "quick" / "sinfo"
+    sinfo.write_text(
+        "#!/bin/sh\nprintf 'cpu*|20:00:00|2500\\ngpu|15:00|9000\\ngpu|15:00|500+\\nbig|infinite|9000\\n'\n"
+    )
+    sinfo.chmod(0o755)
+    done = pipeline.run("--config", "config.yaml", "-profile", "slurm", "-process.executor", "local")
+    assert done.code == 0, done.text
+    jobs = {row["process"].split(":")[-1]: row for row in done.trace}
+    asked = {name: (int(jobs[name]["memory"]) >> 20, int(jobs[name]["time"]) / 60e3) for name in STEPS}
+    assert asked["TRAIN"][1] == 15
+    assert asked["TRAIN"][0] >= 3000
+    assert asked["QC"] == (2500, 20)
+    assert asked["DE"][0] == 2500
+    assert done.text.count("LDVAE:TRAIN asks for 15 of 20 minutes, the most that its partition has") == 1
+    assert done.text.count("the most that its partition has") == 4  # and the memory of QC, ANNOTATE and DE
+
+
 def test_a_job_that_is_always_killed_ends_after_three_attempts(pipeline):
     pipeline.configure(**small(datasets={"one": SMALL["datasets"]["one"]}))
     pipeline.quick("if [ $1 = setup ]; then exit 137; fi")

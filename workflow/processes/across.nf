@@ -3,8 +3,8 @@ include { image ; memory ; time } from './resources'
 // Compare the programs of several datasets: which they share, and which are one's own.
 process ACROSS {
     tag 'all datasets'
-    memory { memory('across', [qc, programs], task.attempt) }
-    time { time('across', [qc, programs], task.attempt) }
+    memory { memory('across', [qc, programs], task) }
+    time { time('across', [qc, programs], task) }
 
     conda "${moduleDir}/../../envs/ldvae.yaml"
     container { image(workflow.containerEngine, task.ext.image) }

@@ -3,8 +3,8 @@ include { image ; memory ; time } from './resources'
 // Put the best fit, the programs, UMAP and clusters into one AnnData.
 process ANNOTATE {
     tag "${meta.id}"
-    memory { memory('annotate', [parts, runs], task.attempt) }
-    time { time('annotate', [parts, runs], task.attempt) }
+    memory { memory('annotate', [parts, runs], task) }
+    time { time('annotate', [parts, runs], task) }
 
     conda "${moduleDir}/../../envs/ldvae.yaml"
     container { image(workflow.containerEngine, task.ext.image) }

@@ -3,8 +3,8 @@ include { image ; memory ; time } from './resources'
 // Compare groups of cells gene by gene, with the best fit.
 process DE {
     tag "${meta.id}"
-    memory { memory('de', [parts, runs], task.attempt) }
-    time { time('de', [parts, runs], task.attempt) }
+    memory { memory('de', [parts, runs], task) }
+    time { time('de', [parts, runs], task) }
 
     conda "${moduleDir}/../../envs/ldvae.yaml"
     container { image(workflow.containerEngine, task.ext.image) }

@@ -3,8 +3,8 @@ include { image ; memory ; time } from './resources'
 // Average the fits of the chosen setting and turn what they share into gene programs.
 process PROGRAMS {
     tag "${meta.id}"
-    memory { memory('programs', [parts, runs], task.attempt) }
-    time { time('programs', [parts, runs], task.attempt) }
+    memory { memory('programs', [parts, runs], task) }
+    time { time('programs', [parts, runs], task) }
 
     conda "${moduleDir}/../../envs/ldvae.yaml"
     container { image(workflow.containerEngine, task.ext.image) }

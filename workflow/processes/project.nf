@@ -4,8 +4,8 @@ include { image ; memory ; time } from './resources'
 // Score other cells with the programs of a dataset.
 process PROJECT {
     tag "${meta.id} ${meta.projection}"
-    memory { memory('project', counts, task.attempt) }
-    time { time('project', counts, task.attempt) }
+    memory { memory('project', counts, task) }
+    time { time('project', counts, task) }
 
     conda "${moduleDir}/../../envs/ldvae.yaml"
     container { image(workflow.containerEngine, task.ext.image) }

@@ -4,8 +4,8 @@ include { image ; memory ; time } from './resources'
 // Read the counts of a dataset, and keep the cells and genes that pass quality control.
 process QC {
     tag "${meta.id}"
-    memory { memory('qc', counts, task.attempt) }
-    time { time('qc', counts, task.attempt) }
+    memory { memory('qc', counts, task) }
+    time { time('qc', counts, task) }
 
     conda "${moduleDir}/../../envs/ldvae.yaml"
     container { image(workflow.containerEngine, task.ext.image) }

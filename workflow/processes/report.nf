@@ -3,8 +3,8 @@ include { image ; memory ; time } from './resources'
 // Write the report of a dataset: one page that needs no network.
 process REPORT {
     tag "${meta.id}"
-    memory { memory('report', [parts, runs], task.attempt) }
-    time { time('report', [parts, runs], task.attempt) }
+    memory { memory('report', [parts, runs], task) }
+    time { time('report', [parts, runs], task) }
 
     conda "${moduleDir}/../../envs/ldvae.yaml"
     container { image(workflow.containerEngine, task.ext.image) }

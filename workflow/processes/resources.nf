@@ -1,22 +1,25 @@
 // What a job gets: memory and time from workflow/resources.yaml, which the rules of Snakemake read too, and its image.
 
+include { capped } from '../slurm'
+
 // times: processes that read the files, each for itself.
-def memory(step, files, attempt, times = 1) {
-    return "${times * scaled(resources(step).mem_mb, files, attempt)} MB"
+def memory(step, files, task, times = 1) {
+    return "${capped(task, 'mem_mb', times * scaled(resources(step).mem_mb, files, task.attempt))} MB"
 }
 
-def time(step, files, attempt) {
-    return "${scaled(resources(step).minutes, files, attempt)} min"
+def time(step, files, task) {
+    return "${capped(task, 'minutes', scaled(resources(step).minutes, files, task.attempt))} min"
 }
 
 // Time of a training: by its values (training cells times genes times epochs), where `ldvae setup` left its summary with the counts.
-def time_to_train(meta, counts, attempt) {
+def time_to_train(meta, counts, task) {
     def values = values_to_train(meta, counts)
     if (values) {
         def asked = resources('train')
-        return "${Math.ceil((asked.minutes[0] + asked.minutes_per_1e9_values * values / 1e9) * 2 ** (attempt - 1)) as long} min"
+        def wanted = (asked.minutes[0] + asked.minutes_per_1e9_values * values / 1e9) * 2 ** (task.attempt - 1)
+        return "${capped(task, 'minutes', Math.ceil(wanted) as long)} min"
     }
-    return time('train', counts, attempt)
+    return time('train', counts, task)
 }
 
 def values_to_train(meta, counts) {

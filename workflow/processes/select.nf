@@ -3,8 +3,8 @@ include { image ; memory ; time } from './resources'
 // Compare the settings of a sweep on held-out cells and by what reproduces, and choose one.
 process SELECT {
     tag "${meta.id}"
-    memory { memory('select', runs, task.attempt) }
-    time { time('select', runs, task.attempt) }
+    memory { memory('select', runs, task) }
+    time { time('select', runs, task) }
 
     conda "${moduleDir}/../../envs/ldvae.yaml"
     container { image(workflow.containerEngine, task.ext.image) }

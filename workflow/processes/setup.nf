@@ -3,8 +3,8 @@ include { image ; memory ; time } from './resources'
 // Choose the genes to model, register batch and covariates, and split the cells once for all runs.
 process SETUP {
     tag "${meta.id}"
-    memory { memory('setup', filtered, task.attempt) }
-    time { time('setup', filtered, task.attempt) }
+    memory { memory('setup', filtered, task) }
+    time { time('setup', filtered, task) }
 
     conda "${moduleDir}/../../envs/ldvae.yaml"
     container { image(workflow.containerEngine, task.ext.image) }

@@ -6,8 +6,8 @@ process TRAIN {
     label 'gpu'
     ext gpu: { compute_of(meta, compute).device == 'cpu' ? 0 : compute_of(meta, compute).processes }
     cpus { compute_of(meta, compute).threads }
-    memory { memory('train', counts, task.attempt, compute_of(meta, compute).processes) }
-    time { time_to_train(meta, counts, task.attempt) }
+    memory { memory('train', counts, task, compute_of(meta, compute).processes) }
+    time { time_to_train(meta, counts, task) }
 
     conda "${moduleDir}/../../envs/ldvae-cuda.yaml"
     container { image(workflow.containerEngine, task.ext.image) }

@@ -29,7 +29,6 @@ rule train:
         checkpoint=lambda wildcards, output: checkpoint_of(results_of("train")(wildcards, output), wildcards.run),
         flags=lambda wildcards: training(wildcards.dataset, wildcards.run),
     # exec: Slurm's signal to stop must find the training, not a shell that dies of it before the checkpoint is written.
-    # >>: what the attempts before said stays.
     shell:
         r"""
         exec {resources.launcher} ldvae train --results {params.results:q} --checkpoint {params.checkpoint:q} \
