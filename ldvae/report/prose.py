@@ -373,7 +373,8 @@ def _found_contrasts(results: Results) -> Findings:
     if (more := int((ranked[count] > 0).sum()) - 4) > 0:
         found.append(Warning(f"{counted(more, 'more contrast')} with genes found {how}.", "de"))
     empty = [_uncalled(row) for row in ranked[ranked[count] == 0].to_dict("records")]
-    missing = [Warning(f"No gene was found {how} in {listed(empty)}; the report says why.", "de")] if empty else []
+    text = f"No gene was found {how} in {listed(empty)}; differential expression in the report says why."
+    missing = [Warning(text, "de")] if empty else []
     return Findings(found, missing)
 
 

@@ -302,8 +302,8 @@ def warn_of_lost_types(types: pd.Series, origin: str, kept: np.ndarray) -> None:
         if lost >= 3 and lost > len(own) / 3:
             what = f"Cluster {name} (of a quick clustering before quality control)" if origin == "clusters" else name
             logger.warning(
-                "%s: %d of %d cells are removed. If this is a cell type and not debris, loosen the limits that remove it "
-                "(n_mads; qc/cells.tsv.gz has the reasons).",
+                "%s: %d of %d cells are removed. If this is a cell type and not debris, loosen the limits that remove "
+                "it (n_mads; qc/cells.tsv.gz has the reasons).",
                 what, lost, len(own),
             )  # fmt: skip
 
