@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import tracemalloc
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -13,11 +15,12 @@ import pandas as pd
 import pytest
 from anndata import AnnData
 from scipy import sparse
+from scipy.io import mmwrite
 
 from ldvae import results as layout
 from ldvae.config import QcConfig
 from ldvae.errors import InputError
-from ldvae.io import ChunkedCounts, chunks, read, read_input, read_table
+from ldvae.io import ChunkedCounts, by_rows, chunks, hdf5, mtx, read, read_input, read_table, write_matrices
 from ldvae.io.chunks import StoredMatrix
 from ldvae.steps import doublets
 from ldvae.steps.qc import qc
@@ -83,6 +86,129 @@ def test_some_rows_at_a_time_are_the_rows_of_the_whole(raw: AnnData, tmp_path: P
         for name in ("data", "indices", "indptr"):
             np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
         assert found.dtype == np.float32
+
+
+@pytest.fixture
+def large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every matrix is too large to be read as a whole: 1,000 entries are read at once, 3,000 sorted."""
+    monkeypatch.setattr(read, "FEW", 0)
+    monkeypatch.setattr(by_rows, "SORTED_AT_ONCE", 3_000)
+    for module in (hdf5, mtx):
+        monkeypatch.setattr(module, "READ_AT_ONCE", 1_000)
+
+
+@pytest.mark.usefixtures("large")
+@pytest.mark.filterwarnings("ignore")  # of zarr's formats
+@pytest.mark.parametrize("kind", ["csc", "zarr", "10x", "cells in rows", "alevin-fry", "real"])
+def test_what_is_not_stored_by_rows_is_written_by_rows(raw: AnnData, tmp_path: Path, kind: str) -> None:
+    path, options = tmp_path / "counts", {}
+    if kind in ("csc", "zarr"):
+        raw.X = raw.X.tocsc().astype(np.int16)
+        path = path.with_suffix(".h5ad" if kind == "csc" else ".zarr")
+        (raw.write_h5ad if kind == "csc" else raw.write_zarr)(path)
+    else:
+        x, genes = raw.X.astype(np.float64 if kind == "real" else np.int64), list(raw.var_names)
+        if kind == "alevin-fry":
+            genes = [*genes[:100], *(f"{name}-U" for name in genes[:100]), *(f"{name}-A" for name in genes[:100])]
+            options = {"transpose": False}
+        path.mkdir()
+        in_rows = kind in ("10x", "real")
+        with gzip.open(path / "matrix.mtx.gz", "wb") as file:
+            mmwrite(file, x.T if in_rows else x, comment="one\ntwo")
+        (path / "genes.tsv").write_text("\n".join(genes))
+        (path / "barcodes.tsv").write_text("\n".join(f"cell_{i}" for i in range(raw.n_obs)))
+    whole = read_input([path], **options)
+    adata = read_input([path], chunked=True, scratch=tmp_path / "scratch" / "here", **options)
+    counts = adata.uns.pop("ldvae_counts")
+    assert counts.on_disk
+    pd.testing.assert_frame_equal(adata.var, whole.var)
+    assert (sparse.vstack([x for _, x in counts.chunks()]) != whole.X).nnz == 0
+    assert sum(x.nnz for _, x in counts.chunks()) == whole.X.nnz
+    found = [file for file in (tmp_path / "scratch").rglob("*") if file.is_file()]
+    assert len(found) == 1  # no block is left
+
+
+@pytest.mark.usefixtures("large")
+def test_a_matrix_that_is_cut_short_is_refused_before_it_is_sorted(raw: AnnData, tmp_path: Path) -> None:
+    mmwrite(tmp_path / "matrix.mtx", raw.X.T.astype(int))
+    lines = (tmp_path / "matrix.mtx").read_text().splitlines()
+    (tmp_path / "genes.tsv").write_text("\n".join(raw.var_names))
+    (tmp_path / "barcodes.tsv").write_text("\n".join(raw.obs_names))
+    (tmp_path / "matrix.mtx").write_text("\n".join(lines[:-5]))
+    with pytest.raises(InputError, match=f"has {raw.X.nnz - 5} of the {raw.X.nnz} entries that its header announces"):
+        read_input([tmp_path], chunked=True, scratch=tmp_path / "scratch")
+    (tmp_path / "matrix.mtx").write_text("\n".join([*lines[:-1], "301 1 1"]))
+    with pytest.raises(InputError, match="an entry lies outside of the 180 by 300 matrix"):
+        read_input([tmp_path], chunked=True, scratch=tmp_path / "scratch")
+
+
+@pytest.mark.usefixtures("large")
+@pytest.mark.parametrize("store", ["csr", "csc", "dense"])
+def test_no_matrix_is_ever_in_memory_as_a_whole(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (chunks, read):
+        monkeypatch.setattr(module, "ROWS", 40)
+    for module, name in ((hdf5, "READ_AT_ONCE"), (by_rows, "SORTED_AT_ONCE"), (chunks, "VALUES")):
+        monkeypatch.setattr(module, name, 20_000)
+    x = np.random.default_rng(0).poisson(0.7, (2000, 1000)).astype(np.float32)
+    kept = {"csr": sparse.csr_matrix, "csc": sparse.csc_matrix, "dense": np.asarray}[store]
+    adata = AnnData(kept(np.log1p(x)), layers={"counts": kept(x)})
+    adata.obs_names, adata.var_names = [f"c{i}" for i in range(2000)], [f"G{i}" for i in range(1000)]
+    adata.raw = adata.copy()
+    adata.write_h5ad(tmp_path / "counts.h5ad")
+    others = AnnData(obs=adata.obs, var=adata.var)
+    del adata
+    read_input([tmp_path / "counts.h5ad"], layer="counts", layers=True, chunked=True, scratch=tmp_path / "warm")
+    tracemalloc.start()
+    found = read_input([tmp_path / "counts.h5ad"], layer="counts", layers=True, chunked=True, scratch=tmp_path / "s")
+    total = sum(counts.sum() for _, counts in found.uns["ldvae_counts"].chunks())
+    others.write_h5ad(tmp_path / "layers.h5ad")
+    layers, as_raw = found.uns["ldvae_layers"], found.uns["ldvae_raw"]
+    write_matrices(tmp_path / "layers.h5ad", layers, as_raw, "lzf")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert total == x.sum()
+    assert peak < 3e6 < x.size * 8 / 3  # one matrix has 8 MB (CSR, half of its values are zero) or more
+    written = anndata.read_h5ad(tmp_path / "layers.h5ad")
+    assert isinstance(written.layers["input_X"], np.ndarray) == (store == "dense")
+    for matrix in (written.layers["input_X"], written.raw.X):
+        np.testing.assert_array_equal(matrix if store == "dense" else matrix.toarray(), np.log1p(x))
+
+
+def test_layers_of_several_files_are_those_that_all_have(raw: AnnData, tmp_path: Path) -> None:
+    raw.layers["spliced"], raw.layers["dense"] = raw.X.astype(np.int32), raw.X.toarray()
+    raw.raw = raw.copy()
+    first, second = raw[:80, 20:].copy(), raw[80:, ::-1].copy()
+    first.layers["own"] = first.X.copy()
+    second.layers["spliced"] = second.layers["spliced"].astype(np.float32)
+    second.layers["spliced"].data += 0.5
+    first.write_h5ad(tmp_path / "a.h5ad")
+    second.write_h5ad(tmp_path / "b.h5ad")
+    paths, options = [tmp_path / "a.h5ad", tmp_path / "b.h5ad"], {"subset_key": "donor", "subset": ["d0"]}
+    whole = read_input(paths, layers=True, **options)
+    found = read_input(paths, layers=True, chunked=True, **options)
+    assert sorted(found.uns["ldvae_layers"]) == ["dense", "spliced"]
+    rows = np.arange(found.n_obs)
+    for name, matrix in found.uns["ldvae_layers"].items():
+        x, expected = matrix.stored(rows), whole.layers[name]
+        assert (x.dtype, sparse.issparse(x)) == (np.float64 if name == "spliced" else np.float32, name == "spliced")
+        assert (x != expected).sum() == 0
+    pd.testing.assert_frame_equal(found.uns["ldvae_raw"].var, whole.raw.var)
+    assert (found.uns["ldvae_raw"].matrix.stored(rows) != whole.raw.X).nnz == 0
+
+
+def test_a_loom_file_is_read_some_cells_at_a_time(
+    raw: AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chunks, "VALUES", 1_000)  # of 300 genes
+    with h5py.File(tmp_path / "counts.loom", "w") as file:
+        file["matrix"] = raw.X.toarray().T
+        file["layers/spliced"] = 2 * raw.X.toarray().T
+        file["col_attrs/CellID"] = raw.obs_names.to_numpy("S")
+        file["row_attrs/Gene"] = raw.var_names.to_numpy("S")
+    whole, counts = read_twice([tmp_path / "counts.loom"], layer="spliced")
+    assert counts.on_disk
+    assert counts.parts[0].at_once == 3
+    assert (sparse.vstack([x for _, x in counts.chunks()]) != whole.X).nnz == 0
 
 
 def test_several_files_share_genes_and_a_subset_is_one_of_all_of_them(raw: AnnData, tmp_path: Path) -> None:

@@ -23,7 +23,18 @@ from scipy import sparse
 
 from ldvae import cli
 from ldvae.errors import InputError
-from ldvae.io import files_of, objects_to_categories, read_annotation, read_gene_list, read_gmt, read_input
+from ldvae.io import (
+    ChunkedMatrix,
+    RawMatrix,
+    files_of,
+    objects_to_categories,
+    read_annotation,
+    read_gene_list,
+    read_gmt,
+    read_input,
+    write_matrices,
+)
+from ldvae.io.chunks import LoadedMatrix
 from ldvae.steps.annotate import add_layers
 from ldvae.steps.qc import others_apart
 
@@ -859,6 +870,9 @@ def test_files_named_alike_are_told_why_they_share_no_gene(tmp_path: Path, caplo
     named.write_h5ad(tmp_path / "b.h5ad")
     assert read_input([tmp_path / "a.h5ad", tmp_path / "b.h5ad"], gene_names="index").n_vars == 60
     assert "a and b hold the same cells with the same counts" in caplog.text
+    caplog.clear()
+    read_input([tmp_path / "a.h5ad", tmp_path / "b.h5ad"], gene_names="index", chunked=True)
+    assert "a and b hold the same cells with the same counts" in caplog.text
     with pytest.raises(InputError, match="is named twice among the input files"):
         read_input([tmp_path / "a.h5ad", tmp_path / "." / "a.h5ad"], ["x", "y"])
 
@@ -921,18 +935,26 @@ def test_raw_and_pairs_of_cells_and_genes_are_kept(n_files: int, chunked: bool, 
         adata.write_h5ad(path)
     read = read_input(paths, layer="counts", layers=True, chunked=chunked)
     n = 60 * n_files
-    np.testing.assert_array_equal(read.raw.X.toarray(), np.tile(np.log1p(X), (n_files, 1)))
-    assert read.raw.var_names.tolist() == SYMBOLS
+    raw = read.uns.pop("ldvae_raw") if chunked else RawMatrix(ChunkedMatrix((LoadedMatrix(read.raw.X),)), read.raw.var)
+    assert [name for name in read.layers if name is not None] == ([] if chunked else ["input_X"])
+    layers = read.uns.pop("ldvae_layers") if chunked else {}
+    assert list(layers) == (["input_X"] if chunked else [])
+    np.testing.assert_array_equal(raw.matrix.stored(np.arange(n)).toarray(), np.tile(np.log1p(X), (n_files, 1)))
+    assert raw.var.index.tolist() == SYMBOLS
     np.testing.assert_array_equal(read.obsp["kin"].toarray(), 2 * np.eye(n))
     np.testing.assert_array_equal(read.varp["near"], 3 * np.eye(55))
     np.testing.assert_array_equal(read.varm["PCs"], adata.varm["PCs"])
     kept = read[10:50].copy()
     others = others_apart(kept)
-    assert kept.raw is None
     assert "neighbors" not in kept.uns
     others.write_h5ad(tmp_path / "layers.h5ad")
-    add_layers(kept, anndata.read_h5ad(tmp_path / "layers.h5ad"))
-    np.testing.assert_array_equal(kept.raw.X.toarray(), read.raw.X.toarray()[10:50])
+    some = np.arange(10, 50)
+    of_kept = {name: matrix.take(some) for name, matrix in layers.items()}
+    write_matrices(tmp_path / "layers.h5ad", of_kept, raw._replace(matrix=raw.matrix.take(some)))
+    found = add_layers(kept, tmp_path / "layers.h5ad")
+    expected = np.tile(np.log1p(X), (n_files, 1))[10:50]
+    np.testing.assert_array_equal(found.matrix.stored(np.arange(40)).toarray(), expected)
+    np.testing.assert_array_equal(kept.layers["input_X"].toarray(), expected[:, 5:])
     assert kept.obsp["kin"].sum() == 2 * 40
     assert ("neighbors" in kept.uns) == (n_files == 1)  # of several files, each had its own
 

@@ -2,12 +2,13 @@
 
 `read` puts the parts together: `formats` finds the reader of a file (`hdf5`, `mtx` or `text`), which gives what is
 `stored` in it; `matrices` and `annotation` make it verified counts with tidy tables, `several` one of many files.
+`chunks` reads matrices some rows at a time, those that are not stored so after `by_rows` has written them anew.
 """
 
 from ldvae.io.annotation import MAX_CELLS, group_names, meant_group, objects_to_categories, obs_column, thinned
-from ldvae.io.chunks import ChunkedCounts, write_chunked
+from ldvae.io.chunks import ChunkedCounts, ChunkedMatrix, RawMatrix, write_chunked, write_matrices
 from ldvae.io.formats import files_of, sha256_of_input
-from ldvae.io.hdf5 import read_h5ad
+from ldvae.io.hdf5 import read_h5ad, read_without_matrices
 from ldvae.io.messages import collected_warnings, listed
 from ldvae.io.read import counts_of, read_file, read_input, reading_options
 from ldvae.io.stored import has_neighbors, in_memory
@@ -17,6 +18,8 @@ from ldvae.io.write import atomic, plain, read_table, write_json, write_table
 __all__ = [
     "MAX_CELLS",
     "ChunkedCounts",
+    "ChunkedMatrix",
+    "RawMatrix",
     "atomic",
     "collected_warnings",
     "counts_of",
@@ -36,10 +39,12 @@ __all__ = [
     "read_h5ad",
     "read_input",
     "read_table",
+    "read_without_matrices",
     "reading_options",
     "sha256_of_input",
     "thinned",
     "write_chunked",
     "write_json",
+    "write_matrices",
     "write_table",
 ]

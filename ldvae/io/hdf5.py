@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -15,9 +15,10 @@ from anndata import AnnData
 from scipy import sparse
 
 from ldvae.errors import InputError, suggestion
-from ldvae.io.chunks import StoredMatrix
+from ldvae.io.by_rows import READ_AT_ONCE, ByEntries, Entries
+from ldvae.io.chunks import ChunkedMatrix, RawMatrix, StoredMatrix
 from ldvae.io.matrices import as_csr, as_numbers
-from ldvae.io.messages import listed
+from ldvae.io.messages import listed, reading
 from ldvae.io.stored import Stored, layer_name, others_of
 
 logger = logging.getLogger(__name__)
@@ -49,11 +50,7 @@ def read_anndata(path: Path) -> Stored:
             {name: partial(load_matrix, path, prefix + key) for name, key in keys.items()},
             read_elem(store["raw/var"]) if "raw/var" in store else None,
             others,
-            on_disk={
-                name: StoredMatrix(path, prefix + key, shape)
-                for name, key in keys.items()
-                if (shape := shape_by_rows(store[key]))
-            },
+            on_disk=stored_matrices(path, file, {name: prefix + key for name, key in keys.items()}),
         )
 
 
@@ -84,12 +81,14 @@ def read_old_anndata(path: Path) -> Stored:
     adata.file.close()
     with opened(path) as file:
         keys = matrices_of(file)
+        on_disk = stored_matrices(path, file, keys)
     return Stored(
         adata.obs,
         adata.var,
         {name: partial(load_matrix, path, key) for name, key in keys.items()},
         None if adata.raw is None else adata.raw.var,
         partial(others_of, adata),
+        on_disk=on_disk,
     )
 
 
@@ -105,16 +104,44 @@ def matrices_of(store: Any) -> dict[str, str]:
     return x | {layer_name(name, x | raw): f"layers/{name}" for name in store.get("layers", ())} | raw
 
 
-def shape_by_rows(group: Any) -> tuple[int, int] | None:
-    """Shape of a matrix of an h5ad file or zarr store of which some rows can be read; None for others, such as CSC."""
-    if not hasattr(group, "keys"):
-        return (int(group.shape[0]), int(group.shape[1])) if group.ndim == 2 and not lacks_chunks(group) else None
-    if "indptr" not in group or any(lacks_chunks(group[name]) for name in ("data", "indices", "indptr")):
-        return None  # the whole matrix shows what is missing
-    attributes = dict(group.attrs)
-    kind = str(attributes.get("encoding-type", attributes.get("h5sparse_format", "")))[:3]
-    shape = attributes.get("shape", attributes.get("h5sparse_shape"))
-    return (int(shape[0]), int(shape[1])) if kind == "csr" and shape is not None else None
+def stored_matrices(path: Path, file: Any, keys: Mapping[str, str]) -> dict[str, StoredMatrix | ByEntries]:
+    """Those of the matrices of an h5ad file or zarr store that need not be read as a whole: CSR, dense and CSC."""
+    found: dict[str, StoredMatrix | ByEntries] = {}
+    for name, key in keys.items():
+        group = file[key]
+        if not hasattr(group, "keys"):
+            if group.ndim == 2 and group.dtype.kind in "biuf" and not lacks_chunks(group):
+                found[name] = StoredMatrix(path, key, (int(group.shape[0]), int(group.shape[1])))
+            continue
+        if "indptr" not in group or any(lacks_chunks(group[name]) for name in ("data", "indices", "indptr")):
+            continue  # the whole matrix shows what is missing
+        attributes = dict(group.attrs)
+        kind = str(attributes.get("encoding-type", attributes.get("h5sparse_format", "")))[:3]
+        shape = attributes.get("shape", attributes.get("h5sparse_shape"))
+        if shape is None or group["data"].dtype.kind not in "biuf":
+            continue
+        n_obs, n_vars = (int(n) for n in shape)
+        if kind == "csr":
+            found[name] = StoredMatrix(path, key, (n_obs, n_vars))
+        if kind == "csc":
+            n_stored, dtype = int(group["data"].shape[0]), as_numbers(group["data"][:0]).dtype
+            found[name] = ByEntries((n_obs, n_vars), n_stored, dtype, partial(entries_by_columns, path, key))
+    return found
+
+
+def entries_by_columns(path: Path, key: str) -> Iterator[Entries]:
+    """The entries of a CSC matrix of an h5ad file or zarr store, column by column: rows, columns, values."""
+    with opened(path) as file:
+        group = file[key]
+        indptr = np.asarray(group["indptr"][:], np.int64)
+        if indptr[0] != 0 or (np.diff(indptr) < 0).any() or indptr[-1] != group["indices"].shape[0]:
+            raise ValueError("its columns (indptr) do not fit its entries")
+        for start in range(0, int(indptr[-1]), READ_AT_ONCE):
+            stop = min(start + READ_AT_ONCE, int(indptr[-1]))
+            first, last = np.searchsorted(indptr, [start, stop - 1], side="right") - 1
+            sizes = np.diff(np.clip(indptr[first : last + 2], start, stop)).astype(np.int64)
+            columns = np.repeat(np.arange(first, last + 1), sizes)
+            yield np.asarray(group["indices"][start:stop]), columns, as_numbers(group["data"][start:stop])
 
 
 def load_matrix(path: Path, key: str) -> Any:
@@ -178,6 +205,16 @@ def read_h5ad(path: Path, **options: Any) -> AnnData:
         raise InputError(
             f"{path}: cannot be read as h5ad ({error}); if a full disk or a broken copy cut it off, make it anew."
         ) from error
+
+
+def read_without_matrices(path: Path) -> tuple[AnnData, dict[str, ChunkedMatrix], RawMatrix | None]:
+    """An h5ad file that an earlier step wrote, without X; its layers and raw, which are read some rows at a time."""
+    with reading(path, "h5ad"):
+        stored = read_anndata(path)
+        adata = AnnData(obs=stored.obs, var=stored.var, **stored.others(["obsm", "varm", "uns", "obsp", "varp"]))
+    matrices = {part.key: ChunkedMatrix((part,)) for part in stored.on_disk.values() if isinstance(part, StoredMatrix)}
+    layers = {key.removeprefix("layers/"): matrix for key, matrix in matrices.items() if key.startswith("layers/")}
+    return adata, layers, None if stored.raw_var is None else RawMatrix(matrices["raw/X"], stored.raw_var)
 
 
 def opened(path: Path) -> Any:
@@ -274,6 +311,7 @@ def read_loom(path: Path) -> Stored:
         obs, obsm = loom_attributes(file["col_attrs"])
         var, varm = loom_attributes(file["row_attrs"])
         keys = {"X": "matrix"} | {layer_name(name, ["X"]): f"layers/{name}" for name in file.get("layers", ())}
+        shapes = {name: file[key].shape[::-1] for name, key in keys.items() if file[key].dtype.kind in "biuf"}
     cells, genes = (
         [columns[name] for name in names if name in columns]
         for names, columns in (
@@ -298,6 +336,7 @@ def read_loom(path: Path) -> Stored:
         var.set_index(genes[0]),
         {name: partial(load, key) for name, key in keys.items()},
         others=lambda _: {"obsm": obsm, "varm": varm},
+        on_disk={name: StoredMatrix(path, keys[name], shape, turned=True) for name, shape in shapes.items()},
     )
 
 

@@ -6,14 +6,17 @@ import codecs
 import io
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 from scipy import sparse
 
 from ldvae.errors import InputError
 from ldvae.features import SAY_WHICH, SYMBOL_COLUMNS, is_split_by_splicing, spread_of_sums, sum_of_splices
+from ldvae.io.by_rows import READ_AT_ONCE, ByEntries, Entries
 from ldvae.io.content import GZIP, refuse_no_counts
 from ldvae.io.stored import Stored
 from ldvae.io.text import headed, opened_bytes, read_names, typed
@@ -39,7 +42,7 @@ def read_mtx(matrix: Path, transpose: bool | None) -> Stored:
     genes_file, cells_file, *symbols_file = tables = tables_of(matrix)
     for file in (matrix, *tables):
         refuse_no_counts(file)
-    n_rows, n_columns, _, _, field, _ = mminfo(mtx_source(matrix))
+    n_rows, n_columns, n_entries, layout, field, symmetry = mminfo(mtx_source(matrix))
     if field == "pattern":
         raise InputError(f"{matrix}: holds a pattern, that is, where counts are, not which. Start from the raw counts.")
     var, obs = read_names(genes_file), read_names(cells_file)
@@ -82,7 +85,45 @@ def read_mtx(matrix: Path, transpose: bool | None) -> Stored:
     if splices:
         logger.info("%s: spliced and ambiguous counts of each gene are added; unspliced ones are left out.", matrix)
         genes = genes.iloc[: len(genes) // 3]
-    return Stored(typed(cells.set_index(cells.columns[0])), genes, {"X": load}, can_turn=False)
+    on_disk = {}
+    plain = layout == "coordinate" and symmetry == "general" and field in ("integer", "unsigned-integer", "real")
+    if plain and (not square or transpose is not None):  # otherwise all sums are needed
+        dtype = np.dtype(np.float64 if field == "real" else np.int64)
+
+        def pieces() -> Iterator[Entries]:
+            found = entries_of_mtx(matrix, n_entries, dtype)
+            for rows, columns, values in found if not in_rows else ((j, i, values) for i, j, values in found):
+                if splices:
+                    counted = columns // len(genes) != 1  # spliced and ambiguous ones
+                    rows, columns, values = rows[counted], columns[counted] % len(genes), values[counted]
+                yield rows, columns, values
+
+        on_disk["X"] = ByEntries((len(cells), len(genes)), n_entries, dtype, pieces)
+    return Stored(typed(cells.set_index(cells.columns[0])), genes, {"X": load}, can_turn=False, on_disk=on_disk)
+
+
+def entries_of_mtx(matrix: Path, n_entries: int, dtype: np.dtype[Any]) -> Iterator[Entries]:
+    """The entries of a Matrix Market file of coordinates as they stand: rows, columns (both from 0), values."""
+    with opened_bytes(matrix) as file:
+        for line in file:
+            if line.strip() and not line.removeprefix(codecs.BOM_UTF8).startswith(b"%"):
+                break  # the sizes
+        n_read = 0
+        if n_entries:
+            lines = pd.read_csv(
+                file,
+                sep=r"\s+",
+                header=None,
+                names=["row", "column", "value"],
+                dtype={"row": np.int64, "column": np.int64, "value": dtype},
+                chunksize=READ_AT_ONCE,
+                na_filter=False,
+            )
+            for piece in lines:
+                n_read += len(piece)
+                yield piece["row"].to_numpy() - 1, piece["column"].to_numpy() - 1, piece["value"].to_numpy()
+    if n_read != n_entries:
+        raise ValueError(f"it has {n_read} of the {n_entries} entries that its header announces")
 
 
 def mtx_source(matrix: Path) -> Path | io.BytesIO:

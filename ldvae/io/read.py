@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,11 +16,12 @@ from ldvae.counts import common_total, is_counts, not_counts
 from ldvae.errors import InputError, suggestion
 from ldvae.features import genes_in_rows, named_by_symbol, wanted_features
 from ldvae.io.annotation import group_names, join_obs, meant_group, objects_to_categories, tidy
-from ldvae.io.chunks import ROWS, LoadedMatrix, StoredMatrix, same_genes
+from ldvae.io.by_rows import FEW, write_by_rows
+from ldvae.io.chunks import ROWS, ChunkedCounts, ChunkedMatrix, LoadedMatrix, Part, RawMatrix, StoredMatrix, same_genes
 from ldvae.io.formats import FORMATS, opened_input, samples_of
 from ldvae.io.matrices import as_csr, as_numbers, round_off
 from ldvae.io.messages import listed, reading
-from ldvae.io.several import concatenate
+from ldvae.io.several import concatenate, shared_genes, warn_of_copies
 from ldvae.io.stored import Stored, has_neighbors
 from ldvae.names import file_names
 
@@ -42,6 +43,7 @@ def read_input(
     counts: bool = True,
     layers: bool = False,
     chunked: bool = False,
+    scratch: Path | None = None,
 ) -> AnnData:
     """Read raw counts from one or several files, as one AnnData.
 
@@ -75,7 +77,12 @@ def read_input(
         obsp and varp, and `raw`, which has genes of its own; of several files what all have, varp where they agree.
     chunked
         Leave the counts in the files, where their format lets some cells be read at a time (h5ad, zarr and h5mu whose
-        matrix is CSR or dense, and 10x h5): `X` is none, and `uns["ldvae_counts"]` reads them (`ChunkedCounts`).
+        matrix is CSR or dense, loom, 10x h5): `X` is none, and `uns["ldvae_counts"]` reads them (`ChunkedCounts`). So
+        do with `layers` the layers in `uns["ldvae_layers"]` (`ChunkedMatrix` by name) and `raw` in `uns["ldvae_raw"]`
+        (`RawMatrix`), if there is one.
+    scratch
+        With `chunked`, a folder for large matrices of other formats (CSC, Matrix Market), which are written there by
+        rows; it must stay as long as they are read. None: they are read into memory.
 
     Returns
     -------
@@ -100,8 +107,7 @@ def read_input(
         raise InputError(f"The names of the input files must differ, found {', '.join(names)}.")
     refuse_repeated(paths)
     files: dict[str, AnnData] = {}
-    matrices: list[StoredMatrix | LoadedMatrix] = []
-    genes: list[pd.Index] = []
+    matrices: list[Matrices] = []
     read = []
     for path, name in zip(paths, names or [""] * len(paths), strict=True):
         for sample, part in samples_of(path).items():
@@ -117,26 +123,98 @@ def read_input(
                 counts=counts,
                 layers=layers,
                 chunked=chunked,
+                scratch=None if scratch is None else scratch / str(len(files)),
             )
             if chunked:
-                matrices.append(adata.uns.pop("ldvae_counts", None) or LoadedMatrix(adata.X))
-                genes.append(adata.var_names)
-                adata.X = None
+                matrices.append(take_matrices(adata))
             files["_".join(filter(None, (name, sample)))] = adata
             read.append({"path": str(part), "n_obs": adata.n_obs, "n_vars": adata.n_vars})
             if not counts:
                 read[-1]["matrices"] = list(stored.matrices)
+    if counts:
+        parts = [file.counts for file in matrices] if chunked else [LoadedMatrix(file.X) for file in files.values()]
+        warn_of_copies(files, dict(zip(files, parts, strict=True)))
+    genes = [file.var_names for file in files.values()]
     adata = files[""] if "" in files else concatenate(files)
     adata.uns["ldvae_input"] = read
+    if chunked:
+        adata.uns |= chunked_matrices(matrices, [names.get_indexer(adata.var_names) for names in genes], layers)
     if obs_table is not None:
         join_obs(adata, Path(obs_table))
-    cells = None if subset_key is None else with_level(adata, subset_key, subset)
-    if cells is not None:
-        adata = adata[cells].copy()
-    if chunked:
-        x = same_genes(matrices, [names.get_indexer(adata.var_names) for names in genes])
-        adata.uns["ldvae_counts"] = x if cells is None else x.take(cells)
+    if subset_key is not None:
+        adata = of_cells(adata, with_level(adata, subset_key, subset))
     return adata
+
+
+class Matrices(NamedTuple):
+    """The matrices of one file, of which some rows at a time are read."""
+
+    counts: Part
+    layers: dict[str, Part]
+    raw: Part | None
+    raw_var: pd.DataFrame | None
+
+
+def take_matrices(adata: AnnData) -> Matrices:
+    """The matrices of a file, taken out of what `counts_of` returns; those that were loaded, too."""
+    counts = adata.uns.pop("ldvae_counts", None) or LoadedMatrix(adata.X)
+    layers = adata.uns.pop("ldvae_layers", {})
+    for name in [name for name in adata.layers if name is not None]:
+        matrix = adata.layers.pop(name)
+        if matrix.dtype.kind in "biuf":
+            layers[name] = LoadedMatrix(matrix.tocsr() if sparse.issparse(matrix) else np.asarray(matrix))
+        else:
+            logger.warning("layer %r is left out: it holds values that are no numbers.", name)
+    raw = adata.uns.pop("ldvae_raw", None)
+    if raw is None and adata.raw is not None:
+        x = adata.raw.X
+        raw = LoadedMatrix(x.tocsr() if sparse.issparse(x) else np.asarray(x)), adata.raw.var
+    adata.X, adata.raw = None, None
+    return Matrices(counts, layers, *(raw or (None, None)))
+
+
+def chunked_matrices(files: Sequence[Matrices], columns: Sequence[np.ndarray], layers: bool) -> dict[str, Any]:
+    """The entries of uns that read the matrices of all files, of the genes that all share.
+
+    Parameters
+    ----------
+    files
+        Matrices of each file.
+    columns
+        The shared genes, as columns of each file.
+    layers
+        With layers, those that all files have, and raw.
+    """
+    found: dict[str, Any] = {"ldvae_counts": ChunkedCounts(same_genes([file.counts for file in files], columns))}
+    if not layers:
+        return found
+    names = [name for name in files[0].layers if all(name in file.layers for file in files)]
+    found["ldvae_layers"] = {
+        name: ChunkedMatrix(same_genes([file.layers[name] for file in files], columns)) for name in names
+    }
+    raws = [(file.raw, file.raw_var) for file in files if file.raw is not None and file.raw_var is not None]
+    if len(raws) == len(files):
+        var = shared_genes([var for _, var in raws])
+        own = [of_file.index.get_indexer(var.index) for _, of_file in raws]
+        found["ldvae_raw"] = RawMatrix(ChunkedMatrix(same_genes([raw for raw, _ in raws], own)), var)
+    return found
+
+
+def of_cells(adata: AnnData, cells: np.ndarray) -> AnnData:
+    """Some cells, by a mask, of what `read_input` returns, matrices in files included."""
+    unread = {name: adata.uns.pop(name) for name in list(adata.uns) if name in UNREAD}
+    adata = adata[cells].copy()
+    for name, value in unread.items():
+        if isinstance(value, RawMatrix):
+            adata.uns[name] = value._replace(matrix=value.matrix.take(cells))
+        elif isinstance(value, ChunkedMatrix):
+            adata.uns[name] = value.take(cells)
+        else:
+            adata.uns[name] = {layer: matrix.take(cells) for layer, matrix in value.items()}
+    return adata
+
+
+UNREAD = ("ldvae_counts", "ldvae_layers", "ldvae_raw")  # entries of uns that read matrices from files
 
 
 def refuse_repeated(paths: Sequence[str | Path]) -> None:
@@ -206,6 +284,7 @@ def counts_of(
     counts: bool = True,
     layers: bool = False,
     chunked: bool = False,
+    scratch: Path | None = None,
 ) -> AnnData:
     """The matrix of raw counts of a file, verified, cells in rows, genes in columns, with tidy names.
 
@@ -218,7 +297,10 @@ def counts_of(
     layer
         The matrix: a layer, or raw; none: X.
     transpose, feature_types, gene_names, counts, layers, chunked
-        As for `read_input`; a chunked matrix that stays in its file is in `uns["ldvae_counts"]`.
+        As for `read_input`; matrices that stay in their file are in `uns["ldvae_counts"]`, `uns["ldvae_layers"]` (by
+        name) and `uns["ldvae_raw"]` (with its var), as `StoredMatrix`.
+    scratch
+        As for `read_input`, of this file.
     """
     chosen = "X" if layer is None else layer
     if counts and chosen not in stored.matrices:
@@ -235,12 +317,14 @@ def counts_of(
         raise InputError(f"{where}: has {len(obs)} cells and {len(var)} genes; there is nothing to read.")
     x: sparse.csr_matrix | StoredMatrix | None = None
     others: dict[str, Mapping[str, Any]] = {}
+    stays = chunked and not (transpose and stored.can_turn)  # what is turned is read as a whole
     if counts:
         with reading(where, kind):
-            on_disk = stored.on_disk.get(chosen) if chunked and not transpose else None
+            on_disk = unread(stored, chosen, scratch, where) if stays else None
+            on_disk = None if on_disk is None or on_disk.dtype.kind == "b" else on_disk
             x = as_csr(stored.matrices[chosen]()) if on_disk is None else on_disk
             others = dict(stored.others(["obsm", "varm", "uns", *(["obsp", "varp"] if layers else [])]))
-            others["layers"] = other_matrices(stored, chosen) if layers and not own_genes else {}
+            others["layers"] = other_matrices(stored, chosen, stays, scratch, where) if layers and not own_genes else {}
         if x is not None and x.shape != (len(obs), len(var)):
             raise InputError(
                 f"{where}: {chosen} is {x.shape[0]} by {x.shape[1]}, but there are names of {len(obs)} rows and "
@@ -267,7 +351,10 @@ def counts_of(
         x = x.take(wanted) if isinstance(x, StoredMatrix) else None if x is None else x[:, wanted]
         others["varm"] = {name: values[wanted] for name, values in others.get("varm", {}).items()}
         others["varp"] = {name: values[wanted][:, wanted] for name, values in others.get("varp", {}).items()}
-        others["layers"] = {name: matrix[:, wanted] for name, matrix in others.get("layers", {}).items()}
+        others["layers"] = {
+            name: matrix.take(wanted) if isinstance(matrix, StoredMatrix) else matrix[:, wanted]
+            for name, matrix in others.get("layers", {}).items()
+        }
     var = named_by_symbol(var, where, gene_names)
     adata = AnnData(obs=tidy(obs, where, "cell"), var=tidy(var, where, "gene"))
     if isinstance(x, StoredMatrix):
@@ -292,22 +379,24 @@ def counts_of(
             warn_if_normalised(np.asarray(x.sum(axis=1), dtype=float).ravel(), where)
         keep_others(adata, others, where)
     if x is not None and layers and chosen != "raw" and stored.raw_var is not None and obs is stored.obs:
-        adata.raw = raw_of(stored, adata, where)
+        add_raw(adata, stored, unread(stored, "raw", scratch, where) if stays else None, where)
     return adata
 
 
-def raw_of(stored: Stored, adata: AnnData, where: str) -> AnnData | None:
-    """What a file has as `adata.raw`, cells named as those of `adata`; None where it does not fit them."""
+def add_raw(adata: AnnData, stored: Stored, on_disk: StoredMatrix | None, where: str) -> None:
+    """Add what a file has as `raw`, in place: its matrix, unless that stays on disk; nothing where it does not fit."""
     from anndata.utils import make_index_unique
 
     with reading(where, "raw"):
-        x = stored.matrices["raw"]()
+        x = stored.matrices["raw"]() if on_disk is None else on_disk
         var = objects_to_categories(pd.DataFrame(stored.raw_var))
         var.index = make_index_unique(var.index.astype(str).rename(None))
         if x.shape != (adata.n_obs, len(var)):
             logger.warning("%s: raw is left out: it is %d by %d, with %d genes.", where, *x.shape, len(var))
-            return None
-        return AnnData(as_numbers(x) if isinstance(x, np.ndarray) else x, adata.obs[[]], var)
+        elif on_disk is not None:
+            adata.uns["ldvae_raw"] = on_disk, var
+        else:
+            adata.raw = AnnData(as_numbers(x) if isinstance(x, np.ndarray) else x, adata.obs[[]], var)
 
 
 def warn_if_normalised(totals: np.ndarray, where: str) -> None:
@@ -335,12 +424,44 @@ def totals_of_counts(x: StoredMatrix, where: str, var_names: pd.Index) -> np.nda
 TURNED = {"obsm": "varm", "varm": "obsm", "obsp": "varp", "varp": "obsp"}
 
 
-def other_matrices(stored: Stored, chosen: str) -> dict[str, Any]:
-    """The matrices of a file but for the chosen one and raw, that can be sliced, by the name of their layer."""
+def unread(stored: Stored, name: str, scratch: Path | None, where: str) -> StoredMatrix | None:
+    """A matrix of a file of which some rows can be read, written by rows if need be; None: it is read as a whole.
+
+    Parameters
+    ----------
+    stored, where
+        The file, and its path for messages.
+    name
+        The matrix.
+    scratch
+        Where a matrix is written that is not stored by rows, unless it is small; None: nowhere.
+    """
+    matrix = stored.on_disk.get(name)
+    if matrix is None or isinstance(matrix, StoredMatrix):
+        return matrix
+    if scratch is None or matrix.n_stored <= FEW:
+        return None
+    number = list(stored.matrices).index(name)
+    return write_by_rows(matrix, scratch.with_name(f"{scratch.name}-{number}.h5"), f"{where}: {name}")
+
+
+def other_matrices(stored: Stored, chosen: str, stays: bool, scratch: Path | None, where: str) -> dict[str, Any]:
+    """The matrices of a file but for the chosen one and raw, that can be sliced, by the name of their layer.
+
+    Parameters
+    ----------
+    stored, scratch, where
+        As for `unread`.
+    chosen
+        The matrix of the counts.
+    stays
+        Leave those in the file of which some rows can be read.
+    """
     found = {}
     for name, load in stored.matrices.items():
         if name not in (chosen, "raw" if stored.raw_var is not None else chosen):
-            matrix = load()
+            on_disk = unread(stored, name, scratch, where) if stays else None
+            matrix: Any = load() if on_disk is None else on_disk
             sliced = matrix.tocsr() if sparse.issparse(matrix) else matrix
             found["input_X" if name == "X" else name.removeprefix("layers/")] = sliced
     return found
@@ -375,6 +496,12 @@ def keep_others(adata: AnnData, others: Mapping[str, Mapping[str, Any]], where: 
         for name, value in values.items():
             if name.startswith("ldvae_") or (has_neighbors(value) and "obsp" not in others):
                 continue  # an earlier run's, or neighbours of cells, whose matrix is not read
+            if isinstance(value, StoredMatrix):
+                if value.shape == adata.shape:
+                    adata.uns.setdefault("ldvae_layers", {})[name.replace("/", "_")] = value
+                else:
+                    logger.warning("%s: layer %r is left out: it is %d by %d.", where, name, *value.shape)
+                continue
             try:
                 if isinstance(value, pd.DataFrame) and kind != "uns":
                     value = objects_to_categories(value.set_axis(getattr(adata, f"{kind[:3]}_names")))

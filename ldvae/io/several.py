@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from scipy import sparse
 
 from ldvae.errors import InputError
 from ldvae.io.annotation import as_text, objects_to_categories
+from ldvae.io.chunks import ROWS, Part
 from ldvae.io.messages import listed
 from ldvae.io.stored import has_neighbors
 from ldvae.names import own_name
@@ -47,7 +49,6 @@ def concatenate(files: Mapping[str, AnnData]) -> AnnData:
     for name, file in files.items():
         if lost := file.n_vars - len(shared):
             logger.warning("%s: %d of %d genes are not in every file and were left out.", name, lost, file.n_vars)
-    warn_of_copies(files)
     repeated = pd.concat([file.obs_names.to_series() for file in files.values()]).duplicated().any()
     obs = objects_to_categories(pd.concat(consistent(files)))
     key = own_name("file", obs.columns)
@@ -98,6 +99,18 @@ def concatenate(files: Mapping[str, AnnData]) -> AnnData:
     return adata
 
 
+def shared_genes(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """var of the genes that all tables have, with the columns that agree in all."""
+    import anndata
+
+    if len(tables) == 1:
+        return tables[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        files = [AnnData(obs=pd.DataFrame(index=[str(i)]), var=var) for i, var in enumerate(tables)]
+        return anndata.concat(files, join="inner", merge="same").var
+
+
 def of_genes(values: Any, file: AnnData, genes: pd.Index) -> Any:
     """Entries of pairs of some genes, of a matrix of all pairs of genes of a file."""
     at = file.var_names.get_indexer(genes)
@@ -127,15 +140,20 @@ def alike(files: Mapping[str, AnnData]) -> str:
     )
 
 
-def warn_of_copies(files: Mapping[str, AnnData]) -> None:
+def warn_of_copies(files: Mapping[str, AnnData], counts: Mapping[str, Part]) -> None:
     """Warn of files that hold the same cells with the same counts, as copies of one do."""
-    seen: dict[str, AnnData] = {}
-    for name, file in files.items():
-        for other, before in seen.items():
-            same = file.X is not None and file.shape == before.shape and file.obs_names.equals(before.obs_names)
-            if same and file.X.nnz == before.X.nnz and (file.X != before.X).nnz == 0:
+    names = list(counts)
+    for i, name in enumerate(names):
+        for other in names[:i]:
+            same = counts[name].shape == counts[other].shape and files[name].obs_names.equals(files[other].obs_names)
+            if same and same_counts(counts[name], counts[other]):
                 logger.warning("%s and %s hold the same cells with the same counts; is one a copy?", other, name)
-        seen[name] = file
+
+
+def same_counts(one: Part, other: Part) -> bool:
+    """Whether two matrices of one shape have the same entries; ends at the first rows that differ."""
+    ends = [*range(0, one.shape[0], ROWS), one.shape[0]]
+    return all((one.between(*rows) != other.between(*rows)).nnz == 0 for rows in pairwise(ends))
 
 
 def consistent(files: Mapping[str, AnnData]) -> list[pd.DataFrame]:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 from anndata import AnnData
 
+from ldvae.io.by_rows import ByEntries
 from ldvae.io.chunks import StoredMatrix
 
 
@@ -22,7 +23,7 @@ class Stored(NamedTuple):
     others: Callable[[Sequence[str]], Mapping[str, Mapping[str, Any]]] = lambda kinds: {}  # obsm, varm, uns, obsp, varp
     prior: int = 0  # points for cells in rows from what else the file says
     fixed: bool = True  # the format has cells in rows
-    on_disk: Mapping[str, StoredMatrix] = {}  # those of the matrices of which some rows can be read
+    on_disk: Mapping[str, StoredMatrix | ByEntries] = {}  # of the matrices those that need not be read as a whole
     can_turn: bool = True  # False where the names come with their axes, as in the tables of a Matrix Market file
 
 

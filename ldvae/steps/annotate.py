@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from scipy import sparse
 
 from ldvae import results as layout
 from ldvae.config import AnnotateConfig
 from ldvae.errors import InputError
-from ldvae.io import atomic, read_h5ad
+from ldvae.io import RawMatrix, atomic, read_h5ad, read_without_matrices, write_matrices
 from ldvae.methods import Sentence
 from ldvae.names import find_own, own_name
 from ldvae.neighbors import add_neighbors
@@ -39,7 +40,7 @@ def annotate(*, results: Path, config: AnnotateConfig = AnnotateConfig()) -> Non
     import scanpy
 
     adata = read_h5ad(layout.COUNTS.existing(results))
-    add_layers(adata, read_h5ad(layout.LAYERS.existing(results)))
+    raw = add_layers(adata, layout.LAYERS.existing(results))
     run = layout.BEST.read(results)["run"]
     if config.normalized_layer:
         adata.layers["ldvae_normalized"] = normalized(adata, layout.MODEL.existing(results, run=run))
@@ -64,18 +65,30 @@ def annotate(*, results: Path, config: AnnotateConfig = AnnotateConfig()) -> Non
         adata.uns["ldvae"]["embedded"] = embedded
     with atomic(layout.ANNOTATED.at(results)) as temporary:
         adata.write_h5ad(temporary, compression="gzip")
+        write_matrices(temporary, {}, raw, compression="gzip")
 
 
-def add_layers(adata: AnnData, others: AnnData) -> None:
-    """Add the layers, obsp (with its entries of uns) and varp of the cells and genes that are modelled, and raw."""
+def add_layers(adata: AnnData, path: Path) -> RawMatrix | None:
+    """Add layers, obsp (with its entries of uns) and varp of the cells and genes that are modelled; returned is raw.
+
+    Parameters
+    ----------
+    adata
+        Cells and genes, some of those in the file, in their order.
+    path
+        The file that the step qc wrote.
+    """
+    others, layers, raw = read_without_matrices(path)
     own = others[adata.obs_names, adata.var_names]
-    for kind in ("layers", "obsp", "varp"):
+    for kind in ("obsp", "varp"):
         for name, values in getattr(own, kind).items():
-            if name is not None:  # X, since anndata 0.13
-                getattr(adata, kind)[name] = values.copy()
+            getattr(adata, kind)[name] = values.copy()
     adata.uns.update(own.uns)
-    if own.raw is not None:
-        adata.raw = own.raw.to_adata()
+    cells, genes = others.obs_names.get_indexer(adata.obs_names), others.var_names.get_indexer(adata.var_names)
+    for name, matrix in layers.items():
+        pieces = list(matrix.take(cells).take_columns(genes).pieces())
+        adata.layers[name] = sparse.vstack(pieces, format="csr") if matrix.is_sparse else np.concatenate(pieces)
+    return None if raw is None else raw._replace(matrix=raw.matrix.take(cells))
 
 
 def normalized(adata: AnnData, model: Path) -> np.ndarray:

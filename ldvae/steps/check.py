@@ -57,6 +57,7 @@ def check(
                     feature_types=feature_types,
                     gene_names=gene_names,
                     obs_table=obs_table,
+                    chunked=True,
                 )
                 found.append(f"{path}: raw counts of {adata.n_obs} cells and {adata.n_vars} genes.")
         except InputError as error:
@@ -93,5 +94,6 @@ def check_counts(dataset: Dataset) -> tuple[str, list[str]]:
         list(dataset.inputs.values()),
         names,
         **reading_options(dataset.qc),
+        chunked=True,
     )
     return f"{adata.n_obs} cells, {adata.n_vars} genes, ", check_data(dataset, adata)

@@ -20,6 +20,8 @@ from ldvae.config import QcConfig
 from ldvae.errors import InputError, suggestion
 from ldvae.io import (
     ChunkedCounts,
+    ChunkedMatrix,
+    RawMatrix,
     atomic,
     collected_warnings,
     group_names,
@@ -31,6 +33,7 @@ from ldvae.io import (
     sha256_of_input,
     write_chunked,
     write_json,
+    write_matrices,
     write_table,
 )
 from ldvae.methods import Sentence
@@ -98,13 +101,16 @@ def qc(
 
     Notes
     -----
-    Counts stay in their files where the format lets some cells be read at a time (h5ad, zarr, 10x h5). Doublets of a
-    batch are kept in qc/.doublets as soon as they are known, until all is written: a restart goes on from there.
+    Counts, layers and raw stay in their files where the format lets some cells be read at a time (h5ad, zarr, 10x h5,
+    loom); large ones of Matrix Market and CSC are sorted into qc/.by-rows first, which is removed at the end. Doublets
+    of a batch are kept in qc/.doublets as soon as they are known, until all is written: a restart goes on from there.
 
     Outliers lie further than `n_mads` median absolute deviations (not rescaled to standard deviations) from the median
     of their batch, as in Heumos et al., Nat. Rev. Genet. 24, 550 (2023); log(1 + value) of counts and genes is used.
     """
     kept_in = layout.QC_SUMMARY.at(results).with_name(".doublets")
+    scratch = kept_in.with_name(".by-rows")
+    shutil.rmtree(scratch, ignore_errors=True)  # of one that was killed
     with collected_warnings() as messages:
         adata = read_input(
             input,
@@ -112,8 +118,11 @@ def qc(
             **reading_options(config),
             layers=True,
             chunked=True,
+            scratch=scratch,
         )
         counts: ChunkedCounts = adata.uns.pop("ldvae_counts")
+        layers: dict[str, ChunkedMatrix] = adata.uns.pop("ldvae_layers")
+        raw: RawMatrix | None = adata.uns.pop("ldvae_raw", None)
         files = adata.uns.pop("ldvae_input")
         file_key = adata.uns.pop("ldvae_file_key", None)
         if batch_key is None and len(files) > 1:
@@ -177,6 +186,12 @@ def qc(
         )
     with atomic(layout.LAYERS.at(results)) as temporary:
         others.write_h5ad(temporary, compression="lzf")
+        write_matrices(
+            temporary,
+            {name: matrix.take(kept).take_columns(kept_genes) for name, matrix in layers.items()},
+            None if raw is None else raw._replace(matrix=raw.matrix.take(kept)),
+            compression="lzf",
+        )
     write_table(table, layout.CELLS.at(results), index="cell")
     write_json(
         {
@@ -208,7 +223,8 @@ def qc(
         },
         layout.QC_SUMMARY.at(results),
     )
-    shutil.rmtree(kept_in, ignore_errors=True)
+    for folder in (kept_in, scratch):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def batches(adata: AnnData, batch_key: str | None) -> pd.Series:
@@ -219,16 +235,13 @@ def batches(adata: AnnData, batch_key: str | None) -> pd.Series:
 
 
 def others_apart(adata: AnnData) -> AnnData:
-    """Layers, obsp, varp and raw, taken from `adata`: of the later steps only annotate needs them."""
+    """obsp and varp, taken from `adata`: of the later steps only annotate needs them."""
     others = AnnData(obs=adata.obs[[]], var=adata.var[[]])
-    for kind in ("layers", "obsp", "varp"):
+    for kind in ("obsp", "varp"):
         for name in list(getattr(adata, kind)):
             getattr(others, kind)[name] = getattr(adata, kind).pop(name)
     for name in [name for name, value in adata.uns.items() if has_neighbors(value)]:  # it speaks of entries of obsp
         others.uns[name] = adata.uns.pop(name)
-    if adata.raw is not None:
-        others.raw = adata.raw.to_adata()
-        adata.raw = None
     return others
 
 

@@ -11,7 +11,7 @@ numbers depend on nothing but the seed. It is written 10,000 cells at a time.
 
 Each verb of the workflow is a process of its own, and so is scanpy's pipeline, whose memory is that of the process so
 far. Of a process and its children together are measured: wall time, CPU time, and the peaks of RSS and PSS (which
-counts a page that several processes share only once), looked up four times a second. Results are kept in
+counts a page that several processes share only once), looked up once a second. Results are kept in
 FOLDER/atlas.tsv, so that sizes can be added. Needs the data of tests/shared_data.py.
 """
 
@@ -161,7 +161,7 @@ def measured(command: list[str], log: Path, threads: int) -> dict[str, float]:
             if pid:
                 break
             peaks = tuple(map(max, peaks, memory(process.pid)))
-            time.sleep(0.25)
+            time.sleep(1)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} ended with {process.returncode}:\n{log.read_text()[-3000:]}")
@@ -173,7 +173,7 @@ def measured(command: list[str], log: Path, threads: int) -> dict[str, float]:
     }
 
 
-def scanpys(path: Path, threads: int, out: Path) -> None:
+def scanpys(path: Path, threads: int, out: Path, doublets: bool) -> None:
     """scanpy's own pipeline in this process; a line of JSON for each step, with the peak of RSS so far."""
     import resource
 
@@ -211,13 +211,14 @@ def scanpys(path: Path, threads: int, out: Path) -> None:
         scanpy.pp.pca(adata, n_comps=50, mask_var="highly_variable")
 
     step("scanpy: read and qc", qc)
-    step("scanpy: doublets", lambda: scanpy.pp.scrublet(adata, batch_key="donor", verbose=False))
+    if doublets:
+        step("scanpy: doublets", lambda: scanpy.pp.scrublet(adata, batch_key="donor", verbose=False))
     step("scanpy: seurat_v3", variable)
     step("scanpy: normalise and PCA", components)
     step("scanpy: neighbours", lambda: scanpy.pp.neighbors(adata, n_neighbors=15))
 
 
-def commands(atlas: Path, results: Path, threads: int, doublets: bool) -> dict[str, list[str]]:
+def commands(atlas: Path, results: Path, threads: int, doublets: bool, replicates: bool) -> dict[str, list[str]]:
     """Each verb of the workflow, as a person would call it."""
     contrasts = json.dumps([{"column": "condition", "group1": "stim", "within": "cell_type"}, {"column": "cell_type"}])
     options: dict[str, list[str]] = {
@@ -235,16 +236,21 @@ def commands(atlas: Path, results: Path, threads: int, doublets: bool) -> dict[s
     }
     if not doublets:
         options = {"qc without doublets": [*options.pop("qc"), "--doublets", "off"], **options}
+    if not replicates:
+        options = {f"{step} without replicates" if step == "de" else step: of for step, of in options.items()}
+        options["de without replicates"] = ["--contrasts", contrasts]
     start = [sys.executable, "-c", "from ldvae.cli import main; import sys; sys.exit(main())"]
     return {step: [*start, step.split()[0], "--results", str(results), *flags] for step, flags in options.items()}
 
 
-def run(n_obs: int, folder: Path, threads: int, only: list[str] | None, doublets: bool) -> None:
+def run(
+    n_obs: int, folder: Path, threads: int, only: list[str] | None, doublets: bool = True, replicates: bool = True
+) -> None:
     """Measure every step on one atlas, and add the rows to the table."""
     atlas, results = folder / f"atlas-{n_obs}.h5ad", folder / f"results-{n_obs}"
     if not atlas.exists():
         make(n_obs, atlas)
-    for step, command in commands(atlas, results, threads, doublets).items():
+    for step, command in commands(atlas, results, threads, doublets, replicates).items():
         if only and step.split()[0] not in only:
             continue
         record(folder, n_obs, step, measured(command, folder / f"{n_obs}-{step}.log", threads), threads)
@@ -252,11 +258,12 @@ def run(n_obs: int, folder: Path, threads: int, only: list[str] | None, doublets
         out = folder / f"scanpy-{n_obs}.jsonl"
         out.unlink(missing_ok=True)
         command = [sys.executable, __file__, "scanpy", str(n_obs), "--folder", str(folder), "--threads", str(threads)]
+        command += [] if doublets else ["--no-doublets"]
         whole = measured(command, folder / f"{n_obs}-scanpy.log", threads)
         for line in out.read_text().splitlines():
             row = json.loads(line)
             record(folder, n_obs, row.pop("step"), row | {"pss_mb": np.nan}, threads)
-        record(folder, n_obs, "scanpy: all", whole, threads)
+        record(folder, n_obs, "scanpy: all" if doublets else "scanpy: all without doublets", whole, threads)
 
 
 def record(folder: Path, n_obs: int, step: str, found: dict[str, float], threads: int) -> None:
@@ -334,7 +341,10 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="of the atlases, their results and the table")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", nargs="+", help="verbs to measure, or scanpy")
-    parser.add_argument("--no-doublets", action="store_true", help="measure qc without doublets, its longest part")
+    parser.add_argument(
+        "--no-doublets", action="store_true", help="leave out doublets, the longest part of qc and of scanpy"
+    )
+    parser.add_argument("--no-replicates", action="store_true", help="leave out pseudobulks, the longest part of de")
     parser.add_argument("--figure", type=Path, help="where `table` draws the figure")
     parser.add_argument("--remove", action="store_true", help="remove the results of a size once it is measured")
     arguments = parser.parse_args()
@@ -346,9 +356,11 @@ def main() -> None:
             make(n_obs, path)
             print(f"{path}: {time.perf_counter() - started:.0f} s, {path.stat().st_size / 1e6:.0f} MB")
         elif arguments.what == "scanpy":
-            scanpys(path, arguments.threads, arguments.folder / f"scanpy-{n_obs}.jsonl")
+            out = arguments.folder / f"scanpy-{n_obs}.jsonl"
+            scanpys(path, arguments.threads, out, not arguments.no_doublets)
         elif arguments.what == "run":
-            run(n_obs, arguments.folder, arguments.threads, arguments.only, not arguments.no_doublets)
+            parts = {"doublets": not arguments.no_doublets, "replicates": not arguments.no_replicates}
+            run(n_obs, arguments.folder, arguments.threads, arguments.only, **parts)
             if arguments.remove:
                 shutil.rmtree(arguments.folder / f"results-{n_obs}", ignore_errors=True)
     if arguments.what == "table":

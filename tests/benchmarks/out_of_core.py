@@ -1,10 +1,14 @@
 """Training from a file on disk beside training from memory, by the number of cells.
 
     python tests/benchmarks/out_of_core.py [--cells 10000 100000 1000000] [--folder FOLDER] [--threads 2]
+    python tests/benchmarks/out_of_core.py --share results/NAME/setup/counts.h5ad [--threads 2]
 
 Simulates cells from a model fitted to pbmc3k (2,000 genes), writes them to an h5ad, and trains for some epochs on the
 same file, in memory and backed, each in a process of its own. Prints cells per second, over whole epochs with a
 validation set of 2,000 cells, and the peak memory of the process. Needs the data of tests/shared_data.py.
+
+`--share` says which share of the CPU time of an epoch from a file goes into reading it: the most that several runs could
+save by taking the same minibatches from one reader.
 """
 
 import argparse
@@ -79,6 +83,29 @@ def work(path: str, how: str, epochs: int, threads: int) -> dict[str, float]:
     return {"cells_per_s": rate, "MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 
+def share(path: Path, epochs: int, threads: int) -> None:
+    """Print the CPU time of an epoch from a file, and of reading its minibatches alone."""
+    torch.set_num_threads(threads)
+    adata = anndata.read_h5ad(path, backed="r")
+    LinearSCVI.setup_anndata(adata)
+    model = LinearSCVI(adata)
+    rows = np.sort(np.random.default_rng(0).permutation(adata.n_obs)[VALIDATION:])
+    split = {"external_indexing": [rows, np.array([], int), np.array([], int)]}
+    model.train(1, datasplitter_kwargs=split, enable_progress_bar=False)  # reads the file for the first time, compiles
+    print(
+        f"{time.strftime('%Y-%m-%d')}, {cpu_name()}, {threads} threads, {adata.n_obs:,} cells, {adata.n_vars:,} genes"
+    )
+    print("\n| epoch | CPU s | of that reading alone | share |\n|---|---|---|---|")
+    for epoch in range(epochs):
+        before = time.process_time()
+        model.train(1, datasplitter_kwargs=split, enable_progress_bar=False)
+        whole, before = time.process_time() - before, time.process_time()
+        for counts, _ in model.source.minibatches(rows, 128, np.random.default_rng(epoch)):
+            assert len(counts.log1p) == len(counts.genes)  # once for each buffer of cells
+        alone = time.process_time() - before
+        print(f"| {epoch + 1} | {whole:.2f} | {alone:.2f} | {alone / whole:.1%} |", flush=True)
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -86,11 +113,15 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where the simulated files are kept; a temporary one if not given")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--share", type=Path, help="a file of counts; measures what reading takes of an epoch")
     parser.add_argument("--work", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.work:
         path, how, epochs = arguments.work
         print(json.dumps(work(path, how, int(epochs), arguments.threads)))
+        return
+    if arguments.share:
+        share(arguments.share, arguments.repeats, arguments.threads)
         return
     print(f"{time.strftime('%Y-%m-%d')}, {cpu_name()}, {arguments.threads} threads, 2,000 genes")
     print("\n| cells | how | cells per second | share of in memory | peak memory | load |")
