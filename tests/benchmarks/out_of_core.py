@@ -7,8 +7,8 @@ Simulates cells from a model fitted to pbmc3k (2,000 genes), writes them to an h
 same file, in memory and backed, each in a process of its own. Prints cells per second, over whole epochs with a
 validation set of 2,000 cells, and the peak memory of the process. Needs the data of tests/shared_data.py.
 
-`--share` says which share of the CPU time of an epoch from a file goes into reading it: the most that several runs could
-save by taking the same minibatches from one reader.
+`--share` says which share of the CPU time of an epoch from a file goes into reading it: the most that several runs
+could save by taking the same minibatches from one reader.
 """
 
 import argparse
