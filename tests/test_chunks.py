@@ -20,7 +20,18 @@ from scipy.io import mmwrite
 from ldvae import results as layout
 from ldvae.config import QcConfig
 from ldvae.errors import InputError
-from ldvae.io import ChunkedCounts, by_rows, chunks, hdf5, mtx, read, read_input, read_table, write_matrices
+from ldvae.io import (
+    ChunkedCounts,
+    by_rows,
+    chunks,
+    hdf5,
+    mtx,
+    read,
+    read_input,
+    read_table,
+    read_without_matrices,
+    write_matrices,
+)
 from ldvae.io.chunks import StoredMatrix
 from ldvae.steps import doublets
 from ldvae.steps.qc import qc
@@ -172,6 +183,18 @@ def test_no_matrix_is_ever_in_memory_as_a_whole(store: str, tmp_path: Path, monk
     assert isinstance(written.layers["input_X"], np.ndarray) == (store == "dense")
     for matrix in (written.layers["input_X"], written.raw.X):
         np.testing.assert_array_equal(matrix if store == "dense" else matrix.toarray(), np.log1p(x))
+
+
+def test_layers_that_an_earlier_version_wrote_are_read(raw: AnnData, tmp_path: Path) -> None:
+    others = AnnData(obs=raw.obs, var=raw.var, layers={"raw": raw.X, "X": raw.X.toarray()})
+    others.raw = AnnData(raw.X.tocsc() * 2, raw.obs, raw.var)
+    others.write_h5ad(tmp_path / "layers.h5ad")
+    _, layers, found = read_without_matrices(tmp_path / "layers.h5ad")
+    rows = np.arange(5, 9)
+    assert sorted(layers) == ["X", "raw"]
+    assert (layers["raw"].stored(rows) != raw.X[rows]).nnz == 0
+    np.testing.assert_array_equal(layers["X"].stored(rows), raw.X[rows].toarray())
+    assert (found.matrix.stored(rows) != 2 * raw.X[rows]).nnz == 0
 
 
 def test_layers_of_several_files_are_those_that_all_have(raw: AnnData, tmp_path: Path) -> None:

@@ -162,7 +162,7 @@ class ChunkedMatrix:
     parts
         The matrix of each file, all with the same columns.
     rows
-        Cells to read, ascending, as rows of the parts one after the other; None: all.
+        Cells to read, as rows of the parts one after the other, ascending for counts; None: all.
     """
 
     parts: tuple[Part, ...]
@@ -185,7 +185,7 @@ class ChunkedMatrix:
         return any(part.is_sparse for part in self.parts)
 
     def take(self, cells: np.ndarray) -> Self:
-        """The matrix of some cells, by a mask or by ascending numbers."""
+        """The matrix of some cells, by a mask or by numbers."""
         rows = np.arange(self.shape[0]) if self.rows is None else self.rows
         return replace(self, rows=rows[cells])
 
@@ -194,15 +194,18 @@ class ChunkedMatrix:
         return replace(self, parts=tuple(part.take(columns) for part in self.parts))
 
     def stored(self, cells: np.ndarray) -> Rows:
-        """Rows of some cells, by ascending numbers, as the files hold them."""
-        blocks = self.blocks(cells, lambda part, start, stop: part.stored(start, stop))
+        """Rows of some cells, by number in any order, as the files hold them."""
+        rows = cells if self.rows is None else self.rows[cells]
+        order = np.argsort(rows, kind="stable")
+        blocks = self.blocks(rows[order], lambda part, start, stop: part.stored(start, stop))
         if not blocks:
             blocks = [part.stored(0, 0) for part in self.parts]
         if self.is_sparse:
             blocks = [sparse.csr_matrix(block) for block in blocks]
         if len(blocks) > 1:
             blocks = [sparse.vstack(blocks, format="csr") if self.is_sparse else np.concatenate(blocks)]
-        return blocks[0].astype(self.dtype, copy=False)
+        x = blocks[0].astype(self.dtype, copy=False)
+        return x if (np.diff(order) == 1).all() else x[np.argsort(order)]
 
     def pieces(self) -> Iterator[Rows]:
         """All rows, as the files hold them, some at a time."""
@@ -210,12 +213,11 @@ class ChunkedMatrix:
         for start in range(0, max(1, self.shape[0]), at_once):
             yield self.stored(np.arange(start, min(start + at_once, self.shape[0])))
 
-    def blocks(self, cells: np.ndarray, read: Callable[[Part, int, int], Rows]) -> list[Rows]:
-        """Rows of some cells, by ascending numbers, in blocks as they lie in the parts.
+    def blocks(self, rows: np.ndarray, read: Callable[[Part, int, int], Rows]) -> list[Rows]:
+        """Some rows of the parts, by ascending numbers, in blocks as they lie there.
 
         Where the cells are far apart in a file, whole blocks of rows are read on the way, one at a time.
         """
-        rows = np.asarray(cells) if self.rows is None else self.rows[cells]
         ends = np.cumsum([part.shape[0] for part in self.parts])
         blocks = []
         for part, end in zip(self.parts, ends, strict=True):
@@ -242,7 +244,8 @@ class ChunkedCounts(ChunkedMatrix):
 
     def read(self, cells: np.ndarray) -> sparse.csr_matrix:
         """Counts of some cells, by ascending numbers: float32, genes ascending, once in each cell, no zeros."""
-        blocks = self.blocks(cells, lambda part, start, stop: part.between(start, stop))
+        rows = np.asarray(cells) if self.rows is None else self.rows[cells]
+        blocks = self.blocks(rows, lambda part, start, stop: part.between(start, stop))
         if not blocks:
             return sparse.csr_matrix((0, self.shape[1]), dtype=np.float32)
         return canonical(blocks[0] if len(blocks) == 1 else sparse.vstack(blocks, format="csr"))

@@ -16,7 +16,7 @@ from scipy import sparse
 
 from ldvae.errors import InputError, suggestion
 from ldvae.io.by_rows import READ_AT_ONCE, ByEntries, Entries
-from ldvae.io.chunks import ChunkedMatrix, RawMatrix, StoredMatrix
+from ldvae.io.chunks import ChunkedMatrix, LoadedMatrix, RawMatrix, StoredMatrix
 from ldvae.io.matrices import as_csr, as_numbers
 from ldvae.io.messages import listed, reading
 from ldvae.io.stored import Stored, layer_name, others_of
@@ -208,13 +208,20 @@ def read_h5ad(path: Path, **options: Any) -> AnnData:
 
 
 def read_without_matrices(path: Path) -> tuple[AnnData, dict[str, ChunkedMatrix], RawMatrix | None]:
-    """An h5ad file that an earlier step wrote, without X; its layers and raw, which are read some rows at a time."""
+    """An h5ad file without X that an earlier step wrote; its layers and raw, which are read some rows at a time."""
+    layers, raw = {}, None
     with reading(path, "h5ad"):
         stored = read_anndata(path)
         adata = AnnData(obs=stored.obs, var=stored.var, **stored.others(["obsm", "varm", "uns", "obsp", "varp"]))
-    matrices = {part.key: ChunkedMatrix((part,)) for part in stored.on_disk.values() if isinstance(part, StoredMatrix)}
-    layers = {key.removeprefix("layers/"): matrix for key, matrix in matrices.items() if key.startswith("layers/")}
-    return adata, layers, None if stored.raw_var is None else RawMatrix(matrices["raw/X"], stored.raw_var)
+        for name, load in stored.matrices.items():
+            part = stored.on_disk.get(name)
+            # Earlier versions wrote raw as it was, CSC included.
+            own = part if isinstance(part, StoredMatrix) else LoadedMatrix(sparse.csr_matrix(load()))
+            if name == "raw" and stored.raw_var is not None:
+                raw = RawMatrix(ChunkedMatrix((own,)), stored.raw_var)
+            else:
+                layers[name.removeprefix("layers/")] = ChunkedMatrix((own,))
+    return adata, layers, raw
 
 
 def opened(path: Path) -> Any:
