@@ -170,6 +170,20 @@ def test_a_config_edited_while_a_run_goes_on_is_not_read_by_its_later_jobs(tmp_p
 # ---------------------------------------------------------------- resources
 
 
+def test_qc_asks_for_less_where_a_large_input_is_read_in_parts(tmp_path, config, stubs, counts):
+    asked = {}
+    for megabytes in (10, 2000):
+        large = tmp_path / f"{megabytes}.h5ad"
+        shutil.copy(counts, large)
+        os.truncate(large, megabytes * 2**20)  # HDF5 does not mind what follows
+        dataset = {**config["datasets"]["a"], "input": str(large)}
+        said = Workplace(tmp_path / str(megabytes), {**config, "datasets": {"a": dataset}}, stubs).snakemake("-n")
+        block = next(block for block in said.split("\nrule ") if block.startswith("qc:"))
+        asked[megabytes] = int(re.search(r"mem_mb=(\d+)", block)[1])
+    assert 4000 < asked[10] < 4300
+    assert 21_900 < asked[2000] < 22_100  # 12000 + 5 x, where 4000 + 20 x would be 44,000
+
+
 def test_training_alone_asks_for_a_gpu_unless_told_to_use_the_cpu(tmp_path, config, stubs):
     said = Workplace(tmp_path, config, stubs).snakemake("-n")
     blocks = said.split("\nrule ")

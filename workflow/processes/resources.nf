@@ -4,7 +4,9 @@ include { capped } from '../slurm'
 
 // times: processes that read the files, each for itself.
 def memory(step, files, task, times = 1) {
-    return "${capped(task, 'mem_mb', times * scaled(resources(step).mem_mb, files, task.attempt))} MB"
+    def asked = resources(step)
+    def wanted = [asked.mem_mb, asked.mem_mb_large].findAll().collect { line -> scaled(line, files, task.attempt) }.min()
+    return "${capped(task, 'mem_mb', times * wanted)} MB"
 }
 
 def time(step, files, task) {

@@ -371,6 +371,8 @@ def asked(step, what, limit, dataset=None, runs=None):
             work = RESOURCES[step]["minutes_per_1e9_values"] * values / 1e9 or work * len(here)
             base *= len(here)
         wanted = base + work
+        if large := RESOURCES[step].get(f"{what}_large"):
+            wanted = min(wanted, large[0] + large[1] * input.size_mb)
         if (step, what) == ("train", "mem_mb"):
             wanted *= -(-found.compute.processes // int(set_for("train", "nodes") or 1))  # each reads the counts
         wanted, allowed = int(wanted * 2 ** (attempt - 1)), limit(found.compute)
