@@ -1,6 +1,7 @@
 """The examples in the docstrings: every public function has one, and all of them run."""
 
 import doctest
+import functools
 import importlib
 import inspect
 import pkgutil
@@ -33,6 +34,15 @@ OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 CONTINUES = re.compile(r"Continues the example of `(\w+)`")
 
 
+@functools.cache
+def names_after(function: str) -> dict[str, object]:
+    """What a reader has who pasted the example of a function: it runs once, however many examples continue it."""
+    examples = doctest.DocTestParser().get_examples(inspect.getdoc(PUBLIC[f"programs.{function}"]))
+    start = doctest.DocTest(examples, {}, function, None, None, None)
+    assert doctest.DocTestRunner(optionflags=OPTIONS).run(start, clear_globs=False).failed == 0
+    return start.globs
+
+
 def is_plain_result(item: object) -> bool:
     """Whether it is a named tuple or a class of results, which functions with examples return."""
     return inspect.isclass(item) and item is not LinearSCVI
@@ -51,11 +61,13 @@ def test_examples_of_the_docstrings_hold(name, tmp_path, monkeypatch):
     for i, test in enumerate(test for test in found if test.examples):
         (tmp_path / str(i)).mkdir()
         monkeypatch.chdir(tmp_path / str(i))  # some examples write files
-        if start := CONTINUES.search(test.docstring):
-            first = PUBLIC.get(start[1]) or PUBLIC[f"programs.{start[1]}"]
-            test.examples[:0] = doctest.DocTestParser().get_examples(inspect.getdoc(first))
         if test.name in PASTED:
             test.globs = {}  # what a reader has who pastes it: nothing of the module
+        if start := CONTINUES.search(test.docstring):
+            if first := PUBLIC.get(start[1]):  # a model, which examples change
+                test.examples[:0] = doctest.DocTestParser().get_examples(inspect.getdoc(first))
+            else:
+                test.globs |= names_after(start[1])
         runner.run(test)
         plt.close("all")
     assert runner.failures == 0
