@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
 import re
 from collections.abc import Callable, Iterable
@@ -15,8 +16,10 @@ import pytest
 from ldvae import markers
 from ldvae.config import DeConfig, ProgramsConfig
 from ldvae.methods import Sentence, listed, numbered
-from ldvae.programs import donors, effects, evidence, find, rotation
+from ldvae.programs import donors, effects, find, rotation
 from ldvae.steps import annotate, de, doublets, qc, report, select, setup, train
+
+enrichment = importlib.import_module("ldvae.programs.enrichment")  # the package has a function of that name
 
 # Packages and functions that a text can name: each must be among the tools of its sentence.
 NAMES = {
@@ -80,7 +83,7 @@ STATED: dict[Any, Callable[[], Iterable[Sentence]]] = {
     rotation: lambda: [rotation.methods(PROGRAMS["settings"])],
     effects: lambda: [effects.methods()],
     donors: lambda: [donors.methods({"condition_key": "condition", "replicate_key": "donor"})],
-    evidence: lambda: evidence.methods(["hallmark"]),
+    enrichment: lambda: enrichment.methods(["hallmark"]),
 }
 
 
