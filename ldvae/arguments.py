@@ -361,6 +361,8 @@ def codes_of(given: Any, categories: Sequence[Any]) -> list[int | None]:
         if name is not None and code is None:
             raise InputError(f'"{name}" not a valid batch category. There are {", ".join(map(str, categories))}.')
         codes.append(code)
+    if not codes:
+        raise InputError(f"The list of batches is empty. There are {', '.join(map(str, categories))}.")
     return codes
 
 

@@ -106,6 +106,11 @@ class DeOptions:
                 raise InputError(f"{name} {value!r} not recognized; it must be one of {', '.join(map(str, known))}.")
         if not self.batch_correction and (self.batchid1 is not None or self.batchid2 is not None):
             raise InputError("Inconsistent batch policy: batchid1 and batchid2 need batch_correction=True.")
+        if self.importance and self.weights != "importance":
+            raise InputError(
+                f"importance_weighting_kwargs ({', '.join(self.importance)}) have no effect here; they need "
+                "weights='importance'."
+            )
         if self.n_samples_overall < 2:
             raise InputError(f"n_samples_overall is {self.n_samples_overall}; it must be at least 2.")
         for function, n, name in ((self.change_fn, 3, "change_fn"), (self.m1_domain_fn, 1, "m1_domain_fn")):
@@ -164,7 +169,7 @@ def comparisons(
     Raises
     ------
     InputError
-        If a group or column does not exist, or a group has no cells.
+        If a group or column does not exist, a group has no cells, or both groups are the same.
     """
     if idx1 is None and idx2 is not None:
         raise InputError("idx2 is given without idx1: give the cells of both groups, or idx1 alone.")
@@ -216,8 +221,8 @@ def comparisons(
     chosen = list(column.astype("category").cat.categories) if group1 is None else group1
     chosen = [chosen] if isinstance(chosen, str) or not isinstance(chosen, Iterable) else list(chosen)
     if group1 is None:
-        chosen = [group for group in chosen if group in present]
-        if len(chosen) == 1:
+        chosen = [group for group in chosen if group in present and (group2 is None or group != group2)]
+        if len(chosen) == 1 and group2 is None:
             raise InputError(
                 f"Only a single group in obs[{groupby!r}]: {chosen[0]}. There is nothing to compare it with."
             )
@@ -228,6 +233,8 @@ def comparisons(
                 f"A group to compare is {listed[0]!r}; group1 takes one group or a list of them, each compared in "
                 "turn, and group2 one. Give the cells of several groups together as idx1 and idx2."
             )
+        if group2 is not None and group == group2:
+            raise InputError(f"group1 and group2 are both {group!r} of obs[{groupby!r}]; give two groups that differ.")
         masks = [np.asarray(column == name) & inside for name in (group, group2)]
         if group2 is None:
             masks[1] = ~masks[0]

@@ -887,6 +887,11 @@ class LinearSCVI:
         fits = (self, *others)
         adata, source = self._own_adata(), self.source
         for i, other in enumerate(others, start=1):
+            if not isinstance(other, LinearSCVI):
+                raise InputError(
+                    f"Model {i} of the others is a {type(other).__name__}; give models one by one: get_programs(a, b), "
+                    "or get_programs(*models)."
+                )
             if not same_index(other._own_adata().obs_names, adata.obs_names):
                 raise InputError(
                     f"Model {i} of the others has other cells than this one, or another order; their scores cannot be "
@@ -986,7 +991,10 @@ class LinearSCVI:
                 f"library_size is {library_size!r}; points have no cell whose size that is. Give a number."
             )
         index = z.index if isinstance(z, pd.DataFrame) else None
-        points = torch.as_tensor(np.asarray(z), dtype=torch.float32, device=self.device)
+        values = np.asarray(z)
+        if values.dtype.kind not in "fiu" or not np.isfinite(values).all():
+            raise InputError("z holds values that are no finite numbers; expected latent coordinates.")
+        points = torch.as_tensor(values, dtype=torch.float32, device=self.device)
         if points.ndim != 2 or points.shape[1] != self.n_latent:
             raise InputError(f"z has shape {tuple(points.shape)}; expected (n_points, {self.n_latent}).")
         batches: Sequence[int] = []

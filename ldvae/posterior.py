@@ -547,6 +547,8 @@ def feature_correlation(
     """
     if correlation_type not in ("spearman", "pearson"):
         raise InputError(f"Unknown correlation type {correlation_type!r}. Choose one of 'spearman', 'pearson'.")
+    if len(cells.q.z_mean) * n_samples < 2:
+        raise InputError("Correlations of genes need two draws or more: give more cells, or raise n_samples.")
     n_vars = module.shape.n_vars
     blocks = (
         drawn.reshape(-1, n_vars)

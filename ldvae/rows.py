@@ -199,6 +199,8 @@ def rows_of_genes(given: Sequence[str] | None, genes: pd.Index) -> np.ndarray | 
     """Row numbers of genes given by name, ascending; None, which stands for all, for None."""
     if given is None:
         return None
+    if len(given) == 0:
+        raise InputError("gene_list is empty; name at least one gene, or leave it out to have all.")
     rows = genes.get_indexer(list(given))
     if (rows < 0).any():
         unknown = [str(gene) for gene, row in zip(given, rows, strict=True) if row < 0]

@@ -71,6 +71,15 @@ def test_cells_can_be_given_by_rows_mask_or_query(obs, idx1):
     assert pair.group1 is None
 
 
+def test_a_group_is_not_compared_with_itself(obs):
+    assert [pair.name for pair in comparisons(obs, "kind", group2="b")] == ["a vs b", "c vs b"]
+
+
+def test_options_of_importance_without_it_are_refused():
+    with pytest.raises(InputError, match=r"importance_weighting_kwargs \(max_cells\) have no effect"):
+        DeOptions(importance={"max_cells": 5})
+
+
 def test_a_subset_limits_the_groups_and_leaves_the_others_in_the_rest(obs):
     (pair,) = comparisons(obs, "kind", "b", subset_idx="n > 3")
     assert (list(pair.rows1), list(pair.rows2)) == ([3], [0, 1, 2, 4])
@@ -90,6 +99,7 @@ def test_a_subset_limits_the_groups_and_leaves_the_others_in_the_rest(obs):
         ({"idx1": [0, 3], "idx2": [0], "subset_idx": [0, 1]}, r"select the same cells within subset_idx \(1\)"),
         ({"idx1": [0], "idx2": [0, 1]}, r"Every cell of idx1 \(1\) is in idx2 too"),
         ({"idx1": "n > 0"}, "idx1 selects all 5 cells; there is none left to compare them with. Give idx2"),
+        ({"groupby": "kind", "group1": "a", "group2": "a"}, r"group1 and group2 are both 'a' of obs\['kind'\]"),
         ({"idx1": [9]}, "idx1 names row 9, but there are 5 cells"),
         ({"idx1": [True]}, "idx1 is a mask of 1 cells, but there are 5"),
     ],

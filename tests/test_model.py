@@ -67,6 +67,23 @@ def test_bad_points_and_batches_are_refused(trained):
         trained.decode(np.zeros((2, 4)))
     with pytest.raises(InputError, match=r'"c" not a valid batch category\. There are a, b'):
         trained.decode(np.zeros((2, 3)), batch="c")
+    for z in ([["x", "y", "z"]], np.full((1, 3), np.nan), [[np.inf, 0, 0]]):
+        with pytest.raises(InputError, match="z holds values that are no finite numbers"):
+            trained.decode(z)
+
+
+def test_nothing_chosen_is_no_empty_answer(trained):
+    with pytest.raises(InputError, match="gene_list is empty"):
+        trained.get_normalized_expression(gene_list=[])
+    with pytest.raises(InputError, match=r"The list of batches is empty\. There are a, b"):
+        trained.get_normalized_expression(transform_batch=[])
+    with pytest.raises(InputError, match="need two draws or more"):
+        trained.get_feature_correlation_matrix(indices=[0], n_samples=1)
+
+
+def test_others_that_are_no_models_are_named(trained):
+    with pytest.raises(InputError, match=r"Model 1 of the others is a list; .*get_programs\(\*models\)"):
+        trained.get_programs([trained])
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,12 @@ class Reference(NamedTuple):
         >>> reference.project(truth.to_anndata()).scores.shape
         (300, 4)
         """
+        if not hasattr(adata, "var_names"):
+            raise InputError(
+                f"adata must be an AnnData, found {type(adata).__name__}; `ldvae.programs.project` takes a matrix."
+            )
+        if layer is not None and layer not in adata.layers:
+            raise InputError(f"No layer {layer!r}. There are: {', '.join(adata.layers) or 'none'}.")
         if batch_key is not None and batch_key not in adata.obs:
             raise InputError(f"No obs column {batch_key!r}. There are: {', '.join(map(str, adata.obs))}.")
         return project(
