@@ -6,7 +6,7 @@ BIN    := $(CURDIR)/$(VENV)/bin
 STAMP  := $(VENV)/installed.txt
 export PATH := $(BIN):$(PATH)
 
-.PHONY: demo test test-quick test-slow test-ranges docs dist lint bench test-cluster test-nextflow install schema clean
+.PHONY: demo test test-quick test-slow test-ranges test-wheel docs dist lint bench test-cluster test-nextflow install schema clean
 
 demo: install  ## install, then the whole workflow on the embedded demo data
 	snakemake --cores $(CORES) --rerun-incomplete --quiet rules host
@@ -38,6 +38,12 @@ docs: install  ## the site, in docs/_build/html; tutorials run, warnings are err
 test-ranges:  ## all of make test with the newest (or RESOLUTION=lowest-direct: oldest) versions that pyproject.toml allows; needs uv
 	uv venv -q --clear .venv-ranges && uv pip install -q --python .venv-ranges/bin/python --resolution $(or $(RESOLUTION),highest) -e '.[workflow,dev]'
 	.venv-ranges/bin/python -m $(PYTEST)
+
+test-wheel: dist  ## every tutorial as pasted from its page, where nothing but the wheel is installed; needs uv
+	uv venv -q --clear .venv-wheel && uv pip install -q --python .venv-wheel/bin/python "$$(ls -t dist/*.whl | head -1)[workflow]" ipython
+	for page in $(or $(PAGES),library programs workflow across); do \
+	    (cd "$$(mktemp -d)" && PATH=$(CURDIR)/.venv-wheel/bin:$$PATH MPLBACKEND=agg python $(CURDIR)/docs/run_page.py $(CURDIR)/docs/tutorials/$$page.md) || exit 1; \
+	done
 
 dist: install  ## wheel and sdist in dist/
 	uv build -q || { python -m pip install -q build && python -m build; }

@@ -4,23 +4,24 @@ import re
 import sys
 from pathlib import Path
 
-from IPython.core.interactiveshell import InteractiveShell
-
-import ldvae
-
 
 def code_of(page: str) -> list[str]:
     """The code cells of a MyST page, but for those that the site does not show."""
     found = []
     for block in re.findall(r"^```\{code-cell\}[^\n]*\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL):
-        options = re.match(r"(?::[^\n]*\n)*", block).group()
-        if "remove-cell" not in options:
-            found.append(block[len(options) :])
+        lines = block.splitlines(keepends=True)
+        options = [line for line in lines if line.startswith(":")]
+        if "remove-cell" not in "".join(options):
+            found.append("".join(lines[len(options) :]))
     return found
 
 
 def main(page: Path) -> None:
     """Run cell after cell, and stop at the first that fails."""
+    from IPython.core.interactiveshell import InteractiveShell
+
+    import ldvae
+
     print(f"{page.name} with ldvae {ldvae.__version__} of {Path(ldvae.__file__).parent}", flush=True)
     shell = InteractiveShell.instance()
     cells = code_of(page.read_text(encoding="utf-8"))

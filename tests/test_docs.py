@@ -1,6 +1,7 @@
 """The pages say what the code says: options, files, verbs, make targets and messages that they name exist."""
 
 import ast
+import importlib.util
 import re
 from pathlib import Path
 
@@ -127,3 +128,15 @@ def test_the_cluster_page_says_what_jobs_ask_for():
     assert len(told) > 5
     for verb, base, per_mb in told:
         assert [int(base), int(per_mb)] == asked[verb]["mem_mb"], verb
+
+
+def test_the_code_of_a_tutorial_is_what_its_reader_sees():
+    spec = importlib.util.spec_from_file_location("run_page", ROOT / "docs" / "run_page.py")
+    run_page = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(run_page)
+    for path in sorted((ROOT / "docs" / "tutorials").glob("*.md")):
+        cells = run_page.code_of(path.read_text(encoding="utf-8"))
+        assert len(cells) > 5
+        assert not any(cell.startswith(":") or "OMP_NUM_THREADS" in cell for cell in cells)  # options, hidden cells
+    workflow = run_page.code_of((ROOT / "docs" / "tutorials" / "workflow.md").read_text(encoding="utf-8"))
+    assert workflow[0] == "%%bash\nldvae init my-project\nls my-project\n"
