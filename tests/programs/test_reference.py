@@ -33,7 +33,7 @@ def test_a_file_gives_the_scores_of_what_was_written(frame, counted, tmp_path):
     assert reference.about["programs"] == list(frame.programs)
     with pytest.raises(InputError, match=r"No obs column 'lane'\. There are: batch"):
         reference.project(counted.to_anndata(), batch_key="lane")
-    with pytest.raises(InputError, match="adata must be an AnnData, found ndarray"):
+    with pytest.raises(InputError, match="adata must be an AnnData, found csr_matrix"):
         reference.project(counted.counts)
     with pytest.raises(InputError, match=r"No layer 'raw'\. There are: none"):
         reference.project(counted.to_anndata(), layer="raw")
