@@ -289,7 +289,7 @@ def slope(cells: pd.Series, values: pd.Series) -> float:
 
 
 def table(folder: Path) -> None:
-    """Print what was measured as Markdown: a row for each step, wall and CPU time and peak memory by size."""
+    """Print what was measured as Markdown: a row for each step, CPU time and peak memory by size."""
     found = pd.read_csv(folder / "atlas.tsv", sep="\t")
     sizes = sorted(found["cells"].unique())
     print(f"| step | {' | '.join(f'{n:,} cells' for n in sizes)} | slope of CPU time | slope of memory |")
@@ -302,7 +302,8 @@ def table(folder: Path) -> None:
                 cells.append("")
                 continue
             row = own.loc[n]
-            cells.append(f"{row['wall_s']:,.0f} s ({row['cpu_s']:,.0f} s CPU), {row['rss_mb'] / 1024:.1f} GB")
+            private = "" if np.isnan(row["pss_mb"]) else f" ({row['pss_mb']:,.0f})"
+            cells.append(f"{row['cpu_s']:,.0f} s, {row['rss_mb']:,.0f}{private} MB")
         slopes = [slope(own.index.to_series(), own[name]) for name in ("cpu_s", "rss_mb")]
         ends = ["" if np.isnan(value) else f"{value:.2f}" for value in slopes]
         print(f"| {step} | {' | '.join(cells)} | {' | '.join(ends)} |")
