@@ -4,6 +4,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+# Tests run side by side in several processes (pytest-xdist), which share the cores: one thread each. The linear
+# algebra of numpy reads it when it is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,9 +19,6 @@ from shared_data import MissingDataError, fetch
 if pd.__version__ < "3":
     # As in pandas 3: what a table gives out as an array is not to be written to.
     pd.options.mode.copy_on_write = True
-
-# Tests run side by side in several processes (pytest-xdist), which share the cores: one thread each.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 settings.register_profile("ldvae", deadline=None)  # a busy machine is no fault
 settings.load_profile("ldvae")
