@@ -197,6 +197,9 @@ def scanpys(path: Path, threads: int, out: Path, doublets: bool) -> None:
     def qc() -> None:
         nonlocal adata
         adata = scanpy.read_h5ad(path)
+        x = adata.X  # scipy cannot work on indices of two types
+        wide = np.int32 if x.nnz < 2**31 else np.int64
+        x.indptr, x.indices = x.indptr.astype(wide), x.indices.astype(wide)
         adata.var["mt"] = adata.var_names.str.startswith("MT-")
         scanpy.pp.calculate_qc_metrics(adata, qc_vars=["mt"], percent_top=None, log1p=False, inplace=True)
         scanpy.pp.filter_cells(adata, min_genes=1)
