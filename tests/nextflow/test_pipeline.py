@@ -105,7 +105,8 @@ def test_a_mistake_in_the_config_is_told_before_the_first_job(pipeline):
     assert checked.returncode == 2
     said = checked.stderr.removeprefix("ldvae check: ").strip()
     assert "modle" in said
-    assert all(line in done.text for line in said.splitlines())
+    assert "2 problems in the config" in done.text
+    assert all(line in done.text for line in said.splitlines()[1:])
     assert done.code != 0
     assert [row["process"] for row in done.trace] == ["LDVAE:PLAN"]
 
