@@ -235,8 +235,8 @@ def test_paths_may_have_spaces_and_start_at_the_folder_of_the_launch(pipeline, t
     tables.mkdir()
     for name in ("my counts.h5ad", "other.h5ad"):
         subprocess.run([BIN / "ldvae", "simulate", "--stub", "--output", tables / name], check=True)
-    (tables / "gene list.txt").write_text("g1\n")
-    (tables / "gene sets.gmt").write_text("set\t\tg1\n")
+    (tables / "gene list.txt").write_text("1\n")  # a gene of the stub
+    (tables / "gene sets.gmt").write_text("set\t\t1\n")
     pipeline.configure(
         name="my config.yaml",
         datasets={
