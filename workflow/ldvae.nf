@@ -95,11 +95,12 @@ workflow LDVAE {
     compared = QC.out.qc.join(PROGRAMS.out.programs)
         .map { meta, qc, programs -> [meta.id, qc, programs] }
         .toList()
+        .map { made -> [made] } // one item, also where no dataset came so far
         .combine(plan)
-        .filter { row -> row[-1].across.datasets }
-        .map { row ->
-            def made = row[0..-2].collectEntries { [it[0], it] }
-            [row[-1].across, row[-1].across.datasets.collect { made[it] }.findAll()]
+        .filter { _made, it -> it.across.datasets }
+        .map { made, it ->
+            def found = made.collectEntries { one -> [one[0], one] }
+            [it.across, it.across.datasets.collect { name -> found[name] }.findAll()]
         }
         .filter { across, made -> made.size() == across.datasets.size() }
     ACROSS(

@@ -165,6 +165,16 @@ def test_a_mistake_ends_its_dataset_alone_and_the_index_tells_it(pipeline):
     assert "not finished" not in (pipeline.folder / "results" / "summary.txt").read_text()
 
 
+def test_where_no_dataset_comes_to_its_end_the_index_tells_why(pipeline):
+    pipeline.configure(datasets={"one": {"input": "demo:pbmc68k"}}, sweep={"seeds": [0]})
+    pipeline.quick('case $1 in index) exec ldvae "$@" ;; qc) echo "removes all cells" >&2; exit 2 ;; esac')
+    done = pipeline.run("--config", "config.yaml")
+    assert done.code != 0
+    assert done.ran() == {"INDEX": 1}
+    assert "removes all cells" in (pipeline.folder / "results" / "index.html").read_text()
+    assert "Finished: 0 of 1 dataset." in done.text
+
+
 @pytest.mark.parametrize("signal", [137, 143])
 def test_a_killed_job_is_repeated_with_twice_the_memory_and_time(pipeline, signal):
     pipeline.configure(**small(datasets={"one": SMALL["datasets"]["one"]}, sweep={"seeds": [0]}))

@@ -4,7 +4,8 @@
 def arranged(counts, inputs) {
     def names = inputs.withIndex(1).collectMany { input, i -> input.files.collect { name -> "input${i}/${name}" } }
     def lines = [[counts].flatten(), names].transpose().collect { staged, name ->
-        "mkdir -p '${name.take(name.lastIndexOf('/'))}' && mv ${staged} '${name}'"
+        // Nextflow escapes spaces of some names and not of others.
+        "mkdir -p '${name.take(name.lastIndexOf('/'))}' && mv '${staged.toString().replace('\\', '')}' '${name}'"
     }
     return lines.join('\n    ')
 }
