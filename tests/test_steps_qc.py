@@ -364,7 +364,7 @@ def test_the_defaults_keep_the_rare_types_of_pbmc3k(shared_data: Path, tmp_path:
     assert lost[5.0]["Megakaryocytes"] == 11
     assert lost[QcConfig().n_mads]["Megakaryocytes"] <= 1
     assert lost[QcConfig().n_mads]["Dendritic cells"] == 0
-    assert any("loses 10 of its 13 cells" in line for line in told[5.0])
+    assert any("10 of 13 cells are removed" in line for line in told[5.0])
     assert not told[QcConfig().n_mads]
 
 

@@ -192,7 +192,7 @@ def test_registered_columns_are_text_categories_without_empty_groups(filtered: A
     counts, _, summary = run(filtered, tmp_path, genes="all", **options)
     assert list(counts.obs["donor"].cat.categories) == ["101", "102"]
     assert list(counts.obs["type"].cat.categories) == ["B", "T", "unlabeled"]
-    assert f"{n_missing} cells have no value of type; they get the label 'unlabeled'." in summary["warnings"]
+    assert f"Labelled 'unlabeled', without a value of type: {n_missing} cells." in summary["warnings"]
     fields = counts.uns["ldvae_setup"]
     assert (fields["batch_key"], fields["labels_key"], fields["size_factor_key"]) == ("donor", "type", "")
     assert list(fields["continuous_covariate_keys"]) == ["age"]
@@ -221,7 +221,7 @@ def test_cells_without_counts_in_the_chosen_genes_are_left_out(filtered: AnnData
     (tmp_path / "genes.txt").write_text("\n".join(GENES[:5]))
     counts, _, summary = run(filtered, tmp_path, genes="list", gene_list=str(tmp_path / "genes.txt"))
     assert "c3" not in counts.obs_names
-    assert any("1 cells have no counts in the chosen genes and are left out: c3" in m for m in summary["warnings"])
+    assert "Without counts in the chosen genes, and left out: 1 cell (c3)." in summary["warnings"]
 
 
 def test_the_split_keeps_shares_overall_and_in_strata() -> None:

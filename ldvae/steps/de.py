@@ -33,7 +33,7 @@ from ldvae.io import (
 )
 from ldvae.markers import methods as methods_of_ranks
 from ldvae.markers import rank_sum_test, telling
-from ldvae.methods import Sentence, listed
+from ldvae.methods import Sentence, counted, listed
 from ldvae.names import find_own
 from ldvae.pl.de import called as called_genes
 from ldvae.pl.style import styled
@@ -198,8 +198,8 @@ def find_contrasts(obs: pd.DataFrame, config: DeConfig) -> list[Contrast]:
         if nothing and "group2" not in entry:
             n_cells = int(np.isin(groups, nothing).sum())
             logger.warning(
-                "%s: %d cells are %s, which says nothing of them: they are in no group, and not in the rest.",
-                entry["column"], n_cells, listed([repr(name) for name in nothing]),
+                "%s: %s says nothing of a cell. In no group, and not in the rest: %s.",
+                entry["column"], listed([repr(name) for name in nothing]), counted(n_cells, "cell"),
             )  # fmt: skip
             groups = groups.remove_categories(nothing)
             firsts = [name for name in firsts if name not in nothing]
@@ -212,9 +212,10 @@ def find_contrasts(obs: pd.DataFrame, config: DeConfig) -> list[Contrast]:
         within = entry.get("within", "")
         insides = levels(obs, within) if within else pd.Categorical([""] * len(obs))
         if unlabelled := [name for name in insides.categories if within and is_no_label(str(name))]:
+            n_cells = np.isin(insides, unlabelled).sum()
             logger.warning(
-                "%s: %d cells are %s, which says nothing of them: groups are not compared within these.",
-                within, int(np.isin(insides, unlabelled).sum()), listed([repr(name) for name in unlabelled]),
+                "%s: %s says nothing of a cell. Left out, as groups are not compared there: %s.",
+                within, listed([repr(name) for name in unlabelled]), counted(n_cells, "cell"),
             )  # fmt: skip
             insides = insides.remove_categories(unlabelled)
         for inside in insides.categories:

@@ -29,7 +29,7 @@ from ldvae.io import (
     write_json,
     write_table,
 )
-from ldvae.methods import Sentence
+from ldvae.methods import Sentence, counted
 from ldvae.names import own_name
 from ldvae.provenance import versions
 from ldvae.steps.variable import BatchSums, seurat_v3, sum_by_batch
@@ -73,7 +73,9 @@ def setup(*, results: Path, config: SetupConfig = SetupConfig()) -> None:
             raise InputError("No cell has counts in the chosen genes; choose more of them (n_top_genes, keep_genes).")
         if empty.any():
             names = listed(result.obs_names[empty], 5)
-            logger.warning("%d cells have no counts in the chosen genes and are left out: %s", empty.sum(), names)
+            logger.warning(
+                "Without counts in the chosen genes, and left out: %s (%s).", counted(empty.sum(), "cell"), names
+            )
             result = result[~empty].copy()
         parts = split(result.obs, fields, config)
         result.obs[own_name("split", result.obs)] = parts
@@ -131,7 +133,7 @@ def registered_fields(adata: AnnData, batch_key: str, config: SetupConfig) -> di
     }
     labels = config.labels_key
     if labels in adata.obs and (missing := adata.obs[labels].isna()).any():
-        logger.warning("%d cells have no value of %s; they get the label 'unlabeled'.", missing.sum(), labels)
+        logger.warning("Labelled 'unlabeled', without a value of %s: %s.", labels, counted(missing.sum(), "cell"))
         adata.obs[labels] = adata.obs[labels].astype(object).where(~missing, "unlabeled").astype(str).astype("category")
     for kind, value in fields.items():
         for key in [value] if isinstance(value, str) else value:
