@@ -94,7 +94,7 @@ def test_cells_of_unknown_type_are_no_group_and_not_in_the_rest(
     within = {"column": "condition", "group1": "stim", "group2": "ctrl", "within": "kind"}
     inside = find_contrasts(obs, DeConfig(contrasts=[within]))
     assert [contrast.name for contrast in inside] == ["stim vs ctrl in B", "stim vs ctrl in T"]
-    assert "groups are not compared within these" in caplog.text
+    assert "Left out, as groups are not compared there: 60 cells." in caplog.text
 
 
 def test_numbers_are_groups_by_their_text(counts: AnnData) -> None:
