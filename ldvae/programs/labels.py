@@ -79,7 +79,9 @@ def describe(
     strongest_genes = top_genes(programs, 10)
     table = programs.table.copy()
     biological = found[~found["technical"].astype(bool) & (found["padj"] < 0.05)]
-    biological = biological[(biological["kind"] == "continuous") | ~biological["level"].astype(str).map(is_no_label)]
+    biological = biological[
+        (biological["kind"] == "continuous") | ~biological["level"].astype(str).map(is_no_label).astype(bool)
+    ]
     headlines: dict[str, str] = {}
     for row in _groups_that_name(programs, biological, obs).itertuples():
         if row.program not in headlines and row.level not in headlines.values():
