@@ -60,7 +60,8 @@ class Reference(NamedTuple):
                 f"adata must be an AnnData, found {type(adata).__name__}; `ldvae.programs.project` takes a matrix."
             )
         if layer is not None and layer not in adata.layers:
-            raise InputError(f"No layer {layer!r}. There are: {', '.join(adata.layers) or 'none'}.")
+            names = [name for name in adata.layers if name is not None]  # X is among them since anndata 0.13
+            raise InputError(f"No layer {layer!r}. There are: {', '.join(names) or 'none'}.")
         if batch_key is not None and batch_key not in adata.obs:
             raise InputError(f"No obs column {batch_key!r}. There are: {', '.join(map(str, adata.obs))}.")
         return project(
