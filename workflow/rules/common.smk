@@ -97,7 +97,7 @@ def image(kind):
 
 def in_results(*parts):
     """A path below the folder of all results, as a person sees it."""
-    return placed("/".join(["<results>", *parts]))
+    return placed(Path("<results>", *parts).as_posix())
 
 
 def options(section):

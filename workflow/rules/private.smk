@@ -73,7 +73,7 @@ def make_again(path):
 
 
 def placed(path):
-    """Where a rule has a file such as <results>/kang/report.html: by the pathvars of the module, under its prefix."""
+    """Where a file such as <results>/kang/report.html is: by the pathvars of the module, under its prefix."""
     variables = getattr(_module, "pathvars", None)
     modifier = getattr(_module, "path_modifier", None)
     if variables is None or modifier is None:
