@@ -552,3 +552,12 @@ def test_a_folder_that_cannot_be_made_is_named_as_it_was_given(model, tmp_path, 
     with pytest.raises(InputError, match=r"/aaa+ cannot be made: File name too long\. Give another folder"):
         getattr(model, method)(tmp_path / "new" / ("a" * 300))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("values", [[1j, 2.5 - 1j], [1, 2], [0.5, 2], [True, False], ["a", "b"], [b"a", b"b"]])
+def test_a_checkpoint_gives_back_the_arrays_it_holds(tmp_path, values):
+    """Batches that are complex numbers stand in checkpoints of scvi-tools as an array, which was refused."""
+    torch.save({"categorical_mapping": np.array(values)}, tmp_path / "model.pt")
+    found = read_checkpoint(tmp_path / "model.pt")["categorical_mapping"]
+    assert found.dtype == np.array(values).dtype
+    assert found.tolist() == values

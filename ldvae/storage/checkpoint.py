@@ -72,7 +72,7 @@ class _DtypeDescription(Described):
         if code in ("M8", "m8") and self.state:
             unit, count = self.state[-1][1][:2]
             code = f"{code}[{int(count)}{unit.decode() if isinstance(unit, bytes) else unit}]"
-        elif code[0] not in "biufOSU":
+        elif code[0] not in "biufcOSU":
             raise pickle.UnpicklingError(f"array of dtype {code!r}")
         dtype = np.dtype(code)
         return dtype.newbyteorder(">") if self.state and self.state[1] == ">" else dtype
