@@ -27,6 +27,11 @@ STORED_CHUNK = 2**18  # entries of a sparse matrix that grows, compressed togeth
 Rows: TypeAlias = sparse.csr_matrix | np.ndarray
 
 
+def rows_at_once(width: int) -> int:
+    """Rows of a dense matrix of so many columns to read at once."""
+    return max(1, min(ROWS, VALUES // max(1, width)))
+
+
 @dataclass(frozen=True, eq=False)
 class StoredMatrix:
     """A matrix in a file, CSR or dense, of which rows are read when they are needed.
@@ -76,7 +81,7 @@ class StoredMatrix:
             return ROWS
         with opened(self.path) as file:
             width = file[self.key].shape[0 if self.turned else 1]
-        return max(1, min(ROWS, VALUES // max(1, width)))
+        return rows_at_once(width)
 
     def take(self, columns: np.ndarray) -> StoredMatrix:
         """The matrix of some columns, by number or mask."""
@@ -137,7 +142,7 @@ class LoadedMatrix:
     @property
     def at_once(self) -> int:
         """Rows to read at once."""
-        return ROWS if self.is_sparse else max(1, min(ROWS, VALUES // max(1, self.shape[1])))
+        return ROWS if self.is_sparse else rows_at_once(self.shape[1])
 
     def take(self, columns: np.ndarray) -> LoadedMatrix:
         """The matrix of some columns, by number or mask."""
@@ -316,23 +321,8 @@ def write_chunked(
 
     adata.write_h5ad(path, compression=compression)
     with h5py.File(path, "a") as file:
-        if "X" in file:
-            del file["X"]
-        group = csr_group(file, "X", adata.shape)
-        options: dict[str, Any] = {"compression": compression} if n_stored else {}
-        for name, dtype in (("data", np.float32), ("indices", np.int32)):
-            group.create_dataset(name, (n_stored,), dtype, **options)
-        ends: list[np.ndarray] = [np.zeros(1, np.int64)]
-        for _, x in counts.chunks(cells):
-            x = x if genes.all() else x[:, genes]
-            end = int(ends[-1][-1])
-            group["data"][end : end + x.nnz] = x.data
-            group["indices"][end : end + x.nnz] = x.indices
-            ends.append(end + x.indptr[1:].astype(np.int64))
-        indptr = np.concatenate(ends)
-        if indptr[-1] != n_stored or len(indptr) != adata.n_obs + 1:
-            raise ValueError(f"{path}: {indptr[-1]} counts of {len(indptr) - 1} cells, but {n_stored} were announced")
-        write_indptr(group, indptr, compression)
+        pieces = (x if genes.all() else x[:, genes] for _, x in counts.chunks(cells))
+        write_rows(file, "X", pieces, adata.shape, compression, n_stored)
 
 
 def write_matrices(
@@ -366,7 +356,12 @@ def write_matrices(
 
 
 def write_rows(
-    group: Any, name: str, pieces: Iterable[Rows], shape: tuple[int, int], compression: str | None = None
+    group: Any,
+    name: str,
+    pieces: Iterable[Rows],
+    shape: tuple[int, int],
+    compression: str | None = None,
+    n_stored: int | None = None,
 ) -> None:
     """Write a matrix some rows at a time into an HDF5 file, CSR or dense as anndata writes them.
 
@@ -380,6 +375,9 @@ def write_rows(
         Of the matrix.
     compression
         Of all arrays; none: none.
+    n_stored
+        Number of entries of a CSR matrix, whose arrays then have their size from the start: without compression each
+        lies in one piece. None: they grow.
     """
     if name in group:
         del group[name]
@@ -394,32 +392,29 @@ def write_rows(
             target[n_rows : n_rows + len(x)] = x
         else:
             if target is None:
-                target = csr_group(group, name, shape)
+                target = group.create_group(name)
+                target.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": shape})
+                if n_stored is None:
+                    options |= {"maxshape": (None,), "chunks": (STORED_CHUNK,)}
+                elif n_stored == 0:
+                    options = {}  # HDF5 compresses no empty array
                 for array, dtype in (("data", x.dtype), ("indices", np.int32)):
-                    target.create_dataset(array, (0,), dtype, maxshape=(None,), chunks=(STORED_CHUNK,), **options)
+                    target.create_dataset(array, (n_stored or 0,), dtype, **options)
             end = int(ends[-1][-1])
             for array in ("data", "indices"):
-                target[array].resize((end + x.nnz,))
-                target[array][end:] = getattr(x, array)
+                if n_stored is None:
+                    target[array].resize((end + x.nnz,))
+                target[array][end : end + x.nnz] = getattr(x, array)
             ends.append(end + x.indptr[1:].astype(np.int64))
         n_rows += x.shape[0]
     if n_rows != shape[0] or target is None:
         raise ValueError(f"{name}: {n_rows} rows, but {shape[0]} were announced")
     if hasattr(target, "keys"):
-        write_indptr(target, np.concatenate(ends), compression)
-
-
-def csr_group(group: Any, name: str, shape: tuple[int, int]) -> Any:
-    """A new group of an HDF5 file for a CSR matrix, whose arrays are to be written."""
-    made = group.create_group(name)
-    made.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": shape})
-    return made
-
-
-def write_indptr(group: Any, indptr: np.ndarray, compression: str | None) -> None:
-    """Write where the rows of a CSR matrix begin, in the type of its indices unless there are too many entries."""
-    small = indptr[-1] < np.iinfo(np.int32).max  # scipy takes no mixture of types
-    group.create_dataset("indptr", data=indptr.astype(np.int32 if small else np.int64), compression=compression)
+        indptr = np.concatenate(ends)
+        if n_stored not in (None, indptr[-1]):
+            raise ValueError(f"{name}: {indptr[-1]} entries, but {n_stored} were announced")
+        small = indptr[-1] < np.iinfo(np.int32).max  # scipy takes no mixture of types
+        target.create_dataset("indptr", data=indptr.astype(np.int32 if small else np.int64), compression=compression)
 
 
 def same_genes(parts: Sequence[Part], columns: Sequence[np.ndarray]) -> tuple[Part, ...]:
