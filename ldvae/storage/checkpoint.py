@@ -10,6 +10,7 @@ import datetime
 import pickle
 import uuid
 import zipfile
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable
 from decimal import Decimal
@@ -78,12 +79,12 @@ class _DtypeDescription(Described):
         return dtype.newbyteorder(">") if self.state and self.state[1] == ">" else dtype
 
 
-class _Value(Described):
+class _Value(Described, ABC):
     """A date, a duration, a number or an interval: made from plain values by `plain`, and by nothing in the pickle."""
 
+    @abstractmethod
     def plain(self) -> Any:
         """The value."""
-        raise NotImplementedError
 
 
 class _IntervalDescription(_Value):
