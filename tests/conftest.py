@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 # Tests run side by side in several processes (pytest-xdist), which share the cores: one thread each. The linear
 # algebra of numpy reads it when it is imported.
@@ -37,13 +38,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def environment_of_each_test() -> Iterator[None]:
     """What a test, or the code that it calls, sets in the environment ends with it, such as the folder of a cache."""
-    before = dict(os.environ)
-    yield
-    for name in {*before, *os.environ} - {"PYTEST_CURRENT_TEST"}:
-        if name not in before:
-            del os.environ[name]
-        elif os.environ.get(name) != before[name]:
-            os.environ[name] = before[name]
+    with mock.patch.dict(os.environ):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,19 +1,17 @@
 """The wiring of the workflow: what it makes, what it makes again, and what it refuses; steps are stubs."""
 
-import functools
-import http.server
 import json
 import os
 import re
 import shutil
 import sys
-import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import yaml
+from downloads import served
 from workplace import LOADED, ROOT, Loaded, Workplace, write_module
 
 from ldvae import results as layout
@@ -261,13 +259,10 @@ def test_as_a_module_of_another_workflow_with_an_output_folder_of_its_own(tmp_pa
 
 
 def test_counts_come_from_a_url(tmp_path, counts, stubs):
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(counts.parent))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_port}/{counts.name.replace(' ', '%20')}"
+    with served(counts) as address:
+        url = f"{address}/{counts.name.replace(' ', '%20')}"
         place = Workplace(tmp_path, {"datasets": {"web": url}, "sweep": {"seeds": [0]}}, stubs)
         place.snakemake("results/web/setup/counts.h5ad")
-        server.shutdown()
     assert (tmp_path / "results/web/qc/filtered.h5ad").exists()
     # Offline, what is made of it is used; what is not made yet is not.
     assert "cannot be reached" in place.snakemake("-n", "results/web/setup/counts.h5ad")
