@@ -25,6 +25,7 @@ from ldvae.report import figures, prose
 from ldvae.report.drawing import Drawing, inline
 from ldvae.report.index import render_index
 from ldvae.report.page import duration, number
+from ldvae.report.sections import making
 from ldvae.steps.index import index
 from ldvae.steps.report import report
 
@@ -258,6 +259,11 @@ def test_links_lead_to_sections_and_files_that_exist(small: tuple[Page, dict[str
     assert {path.stem for path in paths["figures"].iterdir()} == {
         i.removeprefix("fig-") for i in page.ids if i.startswith("fig-")
     }
+
+
+def test_the_page_tells_every_step_in_a_few_words() -> None:
+    assert tuple(making.STEPS) == layout.DATASET_VERBS
+    assert max(map(len, making.STEPS.values())) < 30  # the steps stand side by side
 
 
 def test_the_page_asks_no_network_for_anything(small: tuple[Page, dict[str, Any]]) -> None:

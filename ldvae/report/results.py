@@ -67,8 +67,6 @@ class Results:
     versions: dict[str, str] = field(default_factory=dict)
     #: Path of the figures' folder from the page.
     figures: str
-    #: The steps that write results of one dataset, in their order, each with what it does.
-    steps: dict[str, str] = field(default_factory=dict)
     #: Wall times of the jobs of each step, in seconds.
     seconds: dict[str, list[float]]
 

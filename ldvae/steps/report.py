@@ -23,7 +23,6 @@ from ldvae.names import find_own
 from ldvae.report.dataset import render_report
 from ldvae.report.results import Results
 from ldvae.report.sections.cells import drawn_cells
-from ldvae.steps import VERBS
 from ldvae.steps.annotate import methods as methods_of_cells
 from ldvae.steps.de import methods as methods_of_contrasts
 from ldvae.steps.programs import methods as methods_of_programs
@@ -140,7 +139,6 @@ def report(*, results: Path, benchmarks: Path | None = None, config: ReportConfi
             methods=numbered(paragraphs),
             versions=used,
             figures=layout.FIGURES.path,
-            steps={verb: VERBS[verb] for verb in layout.DATASET_VERBS},
             seconds=_read_benchmarks(benchmarks, dataset) if benchmarks else {},
         ),
         config,

@@ -11,6 +11,17 @@ from ldvae.report.results import Results
 
 #: Files that a reader of the page can open: tables, numbers, gene sets and AnnData, but not the figures that it shows.
 SUFFIXES = (".tsv", ".tsv.gz", ".json", ".gmt", ".h5ad", ".npz")
+#: The steps that write results of one dataset, in their order, in the few words that fit beside each other on the page.
+STEPS = {
+    "qc": "cells and genes kept",
+    "setup": "genes chosen, cells split",
+    "train": "one model per run",
+    "select": "which setting",
+    "programs": "consensus over seeds",
+    "annotate": "UMAP, clusters, scores",
+    "de": "contrasts",
+    "report": "this page",
+}
 
 
 def section(results: Results) -> dict[str, Any]:
@@ -20,14 +31,14 @@ def section(results: Results) -> dict[str, Any]:
         seconds["train"] = [float(metrics["wall_s"]) for metrics in results.metrics.values() if metrics.get("wall_s")]
     steps = [
         {"name": name, "what": what, "jobs": len(seconds.get(name, [])), "seconds": sum(seconds.get(name, []))}
-        for name, what in results.steps.items()
+        for name, what in STEPS.items()
         if not (name == "de" and results.contrasts.empty)
     ]
     hosts = sorted({str(m["host"]) for m in results.metrics.values() if m.get("host")})
     devices = sorted({str(m["device"]) for m in results.metrics.values() if m.get("device")})
     return {
         "steps": steps,
-        "downloads": {name: files for name in results.steps if (files := _downloads(name, results))},
+        "downloads": {name: files for name in STEPS if (files := _downloads(name, results))},
         "versions": {name: version for name, version in results.versions.items() if name != "commit"},
         "commits": results.versions.get("commit", ""),
         "days": sorted({str(m["date"]) for m in results.metrics.values() if m.get("date")}),
