@@ -8,7 +8,7 @@ from ldvae._settings import settings
 from ldvae.errors import InputError
 
 if TYPE_CHECKING:
-    from ldvae import model, pl, programs, simulate
+    from ldvae import model, pl, programs, simulate, sweep
     from ldvae.model import LinearSCVI
     from ldvae.results import read_results
     from ldvae.sweep import fit_sweep
@@ -26,10 +26,11 @@ __all__ = [
     "read_results",
     "settings",
     "simulate",
+    "sweep",
 ]
 
 OBJECTS = {"LinearSCVI": "ldvae.model", "fit_sweep": "ldvae.sweep", "read_results": "ldvae.results"}
-MODULES = {"model", "pl", "programs", "simulate"}
+MODULES = {"model", "pl", "programs", "simulate", "sweep"}
 
 
 def __getattr__(name: str) -> Any:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import ldvae
+
 PACKAGE = Path(__file__).parents[1] / "ldvae"
 BASICS = {"config", "errors"}
 ENGINE = {"module", "backends", "likelihoods", "data"}
@@ -182,6 +184,7 @@ print(len([getattr(ldvae, name) for name in dir(ldvae)]) - len(ldvae.__all__))
     # scipy.stats: a second and 45 MB.
     assert not set(model.split()) & {"scanpy", "matplotlib", "snakemake", "plotly", "scipy.stats"}
     assert other_parts == "0"
+    assert {"LinearSCVI", "pl", "programs", "read_results", "simulate", "sweep"} <= set(ldvae.__all__)
     assert (PACKAGE / "py.typed").exists()
 
 
