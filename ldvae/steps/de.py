@@ -15,6 +15,7 @@ import pandas as pd
 from anndata import AnnData
 from matplotlib.figure import Figure
 from scipy import sparse
+from threadpoolctl import threadpool_limits
 
 from ldvae import pl
 from ldvae import results as layout
@@ -542,7 +543,8 @@ def deseq2(counts: pd.DataFrame, samples: pd.DataFrame, design: str) -> pd.DataF
     from pydeseq2.default_inference import DefaultInference
     from pydeseq2.ds import DeseqStats
 
-    with warnings.catch_warnings():
+    # Its matrices have a row for each pseudobulk: BLAS's threads wait for each other longer than they compute.
+    with warnings.catch_warnings(), threadpool_limits(1, user_api="blas"):
         warnings.simplefilter("ignore")
         inference = DefaultInference(n_cpus=1)
         dataset = DeseqDataSet(counts=counts, metadata=samples, design=design, quiet=True, inference=inference)
