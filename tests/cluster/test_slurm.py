@@ -170,13 +170,13 @@ def test_a_training_over_its_time_limits_goes_on_and_a_gpu_model_can_be_asked_fo
     alone = copy(ready, tmp_path / "alone")
     undisturbed = alone.start("--cores", "1", *targets(alone))
     ready.site(**{"set-resources": {"train": {"slurm_partition": "gpu", "gpu_model": "a100"}}, "retries": 5})
-    ready.ask("train", minutes=[1, 0])
+    ready.ask("train", minutes=[1, 0], minutes_per_1e9_values=0)
     ready.run("--profile", "slurm", *targets(ready))
     jobs = ready.train_jobs()
     print("\n", [(job["TimeLimit"], job["JobState"], job["RunTime"]) for job in jobs])
     assert len(jobs) > 1
     assert [job["JobState"] for job in jobs] == ["TIMEOUT"] * (len(jobs) - 1) + ["COMPLETED"]
-    assert [job["TimeLimit"] for job in jobs] == ["00:01:00", "00:02:00", "00:04:00", "00:08:00"][: len(jobs)]
+    assert [job["TimeLimit"] for job in jobs] == [f"00:{2**attempt:02}:00" for attempt in range(len(jobs))]
     assert {gpus(job) for job in jobs} == {"gres:gpu:a100:1"}
     assert "Resumed from epoch" in ready.train_log()
     assert undisturbed.wait() == 0
