@@ -97,7 +97,8 @@ def test_a_module_with_a_prefix_runs_to_the_report(tmp_path, origin):
         "summary.txt",
     }
     assert (place / "summary.txt").read_text().splitlines()[-1] == for_pip
-    _, again, planned = (path.read_text() for path in said)
+    first, again, planned = (path.read_text() for path in said)
+    assert re.search(r"^Finished after .*: 1 dataset\.$", first, re.M)
     assert "Nothing to be done" in again
     rules = set(re.findall(r"^(?:local)?rule (\w+):", planned, re.M))
     assert {"mine_select", "mine_programs", "mine_annotate", "mine_report", "mine_index", "summary"} <= rules

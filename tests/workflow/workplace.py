@@ -127,6 +127,15 @@ rule summary:
         "summary.txt",
     shell:
         "wc -l {{input}} >{{output}}; echo $LDVAE_SOURCE >>{{output}}"
+
+onstart:
+    ldvae.onstart()
+
+onsuccess:
+    ldvae.onsuccess()
+
+onerror:
+    ldvae.onerror()
 """
 
 
@@ -146,6 +155,7 @@ QUICK = """#!/bin/bash
 # ldvae, with stubs for the files that a verb writes; the call is noted.
 printf '%s\\0' "$@" > "{folder}/calls/$$-$RANDOM"
 verb=$1
+[ "$verb" != index ] || echo "10:00:00 INFO Finished: 1 dataset." >&2
 while [ $# -gt 0 ]; do
     case $1 in
         --results) results=$2 ;;
