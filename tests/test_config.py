@@ -34,6 +34,7 @@ from ldvae.config import (
     runs_table,
     schema,
 )
+from ldvae.config.checks import find_problems
 from ldvae.config.inputs import input_files, staged_input
 from ldvae.errors import InputError
 from ldvae.likelihoods import LIKELIHOODS
@@ -73,7 +74,7 @@ def test_a_grid_and_points_make_every_setting_once_from_every_seed():
     runs = runs_of(sweep=sweep)
     assert len(runs) == 6  # (5, 0.01) is also a point: 0.01 is the default
     assert {(run.model.n_latent, run.model.n_hidden, run.seed) for run in runs.values()} == {
-        (k, h, s) for k, h in [(5, 128), (10, 128), (10, 64)] for s in (0, 1)
+        (k, h, s) for k, h in [(5, 128), (10, 128), (14, 64)] for s in (0, 1)
     }
 
 
@@ -97,7 +98,7 @@ def test_a_run_id_depends_on_values_not_on_how_they_are_written():
 
 def test_points_are_added_to_the_default_setting():
     runs = runs_of(sweep={"seeds": [0], "points": [{"n_latent": 12}]}, train={"lr": 0.02})
-    assert [(run.model.n_latent, run.train.lr) for run in runs.values()] == [(10, 0.02), (12, 0.02)]
+    assert [(run.model.n_latent, run.train.lr) for run in runs.values()] == [(14, 0.02), (12, 0.02)]
 
 
 def test_an_option_that_is_added_renames_no_run(monkeypatch):
@@ -146,6 +147,35 @@ def test_a_changed_default_raises_the_training_version():
     recorded = DEFAULTS_OF_VERSION[TRAINING_VERSION]
     assert {name: now.get(name) for name in recorded} == recorded, "raise TRAINING_VERSION and record its defaults"
     assert Run(ModelConfig(), TrainConfig(), 0).id == "k10-s0-4a1779"
+
+
+def test_the_default_number_of_factors_is_in_the_ids_and_the_flags_of_runs():
+    """The default was 10: runs of either number keep their ids, and Snakemake, which compares flags, repeats none."""
+    unnamed, named, former = (runs_of(model=model) for model in ({}, {"n_latent": 14}, {"n_latent": 10}))
+    assert unnamed == named
+    for runs, factors in ((named, 14), (former, 10)):
+        assert runs == {run.id: run for run in (Run(ModelConfig(n_latent=factors), TrainConfig(), s) for s in range(5))}
+    assert [flags(run.model) for run in (unnamed | former).values()] == [["--n-latent", "14"]] * 5 + [[]] * 5
+
+
+def test_results_of_the_former_default_are_not_left_behind_in_silence(tmp_path):
+    def told(outdir: Path, **model) -> list[str]:
+        plan, problems = find_problems(
+            {"outdir": str(outdir), "datasets": {"a": "demo:pbmc68k"}, "sweep": {"seeds": [0]}, "model": model}
+        )
+        assert not problems
+        return [note for note in plan.notes if "was the default" in note]
+
+    for name, factors in (("former", 10), ("now", 14)):
+        run = Run(ModelConfig(n_latent=factors), TrainConfig(), 0)
+        (tmp_path / name / "results" / "a" / "runs" / run.id).mkdir(parents=True)
+    [note] = told(tmp_path / "former")
+    assert "`model: {n_latent: 10}`" in note
+    assert not told(tmp_path / "former", n_latent=14)
+    assert not told(tmp_path / "former", n_latent=10)
+    assert not told(tmp_path / "former", n_hidden=64)
+    assert not told(tmp_path / "now")
+    assert not told(tmp_path / "none")
 
 
 @pytest.mark.parametrize("section", [name for name in SECTIONS if name not in ("model", "train", "sweep")])

@@ -112,6 +112,9 @@ def test_a_plan_says_that_runs_of_an_older_version_are_there(tmp_path):
         "train": {"beta2": 0.999},
     }
     (note,) = expand_checked(config, made_elsewhere=True).notes
+    assert "To keep the results, name the number: `model: {n_latent: 10}`" in note
+    config["model"] = {"n_latent": 10}
+    (note,) = expand_checked(config, made_elsewhere=True).notes
     assert "holds 1 of the runs" in note
     assert f"ldvae migrate {tmp_path}" in note
     migrate(tmp_path)

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldvae.config.options import SECTIONS, SMALLEST_BATCH, AcrossConfig, Contrast, named
+from ldvae.config.options import SECTIONS, SMALLEST_BATCH, AcrossConfig, Contrast, ModelConfig, named
 from ldvae.config.plan import Dataset, Plan, expand, raise_problems, renamed_runs
 from ldvae.config.splits import split_datasets
 from ldvae.errors import InputError, suggestion
@@ -63,7 +63,13 @@ def find_problems(config: Mapping[str, Any], *, made_elsewhere: bool = False) ->
         compared = plan.across.config if plan.across and dataset.name in plan.across.datasets else None
         found, notes = _check_dataset(dataset, made_elsewhere, compared)
         problems += [f"datasets.{dataset.name}.{problem}" for problem in found]
-        plan.notes.extend([*(f"datasets.{dataset.name}.{note}" for note in notes), *_older_runs(plan, dataset)])
+        plan.notes.extend(
+            [
+                *(f"datasets.{dataset.name}.{note}" for note in notes),
+                *_older_runs(plan, dataset),
+                *_former_default(plan, dataset),
+            ]
+        )
     return plan, problems
 
 
@@ -79,6 +85,22 @@ def _older_runs(plan: Plan, dataset: Dataset) -> list[str]:
     return [
         f"{folder} holds {len(missing)} of the runs under the ids of an older version; they will be trained again "
         f"unless `ldvae migrate {shlex.quote(plan.outdir)}` renames them first."
+    ]
+
+
+def _former_default(plan: Plan, dataset: Dataset) -> list[str]:
+    """That runs are there with the number of factors that was the default before, and that the config names none."""
+    folder, former = Path(plan.path("results", dataset.name, "runs")), ModelConfig().n_latent
+    if "n_latent" in dataset.model.model_fields_set or any((folder / run).exists() for run in dataset.runs):
+        return []
+    unnamed = [run for run in dataset.runs.values() if run.model.n_latent == dataset.model.n_latent]
+    before = [run._replace(model=run.model.model_copy(update={"n_latent": former})).id for run in unnamed]
+    older = {run.id for run in renamed_runs(folder).values()}
+    if not any((folder / run).exists() or run in older for run in before):
+        return []
+    return [
+        f"{folder} holds runs of {former} factors, which was the default; it is {dataset.model.n_latent} now, and such "
+        f"runs will be trained beside them. To keep the results, name the number: `model: {{n_latent: {former}}}`."
     ]
 
 

@@ -6,7 +6,7 @@ import json
 import textwrap
 from typing import Any
 
-from ldvae.config.options import SECTIONS, AcrossSection, ModelConfig, Options, ProjectConfig, TrainConfig
+from ldvae.config.options import SECTIONS, AcrossSection, ModelSection, Options, ProjectConfig, TrainConfig
 from ldvae.config.plan import DATASET_NAME
 from ldvae.config.splits import MIN_CELLS
 
@@ -32,6 +32,8 @@ datasets:
     setup:
       genes: all # the demo holds its 765 most variable genes alone
       stratify_by: bulk_labels
+    model:
+      n_latent: 10 # 700 cells settle all programs of ten factors, and not all of the default's
     de:
       contrasts:
         - column: bulk_labels
@@ -164,7 +166,7 @@ def _schema_of(cls: type[Options]) -> dict[str, Any]:
 
 def _properties_of_settings() -> dict[str, Any]:
     """Model and training options, as their own sections have them."""
-    sections: dict[str, type[Options]] = {"model": ModelConfig, "train": TrainConfig}
+    sections: dict[str, type[Options]] = {"model": ModelSection, "train": TrainConfig}
     return {
         name: {"$ref": f"#/$defs/{section}/properties/{name}"}
         for section, cls in sections.items()

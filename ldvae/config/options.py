@@ -178,14 +178,12 @@ def unknown(key: Any, known: Iterable[str]) -> str:
 
 
 class ModelConfig(Options):
-    """Architecture of the linearly decoded VAE; the defaults are those of scvi-tools' LinearSCVI."""
+    """Architecture of the linearly decoded VAE; the defaults are those of scvi-tools' LinearSCVI.
 
-    n_latent: int = Field(
-        10,
-        ge=1,
-        description="Number of factors (dimensions of the latent space). For gene programs start with 14, which "
-        "can hold more of them.",
-    )
+    Not a section of the workflow's config: `ModelSection` is, and becomes one of these.
+    """
+
+    n_latent: int = Field(10, ge=1, description="Number of factors (dimensions of the latent space).")
     n_hidden: int = Field(128, ge=1, description="Units in each hidden layer of the encoders.")
     n_layers: int = Field(1, ge=1, description="Hidden layers of the encoder of z.")
     dropout_rate: float = Field(0.1, ge=0, lt=1, description="Dropout rate of the encoders, from 0 to below 1.")
@@ -211,6 +209,21 @@ class ModelConfig(Options):
         False, description="Include an intercept for each gene in the decoder; redundant with batch normalization."
     )
     log_variational: bool = Field(True, description="Give the encoders log(1 + counts) instead of counts.")
+
+
+class ModelSection(ModelConfig):
+    """Architecture of the linearly decoded VAE; the defaults are those of scvi-tools' LinearSCVI, but for n_latent."""
+
+    n_latent: int = Field(
+        14,
+        ge=1,
+        description="Number of factors (dimensions of the latent space). The default is not the 10 of scvi-tools' "
+        "LinearSCVI: 14 can hold more programs.",
+    )
+
+    def architecture(self) -> ModelConfig:
+        """The same options, of which those that are not LinearSCVI's defaults are in the ids and flags of runs."""
+        return ModelConfig(**dict(self))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -788,7 +801,7 @@ class Sections:
 
     qc: QcConfig
     setup: SetupConfig
-    model: ModelConfig
+    model: ModelSection
     train: TrainConfig
     sweep: SweepConfig
     select: SelectConfig

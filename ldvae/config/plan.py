@@ -215,7 +215,7 @@ def expand(config: Mapping[str, Any]) -> tuple[Plan, list[str]]:
         notes += [note for at, layer in given["de"].items() for note in _readings(at, layer)]
         problems += [f"{where}.{problem}" for problem in _contradictions(options["setup"], options["qc"])]
         inputs = _named_inputs(entry.get("input"), where, problems)
-        runs = _runs(options["model"], options["train"], options["sweep"], where, problems)
+        runs = _runs(options["model"].architecture(), options["train"], options["sweep"], where, problems)
         projections = _projections(entry.get("project"), f"{where}.project", problems)
         datasets[str(name)] = Dataset(name=str(name), inputs=inputs, runs=runs, projections=projections, **options)
     across = _across(config.get("across"), list(datasets), problems)

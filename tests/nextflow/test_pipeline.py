@@ -45,7 +45,7 @@ def test_a_stub_run_writes_every_file_of_the_layout(pipeline):
     assert done.ran() == twice(STEPS) | {"PROJECT": 1}
     assert (pipeline.folder / "results/two/project/same/scores.tsv.gz").exists()
     runs = sorted(path.name for path in (pipeline.folder / "results" / "one" / "runs").iterdir())
-    assert [re.sub("[0-9a-f]{6}$", "", run) for run in runs] == ["k10-s0-", "k10-s1-"]
+    assert [re.sub("[0-9a-f]{6}$", "", run) for run in runs] == ["k14-s0-", "k14-s1-"]
     verbs = ("plan", "qc", "setup", "train", "select", "programs", "annotate", "de", "report")
     expected = layout.layout(verbs, runs)
     for name in ("one", "two"):

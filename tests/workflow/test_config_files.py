@@ -134,13 +134,13 @@ def test_runs_of_an_older_version_are_not_trained_again_once_renamed(again, monk
     for dataset in expand_config(again.config).datasets.values():
         for run in dataset.runs.values():
             folder = again.folder / "results" / dataset.name / "runs" / run.id
-            old = f"k10-s{run.seed}-86afe3"
-            metrics = {"run": old, "setting": "k10-86afe3", "seed": run.seed, "params": run.params}
+            old = f"k14-s{run.seed}-86afe3"
+            metrics = {"run": old, "setting": "k14-86afe3", "seed": run.seed, "params": run.params}
             (folder / "metrics.json").write_text(json.dumps(metrics))
             folder.rename(folder.with_name(old))
     assert again.pending("--forcerun", "select")["train"] == 4
     assert "`ldvae migrate .`" in again.snakemake("-n")
     monkeypatch.chdir(again.folder)
     assert cli.main(["migrate"]) == 0
-    assert "is now k10-s0-" in capsys.readouterr().out
+    assert "is now k14-s0-" in capsys.readouterr().out
     assert again.pending("--forcerun", "select")["train"] == 0

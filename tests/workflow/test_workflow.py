@@ -102,7 +102,7 @@ def test_a_new_seed_trains_that_run_alone_and_what_depends_on_it(again):
 
 
 def test_a_new_value_of_a_grid_trains_the_new_runs_alone(again):
-    again.config["datasets"]["a"]["sweep"] = {"grid": {"n_latent": [10, 12]}}
+    again.config["datasets"]["a"]["sweep"] = {"grid": {"n_latent": [14, 12]}}
     again.write()
     pending = again.pending()
     assert pending["train:a"] == 2  # two seeds
