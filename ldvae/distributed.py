@@ -8,6 +8,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -135,10 +136,12 @@ def launch(n_processes: int, module: str, arguments: Sequence[str]) -> int:
     signal.signal(signal.SIGUSR1, receive)  # the launcher itself sees to the others
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     options = placement(n_processes, os.environ)
+    # As here: what `python -m` started seeks modules in the working folder first, and the command `ldvae` does not.
+    path = [] if Path(sys.argv[0]).name == "__main__.py" else ["-P"]
     try:
         with tempfile.TemporaryDirectory(prefix="ldvae-") as folder:  # torch would leave one of its own
             config = LaunchConfig(**options, logs_specs=DefaultLogsSpecs(log_dir=folder))
-            elastic_launch(config, sys.executable)("-m", module, *arguments)
+            elastic_launch(config, sys.executable)(*path, "-m", module, *arguments)
     except ChildFailedError as error:
         code = error.get_first_failure()[1].exitcode
         return code if code >= 0 else 128 - code

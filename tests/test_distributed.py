@@ -121,6 +121,16 @@ def test_a_process_that_torchrun_did_not_start_is_alone(monkeypatch):
     assert ALONE.any(True)
 
 
+@pytest.mark.thorough
+def test_processes_import_no_file_of_the_working_folder(tmp_path):
+    """As the command ldvae does not: `random.py` of a user, or the ldvae of a clone beside an installed one."""
+    (tmp_path / "this.py").write_text("raise SystemExit(3)\n")
+    start = "import sys; from ldvae.distributed import launch; sys.exit(launch(1, 'this', []))"
+    done = subprocess.run([sys.executable, "-P", "-c", start], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Beautiful is better than ugly" in done.stdout
+
+
 def test_each_task_of_slurm_starts_its_share_of_the_processes():
     step = {
         "SLURM_STEP_NUM_TASKS": "2",
