@@ -1,10 +1,12 @@
 """The documentation site: `make docs` builds it into docs/_build/html, with warnings as errors."""
 
+import copy
 import inspect
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import get_args
 
+from myst_nb.core import render
 from pydantic_core import PydanticUndefined
 
 from ldvae import results
@@ -64,6 +66,27 @@ STACKED = (":::{table}", ":class: stacked", "")
 def cell(text: object) -> str:
     """Text for a cell of a Markdown table."""
     return " ".join(str(text).split()).replace("|", "\\|")
+
+
+def merge_streams(outputs: list) -> list:
+    """The outputs of a cell, the pieces of each of its streams joined as they came.
+
+    IPython passes on what %%bash prints in pieces of 100 bytes, and myst-nb's own function ends each with a line break.
+    """
+    merged: list = []
+    streams: dict = {}
+    for output in outputs:
+        if output["output_type"] != "stream":
+            merged.append(output)
+        elif output["name"] in streams:
+            streams[output["name"]]["text"] += output["text"]
+        else:
+            streams[output["name"]] = copy.copy(output)
+            merged.append(streams[output["name"]])
+    return merged
+
+
+render.coalesce_streams = merge_streams
 
 
 def kind(annotation: object) -> str:

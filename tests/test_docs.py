@@ -130,6 +130,16 @@ def test_the_cluster_page_says_what_jobs_ask_for():
         assert [int(base), int(per_mb)] == asked[verb]["mem_mb"], verb
 
 
+def test_what_a_cell_prints_in_pieces_is_shown_as_it_was_printed():
+    pytest.importorskip("myst_nb")
+    spec = importlib.util.spec_from_file_location("conf", ROOT / "docs" / "conf.py")
+    conf = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(conf)
+    pieces = [{"output_type": "stream", "name": "stdout", "text": text} for text in ("one line in ", "two\n", "next\n")]
+    assert [output["text"] for output in conf.merge_streams(pieces)] == ["one line in two\nnext\n"]
+    assert conf.render.coalesce_streams is conf.merge_streams
+
+
 def test_the_code_of_a_tutorial_is_what_its_reader_sees():
     spec = importlib.util.spec_from_file_location("run_page", ROOT / "docs" / "run_page.py")
     run_page = importlib.util.module_from_spec(spec)
