@@ -304,6 +304,7 @@ def test_datasets_of_every_kind_have_a_report(tmp_path: Path, change: dict[str, 
     world = replace(SMALL, **change)
     page, _ = make(tmp_path, world)
     assert_whole(page, contrasts=bool(world.n_contrasts))
+    assert ("The largest" in page.text) == (world.n_programs > 1)
     if len(world.labels) == 40:
         assert {f"cell type {i}" for i in range(40)} <= set(page.data["blocks"]["programs_by_cell_type"]["column"])
 

@@ -236,10 +236,11 @@ def headline(label: str) -> str:
 def _found_programs(results: Results) -> Findings:
     programs, n = results.programs, len(results.programs)
     first = programs.index[0]
-    text = f"{counted(n, 'program')} in {counted(results.qc['n_obs_after'], 'cell')}."
-    text += (
-        f" The largest, {short_name(results, first)}, makes {programs.at[first, 'share']:.0%} of what they contribute"
+    text = f"{counted(n, 'program')} in {counted(results.qc['n_obs_after'], 'cell')}"
+    largest = (
+        f"The largest, {short_name(results, first)}, makes {programs.at[first, 'share']:.0%} of what they contribute"
     )
+    text += f": {short_name(results, first)}" if n == 1 else f". {largest}"
     text += f"; it sets its cells against {other}." if (other := other_side(programs.loc[first])) else "."
     found, missing = [Warning(text, "programs")], []
     named = [name for name, label in programs["label"].items() if headline(str(label))]
