@@ -86,11 +86,11 @@ def read_minified(adata: AnnData, registry: Registry) -> tuple[Minified, Covaria
     check_genes(adata.var_names, registry.var_names)
     check_minified(adata)
     covariates = read_covariates(adata, registry, adata.obs["observed_lib_size"].to_numpy())
-    # Copies: pandas 3 gives arrays that torch must not write to.
-    z_mean, z_var = (np.array(adata.obsm[f"ldvae_latent_qz{name}"], dtype=np.float32) for name in "mv")
+    # Copies: pandas 3, and pandas 2.2 under numpy 2, give arrays that torch must not write to.
+    z_mean, z_var = (np.asarray(adata.obsm[f"ldvae_latent_qz{name}"], dtype=np.float32).copy() for name in "mv")
     if "ldvae_latent_qlm" not in adata.obs:
         return Minified(z_mean, z_var, None, None), covariates
-    l_mean, l_var = (np.array(adata.obs[f"ldvae_latent_ql{name}"], dtype=np.float32)[:, None] for name in "mv")
+    l_mean, l_var = (adata.obs[f"ldvae_latent_ql{name}"].to_numpy(np.float32, copy=True)[:, None] for name in "mv")
     return Minified(z_mean, z_var, l_mean, l_var), covariates
 
 

@@ -252,7 +252,8 @@ def _matched(frame: Frame, genes: np.ndarray, var: pd.DataFrame | None) -> tuple
     for own, wanted in ours.items():
         for other, found in theirs.items():
             first = ~found.duplicated() & (found != "")
-            at = np.array(pd.Series(np.flatnonzero(first), found[first]).reindex(wanted).fillna(-1), dtype=int)
+            columns = pd.Series(np.flatnonzero(first), found[first]).reindex(wanted).fillna(-1)
+            at = columns.to_numpy(dtype=int, copy=True)  # pandas 2.2 under numpy 2: np.array(columns) is a view
             at[(wanted == "") | wanted.duplicated()] = -1
             if best is None or (at >= 0).sum() > best[0]:
                 best = int((at >= 0).sum()), at, f"{own} with {other}"
