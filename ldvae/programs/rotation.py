@@ -24,6 +24,11 @@ ROUNDED = 0.02
 PARTS_CELLS = 20_000
 # Power of its length by which a cell, and a gene, weighs in the criterion of the rotation.
 CELL_WEIGHT, GENE_WEIGHT = 1, 3
+# Programs with a smaller share of the contribution are rotated once more, among themselves, and there a gene weighs no
+# more than the one of this rank by length.
+SMALL_SHARE, HEAVIEST = 0.025, 25
+# Mean of a score over its standard deviation above which it is the constant, not a program.
+STEADY = 3
 # Excess of the squared loadings on one side from which it alone decides the sign: three quarters on one side.
 ONE_SIDED = 0.5
 
@@ -83,6 +88,11 @@ def rotate(
     programs share can turn both by 45 degrees; Kaiser's normalisation weighs all rows alike, and then noise does.) It
     depends on a table only through fourth moments, so the search costs the same for a thousand and for a million cells.
 
+    Beside large programs, the rows of small ones are short, and the criterion is nearly flat in the planes of two of
+    them: a few strong genes of theirs, which differ between sets of fits, then decide on both axes. So programs with
+    less than 2.5 % of the contribution each are rotated once more, among themselves: the rows are those of these
+    programs alone, and no gene is longer than the 25th.
+
     Examples
     --------
     Continues the example of `find_programs`.
@@ -96,12 +106,12 @@ def rotate(
     scores, loadings = contribution.scores[:, :rank], contribution.loadings[:, :rank]
     if intercept and rank > 1:  # one direction has two ends but is one program
         loadings = np.hstack([np.zeros((len(loadings), 1)), loadings])
-        moments = _fourth_moments(scores, constant=True, weight=CELL_WEIGHT)
     else:
         intercept = False
-        moments = _fourth_moments(scores, constant=False, weight=CELL_WEIGHT)
+    moments = _fourth_moments(scores, constant=intercept, weight=CELL_WEIGHT)
     of_genes = _fourth_moments(loadings, constant=False, weight=GENE_WEIGHT)
     rotation = _simplest(moments, of_genes, balance, n_starts, seed)
+    rotation = _among_small(scores, loadings, rotation, intercept, balance)
     transform = rotation if intercept else np.vstack([np.zeros((1, rank)), rotation])
     if power > 1:
         transform = transform @ _promax(scores, transform, power)
@@ -148,7 +158,7 @@ def drop_baseline(rotation: Rotation, *, genes: float = 0.5, cells: float = 0.85
         for k, weight in enumerate(np.where(np.abs(constant) > 1e-9, constant, np.inf))
     ]
     steadiness = np.abs(transform[0]) / np.linalg.norm(transform[1:], axis=0)
-    if steadiness.max() > 3:  # scores that hardly vary are the constant itself
+    if steadiness.max() > STEADY:  # scores that hardly vary are the constant itself
         origin = int(steadiness.argmax())
     else:
         belonging = [_belonging(others, loadings[:, k]) for k, others in enumerate(counted_from)]
@@ -384,15 +394,20 @@ def align_scores(contribution: Contribution, rotation: Rotation) -> Alignment:
     return Alignment(scores, transform, agreement)
 
 
-def _fourth_moments(table: np.ndarray, *, constant: bool, weight: float) -> np.ndarray:
-    """Mean over rows a, weighted by |a|^weight, of a_i a_j a_k a_l / |a|⁴, (q², q²); `constant`: rows start with 1."""
-    q = table.shape[1] + constant
+def _fourth_moments(table: np.ndarray, *, constant: bool, weight: float, axes: np.ndarray | None = None) -> np.ndarray:
+    """Mean over rows a, weighted by |a|^weight, of a_i a_j a_k a_l / |a|⁴, (q², q²); `constant`: rows start with 1.
+
+    `axes`: the rows are a @ axes, shape (columns of the table and the constant, q).
+    """
+    q = table.shape[1] + constant if axes is None else axes.shape[1]
     first, second = np.triu_indices(q)
     sums = np.zeros((len(first), len(first)))
     for rows in blocks(len(table)):
         block = table[rows]
         if constant:
             block = np.hstack([np.ones((len(block), 1)), block])
+        if axes is not None:
+            block = block @ axes
         length = np.linalg.norm(block, axis=1, keepdims=True)
         block = block / np.where(length > 0, length, 1) ** (1 - weight / 4)
         products = block[:, first] * block[:, second]
@@ -421,6 +436,31 @@ def _simplest(scores: np.ndarray, loadings: np.ndarray, balance: float, n_starts
             # The first of those that are the same to rounding, whatever the last digits of this machine's library.
             starts = [rotation for _, rotation in sorted(ends, key=lambda end: -round(end[0], 12))]
     return starts[0]
+
+
+def _among_small(
+    scores: np.ndarray, loadings: np.ndarray, rotation: np.ndarray, intercept: bool, balance: float
+) -> np.ndarray:
+    """The rotation with the axes of all small programs turned among themselves, where there are two or more."""
+    rotated = loadings @ rotation
+    squares = np.square(rotated).sum(axis=0)
+    small = squares < SMALL_SHARE * squares.sum()
+    if intercept:  # an axis whose scores hardly vary is the constant itself, not a program
+        small &= np.abs(rotation[0]) < STEADY * np.linalg.norm(rotation[1:], axis=0)
+    small = np.flatnonzero(small)
+    if len(small) < 2:
+        return rotation
+    axes, genes = rotation[:, small], rotated[:, small]
+    length = np.linalg.norm(genes, axis=1, keepdims=True)
+    longest = np.sort(length, axis=0)[-min(HEAVIEST, len(length))]
+    genes = genes * np.minimum(1, longest / np.maximum(length, TINY))
+    moments = _fourth_moments(scores, constant=intercept, weight=CELL_WEIGHT, axes=axes)
+    moments = moments + balance * _fourth_moments(genes, constant=False, weight=GENE_WEIGHT)
+    with threadpool_limits(1, user_api="blas"):
+        turn = _climb(moments, np.eye(len(small)), 1e-11)[1]
+    rotation = rotation.copy()
+    rotation[:, small] = axes @ turn
+    return rotation
 
 
 def _climb(moments: np.ndarray, rotation: np.ndarray, tolerance: float) -> tuple[float, np.ndarray]:
@@ -509,7 +549,10 @@ def methods(settings: Mapping[str, Any]) -> Sentence:
     )
     if balance:
         text += f" (weight of the loadings {balance:g})"
-    text += ", a criterion of the family of varimax [@varimax]"
+    text += (
+        f", a criterion of the family of varimax [@varimax], and then once more over those with less than "
+        f"{SMALL_SHARE:.1%} of the contribution alone, in which no gene was longer than the {HEAVIEST}th"
+    )
     if power is not None and power > 1:
         text += f", followed by a promax rotation of power {power:g} [@promax]"
     elif power is not None:

@@ -33,6 +33,32 @@ def test_starts_that_are_left_early_lose_nothing_and_save_most_of_the_steps(mixe
     assert few < (len(steps) - few) / 2
 
 
+@pytest.mark.parametrize("seed", range(2))
+def test_one_strong_gene_that_two_small_programs_share_does_not_turn_their_axes(seed):
+    """The third and fourth of five programs; before small ones were rotated by themselves, cosines were 0.5."""
+    rng = np.random.default_rng(seed)
+    scores = (rng.random((3000, 5)) < 0.15) * rng.uniform(0.5, 1.5, (3000, 5))
+    scores[:, 2:] += rng.normal(0, 0.6, (3000, 3))
+    loadings = np.zeros((500, 5))
+    for k, size in enumerate((1.0, 0.8, 0.05, 0.05, 0.05)):
+        loadings[80 * k : 80 * k + 80, k] = size * rng.uniform(0.5, 1.5, 80)
+    loadings[400, 2:4] = 0.6
+    found = gp.rotate(gp.consensus([scores], [loadings]), 5, intercept=False)
+    assert np.abs(cosines(found.loadings, loadings)[0]).min() > 0.99
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_small_programs_do_not_take_the_constant_among_them(seed):
+    """Of Gaussian scores: the constant was spread over the small programs, and there was one more of them."""
+    rng = np.random.default_rng(seed)
+    scores, loadings = rng.normal(size=(1500, 6)), np.zeros((500, 6))
+    for k, size in enumerate((1.0, 0.8, 0.8, 0.1, 0.1, 0.1)):
+        loadings[80 * k : 80 * k + 80, k] = size * rng.uniform(0.5, 1.5, 80) * rng.choice([1, 1, 1, -1], 80)
+    found = gp.drop_baseline(gp.rotate(gp.consensus([scores], [loadings]), 6))
+    assert found.loadings.shape[1] == 6
+    assert np.abs(cosines(found.loadings, loadings)[0]).min() > 0.93
+
+
 @pytest.mark.parametrize("intercept", [True, False])
 @pytest.mark.parametrize("power", [1.0, 2.0])
 def test_a_rotation_keeps_the_contribution(mixed, intercept, power):
