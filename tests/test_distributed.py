@@ -126,7 +126,9 @@ def test_processes_import_no_file_of_the_working_folder(tmp_path):
     """As the command ldvae does not: `random.py` of a user, or the ldvae of a clone beside an installed one."""
     (tmp_path / "this.py").write_text("raise SystemExit(3)\n")
     start = "import sys; from ldvae.distributed import launch; sys.exit(launch(1, 'this', []))"
-    done = subprocess.run([sys.executable, "-P", "-c", start], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", start], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert "Beautiful is better than ugly" in done.stdout
 
