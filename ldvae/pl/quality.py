@@ -95,19 +95,18 @@ def qc_violins(
             empty.set_visible(False)
     else:
         grid = [ax]
+    by_batch = dict(list(cells.groupby(batch.to_numpy(), sort=True)))
     for one, metric in zip(grid, names, strict=False):
-        _violins(one, metric, cells, batch, (thresholds or {}).get(metric, {}))
+        _violins(one, metric, by_batch, (thresholds or {}).get(metric, {}))
     finish(grid[0].figure, show, save)
     return grid[0] if single else grid[: len(names)]
 
 
 def _violins(
-    ax: Axes, metric: str, cells: pd.DataFrame, batch: pd.Series, limits: Mapping[str, Mapping[str, float | None]]
+    ax: Axes, metric: str, by_batch: Mapping[str, pd.DataFrame], limits: Mapping[str, Mapping[str, float | None]]
 ) -> None:
-    names = sorted(batch.unique())
     log = metric in LOGARITHMIC
-    for row, name in enumerate(names):
-        of_batch = cells[batch == name]
+    for row, (name, of_batch) in enumerate(by_batch.items()):
         for above, colour, part in ((True, MUTED, of_batch), (False, BLUE, of_batch[of_batch["kept"].astype(bool)])):
             values = part[metric].dropna().to_numpy(dtype=float)
             if len(values) > MOST_CELLS:
@@ -122,8 +121,8 @@ def _violins(
         for limit in limits.get(name, {}).values():
             if limit is not None and np.isfinite(limit):
                 ax.plot([_logged(limit, log)] * 2, [row - 0.46, row + 0.46], color=RED, linewidth=1.4)
-    ax.set(yticks=range(len(names)), xlabel=METRIC_TITLES.get(metric, metric), ylim=(len(names) - 0.45, -0.6))
-    ax.set_yticklabels([short(name) for name in names])
+    ax.set(yticks=range(len(by_batch)), xlabel=METRIC_TITLES.get(metric, metric), ylim=(len(by_batch) - 0.45, -0.6))
+    ax.set_yticklabels([short(name) for name in by_batch])
     ax.tick_params(axis="y", length=0)
     ax.spines["left"].set_visible(False)
     if log:

@@ -204,15 +204,9 @@ def qc(
             "n_vars_after": result.n_vars,
             "removed": reasons[reasons != ""].str.split(";").explode().value_counts().to_dict(),
             "thresholds": thresholds,
-            "per_batch": {
-                name: {"before": int((batch == name).sum()), "after": int((batch == name)[kept].sum())}
-                for name in sorted(set(batch))
-            },
+            "per_batch": cells_by(batch, kept),
             "types": origin,
-            "per_type": {
-                name: {"before": int(own.sum()), "after": int(own[kept].sum())}
-                for name, own in ((name, types.to_numpy() == name) for name in sorted(set(types.dropna())))
-            },
+            "per_type": cells_by(types, kept),
             "doublets": {
                 "mode": config.doublets,
                 "n_predicted": int(table["predicted_doublet"].sum()) if config.doublets != "off" else 0,
@@ -232,6 +226,18 @@ def batches(adata: AnnData, batch_key: str | None) -> pd.Series:
     if batch_key is None:
         return pd.Series("all", index=adata.obs_names)
     return group_names(obs_column(adata.obs, column_name(batch_key)))
+
+
+def cells_by(groups: pd.Series, kept: np.ndarray) -> dict[str, dict[str, int]]:
+    """Cells of each group before and after, in the order of their names; cells without a group are not counted.
+
+    Examples
+    --------
+    >>> cells_by(pd.Series(["b", "a", "b", None]), np.array([True, False, False, True]))
+    {'a': {'before': 1, 'after': 0}, 'b': {'before': 2, 'after': 1}}
+    """
+    counted = pd.Series(kept).groupby(groups.to_numpy(), sort=True).agg(["size", "sum"])
+    return {str(name): {"before": int(n), "after": int(n_kept)} for name, n, n_kept in counted.itertuples()}
 
 
 def others_apart(adata: AnnData) -> AnnData:
