@@ -315,12 +315,13 @@ def table(folder: Path) -> None:
 def figure(folder: Path, path: Path) -> None:
     """Draw time and memory against cells, log-log, each step a line with its slope between the two largest sizes."""
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
     plt.rcParams["svg.hashsalt"] = "atlas"
     found = pd.read_csv(folder / "atlas.tsv", sep="\t")
     found = found[~found["step"].str.startswith("scanpy") | (found["step"] == "scanpy: all")]
     found = found[found["step"] != "train 1"].replace({"step": {"train 0": f"train ({EPOCHS} epochs)"}})
-    drawing, axes = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
+    drawing, axes = plt.subplots(1, 2, figsize=(10, 5), layout="constrained")
     for ax, name, label in (
         (axes[0], "cpu_s", "CPU time (s)"),
         (axes[1], "rss_mb", "peak memory, RSS (MB)"),
@@ -331,9 +332,17 @@ def figure(folder: Path, path: Path) -> None:
             style = {"color": "black", "linestyle": "--"} if str(step).startswith("scanpy") else {"color": f"C{i}"}
             ax.plot(own["cells"], own[name], marker="o", markersize=3, label=text, **style)
         ax.set(xscale="log", yscale="log", xlabel="cells", ylabel=label)
-        ax.legend(frameon=False, fontsize=7, title="slope at the largest sizes", title_fontsize=7)
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+            axis.set_minor_locator(NullLocator())
+        ax.legend(
+            frameon=False, fontsize=8, title="slope between the largest sizes", title_fontsize=8, ncols=2,
+            loc="upper center", bbox_to_anchor=(0.5, -0.16),
+        )  # fmt: skip
         ax.spines[["top", "right"]].set_visible(False)
     axes[1].axhline(4096, color="grey", linewidth=0.8, linestyle=":")
+    axes[1].annotate("4 GB", (0.02, 4096), xycoords=("axes fraction", "data"), color="grey", fontsize=8, va="bottom")
     drawing.savefig(path, metadata={"Date": None})
 
 
