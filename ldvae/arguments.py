@@ -223,7 +223,7 @@ RULES: dict[str, Rule] = {
     "enable_progress_bar": flag,
     "drop_last": flag,
     "optimizer": choice("Adam", "AdamW"),
-    "lr": number(0),
+    "lr": number(above=0),  # with 0, which PyTorch takes, nothing is learnt
     "weight_decay": number(0),
     "beta2": number(minimum=0, below=1),
     "eps": number(above=0),

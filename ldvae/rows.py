@@ -47,7 +47,7 @@ def rows_of(given: Any, obs: pd.DataFrame, name: str = "indices", *, none_select
     elif isinstance(given, slice):
         rows = np.arange(len(obs))[given]
     else:
-        rows = listed(given, obs, name)
+        rows = from_list(given, obs, name)
     if len(obs) == 0 and given is None and not none_selected:
         raise InputError("adata has no cells; it must have at least one.")
     if len(rows) == 0 and not none_selected:
@@ -75,7 +75,7 @@ def queried(query: str, obs: pd.DataFrame, name: str) -> np.ndarray:
     return mask
 
 
-def listed(given: Any, obs: pd.DataFrame, name: str) -> np.ndarray:
+def from_list(given: Any, obs: pd.DataFrame, name: str) -> np.ndarray:
     """Row numbers from a mask, row numbers or names."""
     if isinstance(given, (dict, set, frozenset, pd.DataFrame)) or not (
         hasattr(given, "__len__") or hasattr(given, "__array__") or hasattr(given, "__index__")

@@ -119,7 +119,7 @@ def test_numpys_booleans_are_flags(value):
         ("gene_likelihood", ["normal", None, 1, ["nb"]]),
         ("max_epochs", [0, -1, 1.5, "10", True]),
         ("batch_size", [0, 12.0, "128"]),
-        ("lr", [-1, "1e-3", np.inf, None]),
+        ("lr", [0, -1, "1e-3", np.inf, None]),
         ("seed", [-1, 0.5, "0", True, 2**32]),
         ("categorical_covariate_keys", ["lane", 3, [3], [None], ["lane", "lane"], {"lane": 1}, {"lane"}]),
         ("library_size", [0, -1, "observed", True, None]),

@@ -9,7 +9,7 @@ from ldvae.io.annotation import MAX_CELLS, group_names, meant_group, objects_to_
 from ldvae.io.chunks import ChunkedCounts, ChunkedMatrix, RawMatrix, write_chunked, write_matrices
 from ldvae.io.formats import files_of, sha256_of_input
 from ldvae.io.hdf5 import read_h5ad, read_without_matrices
-from ldvae.io.messages import collected_warnings, listed
+from ldvae.io.messages import collected_warnings, first_names
 from ldvae.io.read import counts_of, read_file, read_input, reading_options
 from ldvae.io.stored import has_neighbors, in_memory
 from ldvae.io.text import read_annotation, read_gene_list, read_gmt
@@ -24,10 +24,10 @@ __all__ = [
     "collected_warnings",
     "counts_of",
     "files_of",
+    "first_names",
     "group_names",
     "has_neighbors",
     "in_memory",
-    "listed",
     "meant_group",
     "objects_to_categories",
     "obs_column",

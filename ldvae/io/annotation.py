@@ -14,7 +14,7 @@ import pandas as pd
 from anndata import AnnData
 
 from ldvae.errors import InputError, suggestion
-from ldvae.io.messages import listed
+from ldvae.io.messages import first_names
 from ldvae.io.text import read_annotation
 from ldvae.names import column_name
 
@@ -44,7 +44,7 @@ def tidy(table: pd.DataFrame, where: str, kind: str) -> pd.DataFrame:
     repeated = names[names.duplicated()].unique()
     if len(repeated):
         message = "%s: %d %s names occur more than once; repeats got a suffix (%s-1, …): %s"
-        logger.warning(message, where, len(repeated), kind, repeated[0], listed(repeated))
+        logger.warning(message, where, len(repeated), kind, repeated[0], first_names(repeated))
         with warnings.catch_warnings():  # anndata also warns of names that end like a suffix
             warnings.simplefilter("ignore")
             names = make_index_unique(names)
@@ -96,14 +96,14 @@ def join_obs(adata: AnnData, path: Path) -> None:
     found = adata.obs_names.isin(table.index)
     if not found.any():
         raise InputError(
-            f"{path}: names none of the {adata.n_obs} cells; its first column has {listed(table.index, 3)}, the cells "
-            f"are called {listed(adata.obs_names, 3)}."
+            f"{path}: names none of the {adata.n_obs} cells; its first column has {first_names(table.index, 3)}, "
+            f"the cells are called {first_names(adata.obs_names, 3)}."
         )
     if not found.all():
         logger.warning("%s: says nothing of %d of %d cells.", path, (~found).sum(), adata.n_obs)
     replaced = [column for column in table if column in adata.obs]
     if replaced:
-        logger.warning("%s: replaces the obs columns %s of the input.", path, listed(replaced))
+        logger.warning("%s: replaces the obs columns %s of the input.", path, first_names(replaced))
     for column in table:
         adata.obs[column] = table[column].reindex(adata.obs_names)
 

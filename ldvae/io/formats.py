@@ -12,7 +12,7 @@ from pathlib import Path
 from ldvae.errors import InputError, suggestion
 from ldvae.io.content import HDF5, first_bytes, refuse_no_counts
 from ldvae.io.hdf5 import read_anndata, read_hdf5
-from ldvae.io.messages import listed, reading
+from ldvae.io.messages import first_names, reading
 from ldvae.io.mtx import read_mtx, tables_of
 from ldvae.io.stored import Stored, in_memory
 from ldvae.io.text import read_table_of_counts
@@ -109,7 +109,7 @@ def samples_of(path: str | Path) -> dict[str, str | Path]:
         found = matrices_in(folder)
         samples = [re.sub(r"[._-]?matrix\.mtx(\.gz)?$", "", matrix.name) for matrix in found]
         if len(found) > 1 and all(samples) and len(set(samples)) == len(found):
-            logger.info("%s: has the matrices of %d samples: %s.", path, len(found), listed(samples))
+            logger.info("%s: has the matrices of %d samples: %s.", path, len(found), first_names(samples))
             return dict(zip(samples, found, strict=True))
     return {"": path}
 
@@ -137,13 +137,13 @@ def find_matrix(folder: Path, genome: str | None) -> Path:
     # STARsolo writes its other counts beside matrix.mtx.
     found = [p for p in found if p.name in ("matrix.mtx", "matrix.mtx.gz")] or found
     if len(found) > 1:
-        names = listed([str(p.relative_to(folder)) for p in found])
+        names = first_names([str(p.relative_to(folder)) for p in found])
         raise InputError(
             f"{folder}: holds {len(found)} matrices ({names}); name one of them, list them as several inputs, or "
             "choose a genome (genome=...)."
         )
     if not found:
-        inside = listed(sorted(p.name for p in folder.iterdir())) or "nothing"
+        inside = first_names(sorted(p.name for p in folder.iterdir())) or "nothing"
         hint = ""
         if list(folder.rglob("quants_mat.gz")):
             hint = " Salmon alevin writes one with --dumpMtx, alevin-fry with --use-mtx."

@@ -18,7 +18,7 @@ from ldvae.errors import InputError, suggestion
 from ldvae.io.by_rows import READ_AT_ONCE, ByEntries, Entries
 from ldvae.io.chunks import ChunkedMatrix, LoadedMatrix, RawMatrix, StoredMatrix
 from ldvae.io.matrices import as_csr, as_numbers
-from ldvae.io.messages import listed, reading
+from ldvae.io.messages import first_names, reading
 from ldvae.io.stored import Stored, layer_name, others_of
 
 logger = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ def prefix_of_genes(file: Any, path: Path) -> str:
             raise InputError(f"{path}: holds {len(tables)} tables of SpatialData; name one of them: {names}.")
         if tables:
             return f"{folder}/{tables[0]}/"
-    raise InputError(f"{path}: is of no AnnData: it lacks obs, and holds {listed(list(file)) or 'nothing'}.")
+    raise InputError(f"{path}: is of no AnnData: it lacks obs, and holds {first_names(list(file)) or 'nothing'}.")
 
 
 def read_old_anndata(path: Path) -> Stored:
@@ -276,7 +276,7 @@ def read_h5(path: Path, genome: str | None) -> Stored:
             if not genomes:
                 raise InputError(
                     f"{path}: is HDF5, but neither 10x h5, h5ad, h5mu nor loom; it holds "
-                    f"{listed(list(file)) or 'nothing'}."
+                    f"{first_names(list(file)) or 'nothing'}."
                 )
         if genome is None and len(genomes) > 1:
             raise InputError(f"{path}: holds {len(genomes)} genomes ({', '.join(genomes)}); choose one (genome=...).")

@@ -38,7 +38,7 @@ def reading(path: str | Path, kind: str) -> Iterator[None]:
         ) from error
 
 
-def listed(names: Sequence[str] | pd.Index, n: int = NAMES_SHOWN) -> str:
+def first_names(names: Sequence[str] | pd.Index, n: int = NAMES_SHOWN) -> str:
     """The first `n` names, and how many more there are."""
     more = len(names) - n
     return ", ".join(map(str, names[:n])) + (f" and {more} more" if more > 0 else "")

@@ -20,7 +20,7 @@ from ldvae.io.by_rows import FEW, write_by_rows
 from ldvae.io.chunks import ROWS, ChunkedCounts, ChunkedMatrix, LoadedMatrix, Part, RawMatrix, StoredMatrix, same_genes
 from ldvae.io.formats import FORMATS, opened_input, samples_of
 from ldvae.io.matrices import as_csr, as_numbers, round_off
-from ldvae.io.messages import listed, reading
+from ldvae.io.messages import first_names, reading
 from ldvae.io.several import concatenate, shared_genes, warn_of_copies
 from ldvae.io.stored import Stored, has_neighbors
 from ldvae.names import file_names
@@ -237,7 +237,7 @@ def with_level(adata: AnnData, key: str, levels: Sequence[str]) -> np.ndarray:
             raise InputError(f"subset: obs column {key!r} has no level {level!r}.{suggestion(level, known)}")
     if not levels:
         raise InputError(
-            f"subset: no level of {key!r} is named; it has {listed(known)}. Name those whose cells to read."
+            f"subset: no level of {key!r} is named; it has {first_names(known)}. Name those whose cells to read."
         )
     return groups.isin(list(levels)).to_numpy()
 
@@ -335,7 +335,7 @@ def counts_of(
     if own_genes:
         others |= {"varm": {}, "varp": {}}
         if layers and (left := [name for name in stored.matrices if name != "raw"]):
-            logger.info("%s: %s are left out: raw has other genes.", where, listed(left))
+            logger.info("%s: %s are left out: raw has other genes.", where, first_names(left))
     with reading(where, kind):
         judged = x.between(0, min(ROWS, x.shape[0])) if isinstance(x, StoredMatrix) else x
     if genes_in_rows(

@@ -16,7 +16,7 @@ from scipy import sparse
 from ldvae.errors import InputError
 from ldvae.io.annotation import as_text, objects_to_categories
 from ldvae.io.chunks import ROWS, Part
-from ldvae.io.messages import listed
+from ldvae.io.messages import first_names
 from ldvae.io.stored import has_neighbors
 from ldvae.names import own_name
 
@@ -39,7 +39,7 @@ def concatenate(files: Mapping[str, AnnData]) -> AnnData:
     shared = first.var_names[np.all([first.var_names.isin(file.var_names) for file in files.values()], axis=0)]
     fewest = min(files, key=lambda name: files[name].n_vars)
     if len(shared) < SHARED_GENES * files[fewest].n_vars:
-        examples = "; ".join(f"{name} has {listed(file.var_names, 3)}" for name, file in files.items())
+        examples = "; ".join(f"{name} has {first_names(file.var_names, 3)}" for name, file in files.items())
         many = (
             f"{len(shared)} of the {files[fewest].n_vars} genes of {fewest}, too few to model" if len(shared) else "no"
         )

@@ -141,7 +141,8 @@ def compare_conditions(means: pd.DataFrame) -> pd.DataFrame:
     >>> table[["condition", "reference", "paired"]].drop_duplicates().to_numpy().tolist()
     [['treated', 'control', False]]
     """
-    columns = ["program", "cell_type", "condition", "reference", "paired", "n_donors", "effect", "lower", "upper", "p"]
+    of_mean, of_share = ["effect", "lower", "upper", "p"], ["high_effect", None, None, "high_p"]
+    columns = ["program", "cell_type", "condition", "reference", "paired", "n_donors", *of_mean]
     keys = pd.MultiIndex.from_frame(means[["program", "cell_type"]].drop_duplicates())
     wide = {
         value: means.pivot(index=["program", "cell_type"], columns=["condition", "donor"], values=value).reindex(keys)
@@ -164,7 +165,7 @@ def compare_conditions(means: pd.DataFrame) -> pd.DataFrame:
             own = keys[rows].to_frame(index=False)
             own = own.assign(condition=condition, reference=reference, paired=paired[rows])
             own["n_donors"] = int(pattern.any(axis=0).sum())
-            for value, names in (("mean", columns[6:]), ("high", ["high_effect", None, None, "high_p"])):
+            for value, names in (("mean", of_mean), ("high", of_share)):
                 sides = (first[value][rows][:, pattern[0]], second[value][rows][:, pattern[1]])
                 for name, numbers in zip(names, _test(*sides, paired=bool(paired[rows[0]])), strict=True):
                     if name is not None:

@@ -11,7 +11,7 @@ import pandas as pd
 from ldvae import programs as gene_programs
 from ldvae import results as layout
 from ldvae.config import ProjectConfig
-from ldvae.io import listed, obs_column, read_input, reading_options, write_json, write_table
+from ldvae.io import first_names, obs_column, read_input, reading_options, write_json, write_table
 from ldvae.steps.programs import read_model
 
 logger = logging.getLogger(__name__)
@@ -73,7 +73,9 @@ def project(
             "their scores say little. They may be of types that the programs were not made from."
         )
     if result.missing:
-        logger.info("%d of %d genes are missing: %s", len(result.missing), len(frame.genes), listed(result.missing))
+        logger.info(
+            "%d of %d genes are missing: %s", len(result.missing), len(frame.genes), first_names(result.missing)
+        )
     for warning in warnings:
         logger.warning(warning)
     write_table(result.scores, layout.PROJECTED_SCORES.at(results, projection=name), index="cell")

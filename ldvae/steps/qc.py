@@ -24,9 +24,9 @@ from ldvae.io import (
     RawMatrix,
     atomic,
     collected_warnings,
+    first_names,
     group_names,
     has_neighbors,
-    listed,
     obs_column,
     read_input,
     reading_options,
@@ -36,8 +36,7 @@ from ldvae.io import (
     write_matrices,
     write_table,
 )
-from ldvae.methods import Sentence
-from ldvae.methods import listed as phrase
+from ldvae.methods import Sentence, listed
 from ldvae.names import column_name, own_name
 from ldvae.neighbors import add_neighbors
 from ldvae.provenance import versions as installed
@@ -349,14 +348,16 @@ def measure(adata: AnnData, config: QcConfig, counts: ChunkedCounts | None = Non
         masks[kind] = symbols.isin(genes)
         absent = sorted(set(genes) - set(symbols))
         if absent:
-            logger.warning("%d of %d %s_genes are not in the data: %s", len(absent), len(genes), kind, listed(absent))
+            logger.warning(
+                "%d of %d %s_genes are not in the data: %s", len(absent), len(genes), kind, first_names(absent)
+            )
     if not masks["mt"].any():
         other = "mouse" if config.species == "human" else "human"
         is_other = symbols.str.match(r"mt-\w" if other == "mouse" else r"MT-\w").any()
         logger.warning(
             "No mitochondrial gene is among the %d genes (%s), so pct_counts_mt is zero: expected names that start "
             "with %s (species: %s)%s.",
-            adata.n_vars, listed(symbols, 3), prefix, config.species,
+            adata.n_vars, first_names(symbols, 3), prefix, config.species,
             f"; these look like species: {other}" if is_other else ", or name them (mt_genes)",
         )  # fmt: skip
     with warnings.catch_warnings():  # cells without counts divide by zero
@@ -400,7 +401,7 @@ def find_limits(obs: pd.DataFrame, batch: pd.Series, config: QcConfig) -> list[L
         constant = mad.index[(mad == 0) & (by_batch.nunique() > 1)]
         if len(constant):
             message = "Over half of the cells%s have the same %s, so it removes no outliers there: %s."
-            of = "" if len(names) == 1 else f" of batch {listed(constant)}"
+            of = "" if len(names) == 1 else f" of batch {first_names(constant)}"
             there = obs[metric][counted & batch.isin(constant)]
             spread_of = f"the median is {there.median():.3g}, the highest {there.max():.3g}"
             logger.warning(message, of, metric, spread_of)
@@ -487,7 +488,7 @@ def methods(summary: dict[str, Any], versions: dict[str, str]) -> Iterator[Sente
     )
     limits = limits_in_words(summary.get("thresholds", {}))
     kept = f"{summary['n_obs_after']:,} cells and {summary['n_vars_after']:,} genes"
-    text = f"Cells were kept with {phrase(limits, 12)}; {kept} passed." if limits else f"{kept} passed quality control."
+    text = f"Cells were kept with {listed(limits, 12)}; {kept} passed." if limits else f"{kept} passed quality control."
     settings = summary.get("settings", {})
     if n_mads := settings.get("n_mads"):
         text += f" Limits for outliers lie {n_mads:g} median absolute deviations from the median, batch by batch."

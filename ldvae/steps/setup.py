@@ -20,8 +20,8 @@ from ldvae.io import (
     ChunkedCounts,
     atomic,
     collected_warnings,
+    first_names,
     group_names,
-    listed,
     obs_column,
     read_gene_list,
     read_input,
@@ -72,7 +72,7 @@ def setup(*, results: Path, config: SetupConfig = SetupConfig()) -> None:
         if empty.all():
             raise InputError("No cell has counts in the chosen genes; choose more of them (n_top_genes, keep_genes).")
         if empty.any():
-            names = listed(result.obs_names[empty], 5)
+            names = first_names(result.obs_names[empty], 5)
             logger.warning(
                 "Without counts in the chosen genes, and left out: %s (%s).", counted(empty.sum(), "cell"), names
             )
@@ -192,7 +192,7 @@ def choose_genes(adata: AnnData, counts: ChunkedCounts, batch_key: str | None, c
     absent = [gene for gene in config.keep_genes if gene not in reason.index]
     if absent:
         raise InputError(
-            f"keep_genes: {listed(absent)} not among the {adata.n_vars} genes that passed quality control."
+            f"keep_genes: {first_names(absent)} not among the {adata.n_vars} genes that passed quality control."
             + suggestion(absent[0], adata.var_names)
         )
     for gene in config.keep_genes:
@@ -300,7 +300,7 @@ def pooled_batches(sums: BatchSums, names: list[str], batch_key: str | None) -> 
     logger.warning(
         "%s: %d of %d batches are too small to rank genes on their own (fewer than %d cells or %d varying genes): %s. "
         "Their cells are ranked together.",
-        batch_key, len(found), len(names), SMALLEST_BATCH, MIN_VARYING_GENES, listed(found, 5),
+        batch_key, len(found), len(names), SMALLEST_BATCH, MIN_VARYING_GENES, first_names(found, 5),
     )  # fmt: skip
     group = np.where(small, -1, np.cumsum(~small) - 1)
     pool = int((~small).sum())  # the last one
@@ -320,11 +320,11 @@ def listed_genes(path: str | None, var_names: pd.Index) -> Sequence[str]:
     absent = [name for name in names if name not in var_names]
     if len(absent) == len(names):
         raise InputError(
-            f"{path}: none of its {len(names)} genes ({listed(names, 3)}) is in the data, whose genes are called "
-            f"{listed(var_names, 3)}."
+            f"{path}: none of its {len(names)} genes ({first_names(names, 3)}) is in the data, whose genes are called "
+            f"{first_names(var_names, 3)}."
         )
     if absent:
-        logger.warning("%s: %d of %d genes are not in the data: %s", path, len(absent), len(names), listed(absent))
+        logger.warning("%s: %d of %d genes are not in the data: %s", path, len(absent), len(names), first_names(absent))
     return [name for name in names if name in var_names]
 
 
