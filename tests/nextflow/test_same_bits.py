@@ -81,7 +81,7 @@ def test_the_demo_is_the_same_under_both_engines(pipeline):
     assert_both_engines_agree(pipeline, config)
 
 
-def test_two_datasets_with_a_sweep_are_the_same_under_both_engines(pipeline):
+def test_two_datasets_with_a_sweep_and_their_comparison_are_the_same_under_both_engines(pipeline):
     for seed, name in enumerate(("first", "second")):
         command = [BIN / "ldvae", "simulate", "--output", pipeline.folder / f"{name}.h5ad", "--seed", str(seed)]
         subprocess.run([*command, "--n-obs", "300", "--n-vars", "200"], check=True)
@@ -97,5 +97,6 @@ def test_two_datasets_with_a_sweep_are_the_same_under_both_engines(pipeline):
         setup={"genes": "all"},
         sweep={"seeds": [0, 1, 2]},
         train={"max_epochs": 20},
+        across={"compare": ["all"]},
     )
     assert_both_engines_agree(pipeline, config)
