@@ -550,13 +550,13 @@ def methods(settings: Mapping[str, Any]) -> Sentence:
     if balance:
         text += f" (weight of the loadings {balance:g})"
     text += (
-        f", a criterion of the family of varimax [@varimax], and then once more over those with less than "
-        f"{SMALL_SHARE:.1%} of the contribution alone, in which no gene was longer than the {HEAVIEST}th"
+        f", a criterion of the family of varimax [@varimax]; programs with less than {SMALL_SHARE:.1%} of the "
+        f"contribution were rotated once more among themselves, no gene weighing more than their {HEAVIEST}th heaviest"
     )
     if power is not None and power > 1:
-        text += f", followed by a promax rotation of power {power:g} [@promax]"
+        text += f"; a promax rotation of power {power:g} [@promax] followed"
     elif power is not None:
-        text += ", without an oblique step"
+        text += "; no oblique rotation followed"
     if settings.get("rotation") == "clean":
         text += (
             "; the loadings of each program were then freed of those of the others by an L1 regression with a ridge "
