@@ -5,12 +5,13 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from importlib.metadata import PackageNotFoundError, requires
+from importlib.metadata import PackageNotFoundError, metadata, requires
 from pathlib import Path
 
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
@@ -34,12 +35,16 @@ def test_the_pinned_versions_can_be_installed_together():
     lines = (line.partition("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines())
     pinned = {canonicalize_name(one.name): one for one in (Requirement(line) for line in lines if line)}
     version = {name: next(iter(one.specifier)).version for name, one in pinned.items()}
+    oldest = f"{sys.version_info.major}.{sys.version_info.minor}.0"  # Debian 12 has 3.11.2
     conflicts = []
     for name, one in pinned.items():
         try:
             needed = requires(name) or []
         except PackageNotFoundError:  # of another platform
             continue
+        python = metadata(name).get("Requires-Python", "")
+        if not SpecifierSet(python).contains(oldest):
+            conflicts.append(f"{name} needs Python {python}, which leaves out {oldest}")
         for need in map(Requirement, needed):
             other = canonicalize_name(need.name)
             applies = any(not need.marker or need.marker.evaluate({"extra": extra}) for extra in ("", *one.extras))
