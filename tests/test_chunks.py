@@ -316,6 +316,26 @@ def test_doublets_are_the_same_however_many_batches_run_together(
         pd.testing.assert_frame_equal(tables[0], table)
 
 
+def test_a_large_batch_is_searched_for_doublets_in_random_parts(
+    raw: AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched = []
+
+    def of_batch(task: doublets.Batch, _: QcConfig) -> doublets.Doublets:
+        searched.append(task.cells)
+        return doublets.Doublets(task.cells.astype(float), task.cells % 2 == 0)
+
+    monkeypatch.setattr(doublets, "of_batch", of_batch)
+    monkeypatch.setattr(doublets, "MAX_CELLS_AT_ONCE", 50)
+    everyone = pd.Series(True, raw.obs_names)
+    table = doublets.find_doublets(
+        ChunkedCounts.of(raw.X), raw.obs, raw.obs["donor"], everyone, raw.var_names, QcConfig(), kept_in=tmp_path
+    )
+    assert [len(cells) for cells in searched] == [30] * 6
+    assert table["doublet_score"].tolist() == list(range(180))  # each cell has its own
+    assert table["predicted_doublet"].sum() == 90
+
+
 @pytest.mark.thorough
 def test_qc_is_the_same_whatever_is_read_at_once(raw: AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     raw.X = sparse.diags_array((np.arange(180) != 5).astype(np.float32)) @ raw.X

@@ -43,7 +43,7 @@ QC = {
     "n_vars_before": 5000,
     "n_vars_after": 4200,
     "thresholds": {"pct_counts_mt": {"a": {"lower": None, "upper": 20.0}}},
-    "per_batch": {"a": {}, "b": {}},
+    "per_batch": {"a": {"before": 400}, "b": {"before": 500}},
     "doublets": {"mode": "annotate", "n_predicted": 9},
     "settings": {"n_mads": 8, "min_cells": 3},
 }
@@ -147,6 +147,10 @@ def test_every_reference_that_is_cited_is_given(module: Any) -> None:
         (lambda: train.methods([RUN, RUN | {"epochs": 55}], OPTIONS, ""), "took 40 to 55 epochs"),
         (lambda: setup.methods(SETUP | {"settings": {"stratify_by": "batch"}}), "each level of batch"),
         (lambda: qc.methods(QC | {"settings": {"n_mads": 5}}, {}), "lie 5 median absolute deviations"),
+        (
+            lambda: qc.methods(QC | {"doublets": {"mode": "filter"}, "per_batch": {"a": {"before": 20_000}}}, {}),
+            "Scrublet [@scrublet], in random parts of at most 10,000 cells, and removed",
+        ),
         (lambda: annotate.methods({"n_neighbors": 30, "resolution": 0.4}, True, 500), "resolution 0.4"),
         (lambda: select.methods(CHOICE | {"settings": {"outlier_mads": 7.0}}, 1, 3), "by more than 7 median"),
         (lambda: [donors.methods({"condition_key": "dose", "replicate_key": "mouse"})], "levels of dose with mouse as"),
