@@ -16,7 +16,7 @@ from ldvae.config import DeConfig
 from ldvae.errors import InputError
 from ldvae.io import read_table
 from ldvae.model import LinearSCVI
-from ldvae.programs import doubtful_replicates
+from ldvae.programs import doubtful_replicates, known_donors
 from ldvae.steps.de import (
     confirmed_first,
     de,
@@ -173,7 +173,7 @@ def tables(counts: AnnData, tmp_path_factory: pytest.TempPathFactory) -> tuple[p
     AnnData(measured, names, pd.DataFrame(index=[*GENES, "not_modelled"])).write_h5ad(folder / "qc" / "filtered.h5ad")
     adata = counts.copy()
     LinearSCVI.setup_anndata(adata)
-    model = LinearSCVI(adata, n_latent=3, n_hidden=32)
+    model = LinearSCVI(adata, n_latent=3, n_hidden=32, seed=0)
     model.train(max_epochs=60, batch_size=32, plan_kwargs={"lr": 1e-2}, accelerator="cpu")
     model.save(folder / "runs" / "run" / "model")
     (folder / "select" / "best.json").write_text(json.dumps({"run": "run"}))
@@ -371,3 +371,5 @@ def test_replicates_that_are_no_donors_are_named() -> None:
     names = pd.Series(["101", "doublet_or_unknown", "Nathan", "NA", "Unna", "unassigned-2"])
     told = " ".join(doubtful_replicates(names, "donor"))
     assert [name for name in names if repr(name) in told] == ["doublet_or_unknown", "NA", "unassigned-2"]
+    assert "donor 'unassigned-2' (1 cell) reads like" in told
+    assert known_donors(names).dropna().tolist() == ["101", "Nathan", "Unna", "unassigned-2"]

@@ -11,7 +11,7 @@ from .consensus import (
     outliers,
     reproducible_rank,
 )
-from .donors import compare_conditions, donor_means, doubtful_replicates
+from .donors import compare_conditions, donor_means, doubtful_replicates, known_donors
 from .effects import effects_on_all_genes
 from .enrichment import enrichment, ranked_enrichment
 from .find import Programs, find_programs, gene_sets, split_sides, top_genes
@@ -51,6 +51,7 @@ __all__ = [
     "gauge",
     "gene_sets",
     "information",
+    "known_donors",
     "loadings_of",
     "meta_frame",
     "meta_programs",

@@ -22,36 +22,64 @@ LEAST_CELLS, LEAST_DONORS = 10, 3
 HIGH = 0.1
 
 
-# What the name of a "replicate" says of cells that come from no donor in particular.
-DOUBTFUL = re.compile(
-    r"(?i)\b(unknown|unassigned|unlabell?ed|doublets?|multiplets?|ambiguous|negative|nan|none|na|n/a)\b"
+# Words that say of cells that they are of no one donor, and words that may stand beside them.
+NO_DONOR = re.compile(
+    r"(?i)\b(unknown|unassigned|unlabell?ed|undetermined|doublets?|multiplets?|ambiguous|ambient|negative|nan|none|na|n/a)\b"
 )
+BESIDE = re.compile(r"(?i)\b(or|and|cells?|donors?|samples?|patients?|mouse|mice)\b")
+
+
+def known_donors(replicates: pd.Series) -> pd.Series:
+    """Replicate of each cell, missing where its name says that the cells are of no one donor.
+
+    Parameters
+    ----------
+    replicates
+        Replicate of each cell.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from ldvae.programs.donors import known_donors
+    >>> known_donors(pd.Series(["101", "doublet_or_unknown", "NA", "NA_12878"])).tolist()
+    ['101', nan, nan, 'NA_12878']
+    """
+    names = replicates.astype(str)
+    words = {name: name.replace("_", " ") for name in names.unique()}
+    rest = {name: BESIDE.sub("", NO_DONOR.sub("", text)) for name, text in words.items()}
+    out = [name for name, text in words.items() if NO_DONOR.search(text) and not re.search(r"\w", rest[name])]
+    return replicates.astype(object).where(~names.isin(out))
 
 
 def doubtful_replicates(replicates: pd.Series, key: str) -> list[str]:
-    """Warn of replicates whose name says that their cells are of no one donor.
+    """Say which replicates are left out, and which may have to be, for their names are not those of donors.
 
     Parameters
     ----------
     replicates
         Replicate of each cell.
     key
-        Name of the column, for the message.
+        Name of the column, for the messages.
 
     Examples
     --------
     >>> import pandas as pd
     >>> from ldvae.programs.donors import doubtful_replicates
-    >>> doubtful_replicates(pd.Series(["101", "doublet_or_unknown", "101"]), "donor")[0][:60]
-    "donor 'doublet_or_unknown' (1 cell) reads like cells of no o"
+    >>> doubtful_replicates(pd.Series(["101", "doublet_or_unknown", "101"]), "donor")[0]
+    "donor 'doublet_or_unknown' (1 cell) is no donor by its name: tests of donors leave these cells out."
     """
-    counts = replicates.dropna().astype(str).value_counts()
-    return [
-        f"{key} {name!r} ({n:,} cell{'s' if n != 1 else ''}) reads like cells of no one donor, but is tested as a "
-        "donor of its own. Leave these cells without a value in this column, so that no test of donors counts them."
-        for name, n in counts.items()
-        if DOUBTFUL.search(str(name).replace("_", " "))
-    ]
+    counts, known = replicates.dropna().astype(str).value_counts(), set(known_donors(replicates).dropna().astype(str))
+    told = []
+    for name, n in counts.items():
+        cells = f"{key} {name!r} ({n:,} cell{'s' if n != 1 else ''})"
+        if name not in known:
+            told.append(f"{cells} is no donor by its name: tests of donors leave these cells out.")
+        elif NO_DONOR.search(str(name).replace("_", " ")):
+            told.append(
+                f"{cells} reads like cells of no one donor, but is tested as a donor of its own. If it is none, leave "
+                "these cells without a value in this column, so that no test of donors counts them."
+            )
+    return told
 
 
 def donor_means(
@@ -64,7 +92,8 @@ def donor_means(
     scores
         Cells by programs.
     obs
-        What is known, indexed by cell; cells are matched by name, those without donor or condition are left out.
+        What is known, indexed by cell; cells are matched by name, those without donor (see `known_donors`) or condition
+        are left out.
     donor, condition, cell_type
         Columns of `obs`; without cell types all cells are of the type "all cells". Cells whose type says that nothing
         is known of them (`unlabeled`, `unknown`, ...) are left out.
@@ -90,7 +119,9 @@ def donor_means(
     if cell_type is not None:
         kinds = obs[cell_type].astype(object)
         kinds = kinds.where(~kinds.astype(str).map(is_no_label).astype(bool))
-    keys = pd.DataFrame({"cell_type": kinds, "condition": obs[condition], "donor": obs[donor]}, scores.index)
+    keys = pd.DataFrame(
+        {"cell_type": kinds, "condition": obs[condition], "donor": known_donors(obs[donor])}, scores.index
+    )
     known = keys.notna().all(axis=1).to_numpy()
     keys = keys[known].astype(str)
     columns = list(keys)

@@ -38,7 +38,7 @@ from ldvae.methods import Sentence, counted, listed
 from ldvae.names import find_own
 from ldvae.pl.de import called as called_genes
 from ldvae.pl.style import styled
-from ldvae.programs import doubtful_replicates
+from ldvae.programs import doubtful_replicates, known_donors
 from ldvae.programs.associations import is_no_label
 from ldvae.provenance import versions
 
@@ -121,7 +121,7 @@ def de(*, results: Path, config: DeConfig = DeConfig()) -> None:
         replicates = group_names(existing_column(adata.obs, config.replicate_key))
         doubtful = doubtful_replicates(replicates, config.replicate_key)
         keys = [adata.obs[name] for name in sorted(str(column) for column in columns if column)]
-        bulks = sum_by_replicate(measured, position, replicates.to_numpy(), keys)
+        bulks = sum_by_replicate(measured, position, known_donors(replicates).to_numpy(), keys)
 
     rows: list[dict[str, Any]] = []
     with atomic(layout.DE.at(results)) as folder:

@@ -127,3 +127,16 @@ def test_cells_of_unknown_type_are_no_type():
     pd.testing.assert_frame_equal(
         found[columns].reset_index(drop=True), expected.query("cell_type == 'T'")[columns].reset_index(drop=True)
     )
+
+
+@pytest.mark.parametrize("as_categories", [False, True])
+def test_cells_of_no_one_donor_are_no_donor(as_categories):
+    """Kang's `doublet_or_unknown` stood as the ninth of eight donors."""
+    scores, obs = draw(np.random.default_rng(0), effect=0.5)
+    first = obs["donor"].unique()[0]
+    named = obs.assign(donor=obs["donor"].astype(str).replace(str(first), "doublet_or_unknown"))
+    missing = obs.assign(donor=obs["donor"].astype(object).where(obs["donor"] != first))
+    if as_categories:
+        named, missing = (table.astype({"donor": "category"}) for table in (named, missing))
+    pd.testing.assert_frame_equal(compare(scores, named), compare(scores, missing))
+    assert compare(scores, named)["n_donors"].max() < compare(scores, obs)["n_donors"].max()
