@@ -298,7 +298,7 @@ def test_with_many_pairs_donors_are_not_in_the_design(counts: AnnData, monkeypat
     bulks = sum_by_replicate(counts, np.arange(counts.n_obs), donors, [counts.obs["condition"]])
     designs = []
 
-    def takes(sums: pd.DataFrame, samples: pd.DataFrame, design: str) -> pd.DataFrame:
+    def takes(sums: pd.DataFrame, samples: pd.DataFrame, design: str, _: int) -> pd.DataFrame:
         designs.append((design, len(samples)))
         return pd.DataFrame(index=sums.columns)
 
@@ -341,6 +341,16 @@ def test_pseudobulks_are_fitted_on_one_thread_of_blas(counts: AnnData, monkeypat
     with threadpool_limits(2):
         assert pseudobulk(bulks, pair, config)[0] is not None
     assert used == {1}
+
+
+@pytest.mark.thorough
+def test_pseudobulks_are_the_same_in_two_processes(counts: AnnData) -> None:
+    config = DeConfig(contrasts=[{"column": "condition", "group1": "stim"}], replicate_key="donor")
+    (pair,) = find_contrasts(counts.obs, config)
+    bulks = sum_by_replicate(counts, np.arange(counts.n_obs), counts.obs["donor"].to_numpy(), [counts.obs["condition"]])
+    one, two = (pseudobulk(bulks, pair, config, threads)[0] for threads in (1, 2))
+    assert one is not None
+    pd.testing.assert_frame_equal(one, two)
 
 
 def test_without_two_replicates_there_is_no_pseudobulk(counts: AnnData, caplog: pytest.LogCaptureFixture) -> None:

@@ -77,13 +77,15 @@ class Contrast(NamedTuple):
         return f"{self.group1} vs {self.group2}" + (f" in {self.within}" if self.within_column else "")
 
 
-def de(*, results: Path, config: DeConfig = DeConfig()) -> None:
+def de(*, results: Path, threads: int = 1, config: DeConfig = DeConfig()) -> None:
     """Find the genes that differ between groups of cells, with the best run's model and in pseudobulks.
 
     Parameters
     ----------
     results
         Folder of the results of the dataset, such as results/kang.
+    threads
+        Genes whose pseudobulks DESeq2 fits at the same time, each in a process of its own.
 
     Notes
     -----
@@ -131,7 +133,7 @@ def de(*, results: Path, config: DeConfig = DeConfig()) -> None:
             ranked = all_genes(measured, position, contrast, config)
             n_pseudobulk, untested = None, ""
             if bulks is not None:
-                bulk, untested = pseudobulk(bulks, contrast, config)
+                bulk, untested = pseudobulk(bulks, contrast, config, threads)
                 if bulk is not None:
                     ranked = confirmed_first(ranked.join(bulk), config)
                     n_pseudobulk = int((bulk["pseudobulk_padj"] < config.fdr).sum())
@@ -485,7 +487,7 @@ def sum_by_replicate(
     return Bulks(sums, measured.var_names, part, replicates)
 
 
-def pseudobulk(bulks: Bulks, contrast: Contrast, config: DeConfig) -> tuple[pd.DataFrame | None, str]:
+def pseudobulk(bulks: Bulks, contrast: Contrast, config: DeConfig, threads: int = 1) -> tuple[pd.DataFrame | None, str]:
     """DESeq2's comparison of summed counts, and why there is none; that needs two replicates on either side.
 
     Parameters
@@ -496,6 +498,8 @@ def pseudobulk(bulks: Bulks, contrast: Contrast, config: DeConfig) -> tuple[pd.D
         The two groups.
     config
         Fewest cells of a replicate on a side.
+    threads
+        Processes that fit genes.
 
     Returns
     -------
@@ -529,7 +533,7 @@ def pseudobulk(bulks: Bulks, contrast: Contrast, config: DeConfig) -> tuple[pd.D
     try:
         # A gene with less on either side has no power, but costs time and a part of the correction for all genes.
         counted = (bulk >= LEAST_COUNTS).sum() >= n.min()
-        result = deseq2(bulk.loc[:, counted], table, design)
+        result = deseq2(bulk.loc[:, counted], table, design, threads)
     except Exception as error:  # few genes or samples break its fits in many ways; the other tests remain
         reason = f"The pseudobulk test failed: {(str(error).strip().splitlines() or [type(error).__name__])[0]}"
         logger.warning("%s: %s", contrast.name, reason)
@@ -537,7 +541,7 @@ def pseudobulk(bulks: Bulks, contrast: Contrast, config: DeConfig) -> tuple[pd.D
     return result.reindex(bulks.genes), ""
 
 
-def deseq2(counts: pd.DataFrame, samples: pd.DataFrame, design: str) -> pd.DataFrame:
+def deseq2(counts: pd.DataFrame, samples: pd.DataFrame, design: str, threads: int) -> pd.DataFrame:
     """Fold changes (log2, side one over two) and p values of DESeq2, from counts of samples by genes."""
     from pydeseq2.dds import DeseqDataSet
     from pydeseq2.default_inference import DefaultInference
@@ -546,7 +550,7 @@ def deseq2(counts: pd.DataFrame, samples: pd.DataFrame, design: str) -> pd.DataF
     # Its matrices have a row for each pseudobulk: BLAS's threads wait for each other longer than they compute.
     with warnings.catch_warnings(), threadpool_limits(1, user_api="blas"):
         warnings.simplefilter("ignore")
-        inference = DefaultInference(n_cpus=1)
+        inference = DefaultInference(n_cpus=threads)
         dataset = DeseqDataSet(counts=counts, metadata=samples, design=design, quiet=True, inference=inference)
         dataset.deseq2()
         statistics = DeseqStats(dataset, contrast=["side", "one", "two"], quiet=True, inference=inference)

@@ -22,7 +22,7 @@ process DE {
     """
     export LDVAE_PROCESS='${task.process}'
     mv .staged '${meta.id}'
-    ldvae de --results '${meta.id}' ${flags} ${args} --versions-yml versions.yml
+    ldvae de --results '${meta.id}' --threads ${task.cpus} ${flags} ${args} --versions-yml versions.yml
     """
 
     stub:

@@ -20,4 +20,4 @@ rule de:
         results=results_of("de"),
         flags=options("de"),
     shell:
-        "ldvae de --results {params.results:q} {params.flags:q} 2>{log:q}"
+        "ldvae de --results {params.results:q} --threads {threads} {params.flags:q} 2>{log:q}"
