@@ -55,7 +55,7 @@ def not_counts(x: sparse.csr_matrix, var_names: Sequence[str]) -> str:
             lambda: np.isinf(values),
             lambda: "something was divided by zero",
         ),
-        (low < 0, "negative", lambda: values < 0, lambda: "they look scaled or centred"),
+        (low < 0, "negative", lambda: values < 0, lambda: "they look scaled or centered"),
         (fractional, "non-integer", lambda: values != np.rint(values), lambda: transformation(x)),
         (high > LARGEST_COUNT, "huge", lambda: values > LARGEST_COUNT, lambda: "no UMI count is that large"),
     ]
@@ -84,14 +84,14 @@ def transformation(x: sparse.csr_matrix) -> str:
         sample.data = np.expm1(sample.data)
         logged = np.asarray(sample.sum(axis=1)).ravel()
         same = logged.std() < 0.01 * logged.mean()
-        return f"they look log-normalised{f' to {logged.mean():.0f} counts per cell' if same else ''}"
+        return f"they look log-normalized{f' to {logged.mean():.0f} counts per cell' if same else ''}"
     if sums.std() < 0.01 * sums.mean():
-        return f"they look normalised to {sums.mean():.0f} counts per cell"
-    return "they look normalised or corrected"
+        return f"they look normalized to {sums.mean():.0f} counts per cell"
+    return "they look normalized or corrected"
 
 
 def common_total(totals: np.ndarray) -> float:
-    """The total that all cells share, as they do once they are normalised, even if the result is rounded; else 0.
+    """The total that all cells share, as they do once they are normalized, even if the result is rounded; else 0.
 
     Examples
     --------

@@ -66,13 +66,13 @@ class DeOptions:
     batchid1, batchid2
         Categories of the batches to decode for, with `batch_correction`; None: all.
     weights
-        "importance" favours samples that are likely for many cells of the group.
+        "importance" favors samples that are likely for many cells of the group.
     importance
         Arguments of `importance_weights`.
     filter_outlier_cells
         Sample only cells that are no outliers in latent space.
     all_stats
-        Add means, shares of nonzero counts and normalised means of the counts.
+        Add means, shares of nonzero counts and normalized means of the counts.
     """
 
     mode: Literal["vanilla", "change"] = "vanilla"

@@ -85,7 +85,7 @@ class Sum(torch.autograd.Function):
 def join() -> Processes:
     """Join the processes that `torchrun` started; one that it did not start is alone.
 
-    Where the caller has initialised torch's process group already, that one is used.
+    Where the caller has initialized torch's process group already, that one is used.
     """
     if not dist.is_available():
         return ALONE

@@ -10,7 +10,7 @@ from scipy import sparse, stats
 
 from ldvae.methods import Sentence
 
-SCALE = 1e4  # counts per ten thousand, as scanpy normalises by default in its tutorials
+SCALE = 1e4  # counts per ten thousand, as scanpy normalizes by default in its tutorials
 FLOOR = 0.1  # added to both means, in counts per ten thousand, so that every fold change is finite
 BLOCK = 1 << 22  # dense values ranked at a time: 32 MB
 

@@ -743,7 +743,7 @@ class LinearSCVI:
 
     @property
     def get_normalized_function_name(self) -> str:
-        """Name of the method that gives normalised expression."""
+        """Name of the method that gives normalized expression."""
         return self.get_normalized_function_name_
 
     @property
@@ -1280,7 +1280,7 @@ class LinearSCVI:
         n_samples_overall
             Instead, so many draws in total, each of a cell at random; only these are decoded.
         weights
-            "importance", with `n_samples_overall`: favour draws that are likely for many cells.
+            "importance", with `n_samples_overall`: favor draws that are likely for many cells.
         return_mean
             Average over the draws of a cell.
         return_numpy

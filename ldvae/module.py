@@ -402,7 +402,7 @@ class Encoder(nn.Module):
 
 
 class LinearDecoder(nn.Module):
-    """Gene scores that are linear in u, batch-normalised gene by gene.
+    """Gene scores that are linear in u, batch-normalized gene by gene.
 
     Attributes
     ----------
@@ -448,12 +448,12 @@ class LinearDecoder(nn.Module):
         mean, var = self.norm.running_mean, self.norm.running_var
         if u is not None and (n_obs := self.norm.n_obs(u)) > 1:  # one cell has no variance: like inference
             if self.norm.shared is None:
-                centre = u.mean(dim=0)
-                covariance = (u - centre).T @ (u - centre) / n_obs
+                center = u.mean(dim=0)
+                covariance = (u - center).T @ (u - center) / n_obs
             else:
                 wide = u.double()
-                centre, covariance = (found.to(u) for found in self.norm.shared.moments(wide, wide.T @ wide))
-            mean = self.weight @ centre + bias
+                center, covariance = (found.to(u) for found in self.norm.shared.moments(wide, wide.T @ wide))
+            mean = self.weight @ center + bias
             var = ((self.weight @ covariance) * self.weight).sum(dim=1)
             self.norm.track(mean, var, n_obs)
         scale = self.norm.weight / torch.sqrt(var + BN_EPS)

@@ -1,4 +1,4 @@
-"""Neighbours of cells by scanpy, with any version of pynndescent."""
+"""Neighbors of cells by scanpy, with any version of pynndescent."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from scipy import sparse
 if TYPE_CHECKING:
     from anndata import AnnData
 
-# From here on, scanpy leaves the neighbours to pynndescent.
+# From here on, scanpy leaves the neighbors to pynndescent.
 APPROXIMATE_FROM = 8192
 
 
 def add_neighbors(adata: AnnData, n_neighbors: int, *, seed: int, **options: Any) -> None:
-    """Add the graph of neighbours to `adata`, as `scanpy.pp.neighbors` does.
+    """Add the graph of neighbors to `adata`, as `scanpy.pp.neighbors` does.
 
     Parameters
     ----------
     adata
         Cells with a representation in obsm.
     n_neighbors
-        Neighbours of a cell, itself included.
+        Neighbors of a cell, itself included.
     seed
         Of the approximate search among many cells.
     **options
@@ -43,7 +43,7 @@ def add_neighbors(adata: AnnData, n_neighbors: int, *, seed: int, **options: Any
             """scanpy's search, whose result is a sparse matrix whatever pynndescent returns."""
 
             def fit_transform(self, X: np.ndarray, y: None = None) -> sparse.csr_matrix:
-                """Distances to the neighbours, shape (n_obs, n_obs)."""
+                """Distances to the neighbors, shape (n_obs, n_obs)."""
                 return sparse.csr_matrix(super().fit_transform(X))
 
         transformer = Approximate(

@@ -354,7 +354,7 @@ def sample_overall(
     generator
         Of the draws.
     among
-        Counts, and the rows of the cells in them: draws that are likely for many cells are favoured.
+        Counts, and the rows of the cells in them: draws that are likely for many cells are favored.
     batch
         Code of the batch to predict for; None: each cell's own.
     importance
@@ -568,10 +568,10 @@ def feature_correlation(
         return np.corrcoef(rankdata(np.concatenate(list(blocks)), axis=0).astype(np.float32), rowvar=False)
     n, mean, scatter = 0, np.zeros(n_vars), np.zeros((n_vars, n_vars))
     for block in blocks:  # Chan's update of mean and scatter, exact where means are large
-        centred = block.astype(np.float64) - block.mean(axis=0, dtype=np.float64)
+        centered = block.astype(np.float64) - block.mean(axis=0, dtype=np.float64)
         shift = block.mean(axis=0, dtype=np.float64) - mean
         total = n + len(block)
-        scatter += centred.T @ centred + np.outer(shift, shift) * (n * len(block) / total)
+        scatter += centered.T @ centered + np.outer(shift, shift) * (n * len(block) / total)
         mean += shift * (len(block) / total)
         n = total
     sd = np.sqrt(np.diag(scatter))

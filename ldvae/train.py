@@ -207,7 +207,7 @@ def fit(
     if len(split.train) < 2:
         raise InputError(
             f"There is {'1 cell' if len(split.train) else 'no cell'} to train on, of {len(source)}; batch "
-            "normalisation needs two or more. Raise train_size, or give more cells."
+            "normalization needs two or more. Raise train_size, or give more cells."
         )
     if config.early_stopping and len(split.validation) == 0:
         raise InputError("Can't run early stopping with no validation set; lower train_size, or do not stop early.")

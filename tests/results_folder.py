@@ -492,9 +492,9 @@ def _write_annotated(
         if column in obs:
             obs[column] = obs[column].astype("category")
     angle = 2 * np.pi * scores.argmax(axis=1) / world.n_programs
-    centre = np.stack([np.cos(angle), np.sin(angle)], axis=1) * 6
+    center = np.stack([np.cos(angle), np.sin(angle)], axis=1) * 6
     adata = ad.AnnData(obs=obs)
-    adata.obsm["X_umap"] = (centre + rng.normal(0, 1, centre.shape)).astype(np.float32)
+    adata.obsm["X_umap"] = (center + rng.normal(0, 1, center.shape)).astype(np.float32)
     adata.obsm["X_programs"] = scores
     path = folder / "annotated.h5ad"
     path.parent.mkdir(parents=True, exist_ok=True)

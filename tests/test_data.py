@@ -209,7 +209,7 @@ def test_a_share_of_less_than_one_cell_trains_on_none_and_is_refused():
     ("value", "message"),
     [
         (-1.0, "negative values.*scaled"),
-        (0.5, "non-integer values.*normalised"),
+        (0.5, "non-integer values.*normalized"),
         (np.nan, "NaN values"),
         (np.inf, "infinite values"),
     ],

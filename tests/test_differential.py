@@ -311,11 +311,11 @@ def test_statistics_are_those_of_the_counts(model, reference_adata):
     table = table.loc[list(reference_adata.var_names)]
     x = reference_adata.X.toarray()
     inside = (reference_adata.obs["label"] == "B cell").to_numpy()
-    normalised = 1e4 * x / x.sum(axis=1, keepdims=True)
+    normalized = 1e4 * x / x.sum(axis=1, keepdims=True)
     for group, cells in ((1, inside), (2, ~inside)):
         np.testing.assert_allclose(table[f"raw_mean{group}"], x[cells].mean(axis=0), rtol=1e-6)
         np.testing.assert_allclose(table[f"non_zeros_proportion{group}"], (x[cells] > 0).mean(axis=0), rtol=1e-12)
-        np.testing.assert_allclose(table[f"raw_normalized_mean{group}"], normalised[cells].mean(axis=0), rtol=1e-5)
+        np.testing.assert_allclose(table[f"raw_normalized_mean{group}"], normalized[cells].mean(axis=0), rtol=1e-5)
     without = model.differential_expression(groupby="label", group1="B cell", n_samples_overall=20, all_stats=False)
     assert not any(name.startswith(("raw", "non_zeros")) for name in without)
 

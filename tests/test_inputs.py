@@ -832,7 +832,7 @@ BY_CONTENT: dict[str, tuple[Callable[[Path], Path], str | list[str]]] = {
     ),
     "counts per million": (
         lambda f: h5ad(f, AnnData(NORMALISED * 1e6, plain().obs, plain().var)),
-        "they look normalised to 1000000 counts per cell",
+        "they look normalized to 1000000 counts per cell",
     ),
 }  # fmt: skip
 
@@ -854,11 +854,11 @@ def test_a_file_is_what_it_holds_whatever_it_is_called(kind: str, tmp_path: Path
     assert kind != "h5mu" or read.obs["donor"].tolist() == ["d1"] * 60
 
 
-def test_counts_that_were_normalised_and_rounded_are_warned_of(
+def test_counts_that_were_normalized_and_rounded_are_warned_of(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     read_input([h5ad(tmp_path, AnnData(np.rint(NORMALISED * 1e4), plain().obs, plain().var))])
-    assert "all cells have about the same total (9999), as if their counts were normalised" in caplog.text
+    assert "all cells have about the same total (9999), as if their counts were normalized" in caplog.text
 
 
 def test_files_named_alike_are_told_why_they_share_no_gene(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

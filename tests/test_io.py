@@ -279,14 +279,14 @@ def test_tables_that_do_not_fit_the_matrix_are_refused(tmp_path: Path) -> None:
 WRONG = {
     "NaN": (lambda x: np.where(x == 7, np.nan, x), "NaN values in 12.5% .*e.g. nan for gene ACTB.*values are missing"),
     "infinite": (lambda x: np.where(x == 7, np.inf, x), "infinite values .*divided by zero"),
-    "negative": (lambda x: x - x.mean(0), "negative values .*look scaled or centred"),
-    "log-normalised": (
+    "negative": (lambda x: x - x.mean(0), "negative values .*look scaled or centered"),
+    "log-normalized": (
         lambda x: np.log1p(x / x.sum(1, keepdims=True) * 1e4),
-        "non-integer values .*look log-normalised to 10000 counts per cell",
+        "non-integer values .*look log-normalized to 10000 counts per cell",
     ),
-    "log-transformed": (np.log1p, "non-integer values .*look log-normalised:|they look log-normalised"),
-    "normalised": (lambda x: x / x.sum(1, keepdims=True) * 1e6 + 0.0, "look normalised to 1000000 counts per cell"),
-    "corrected": (lambda x: x * 1.1, "non-integer values .*normalised or corrected"),
+    "log-transformed": (np.log1p, "non-integer values .*look log-normalized:|they look log-normalized"),
+    "normalized": (lambda x: x / x.sum(1, keepdims=True) * 1e6 + 0.0, "look normalized to 1000000 counts per cell"),
+    "corrected": (lambda x: x * 1.1, "non-integer values .*normalized or corrected"),
     "huge": (lambda x: x * 2**23, "huge values"),
     "zero": (lambda x: x * 0, "no counts at all: every entry is zero"),
 }
@@ -434,8 +434,8 @@ def test_obs_column_suggests_and_counts_missing_values() -> None:
         ("derived_truncated_mtx", "cannot be read as Matrix Market: Truncated file"),
         ("heart_1k_v2_712x31053_counts_DUPLICATE_varnames.h5ad", (712, 31053, 5851495)),
         ("heart_1k_v2_filtered_gene_bc_matrices_h5.h5", (712, 31053, 5851495)),
-        ("kang_lognormalized_not_counts_legacy.h5ad", "X holds non-integer values .*look log-normalised"),
-        ("liger_seqwell_244x6713_FLOAT_values.h5ad", "X holds non-integer .*look normalised to 10000 counts per cell"),
+        ("kang_lognormalized_not_counts_legacy.h5ad", "X holds non-integer values .*look log-normalized"),
+        ("liger_seqwell_244x6713_FLOAT_values.h5ad", "X holds non-integer .*look normalized to 10000 counts per cell"),
         ("pbmc3k_scaled_negative_values_legacy.h5ad", "X holds negative values .*scaled"),
         ("seurat_pbmc_small_10x", (80, 240, 23110)),
         ("scanpy_10x", "holds 2 matrices"),

@@ -318,12 +318,12 @@ def test_every_method_follows_the_data_as_they_are_now(make, dtype, change):
     assert list(model.get_normalized_expression().index) == list(model.adata.obs_names)
 
 
-def normalise(adata):
+def normalize(adata):
     adata.X = adata.X.astype(np.float32)
     adata.X.data[:] = np.log1p(adata.X.data)
 
 
-def normalise_in_place(adata):
+def normalize_in_place(adata):
     adata.X.data[:] = np.log1p(adata.X.data)
 
 
@@ -350,8 +350,8 @@ def drop_lane(adata):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (normalise, r"have changed .*the values of adata\.X.*non-integer"),
-        (normalise_in_place, r"have changed .*the values of adata\.X.*non-integer"),
+        (normalize, r"have changed .*the values of adata\.X.*non-integer"),
+        (normalize_in_place, r"have changed .*the values of adata\.X.*non-integer"),
         (reorder_genes, r"have changed .*the genes.*not in the model's order"),
         (drop_a_gene, r"have changed .*the genes.*1 of the model's 20 genes are missing"),
         (new_lane, r"have changed .*adata\.obs: .*lane.*Category c"),
@@ -592,7 +592,7 @@ def test_programs_of_models_with_other_cells_are_refused():
 
 def test_a_training_on_one_cell_is_refused():
     model = fitted()
-    with pytest.raises(InputError, match="There is 1 cell to train on, of 150; batch normalisation needs two"):
+    with pytest.raises(InputError, match="There is 1 cell to train on, of 150; batch normalization needs two"):
         model.train(1, train_size=1 / 150, enable_progress_bar=False)
     with pytest.raises(InputError, match="There is 1 cell to train on"):
         model.train(1, datasplitter_kwargs={"external_indexing": [[3], [4, 5]]}, enable_progress_bar=False)

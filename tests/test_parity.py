@@ -157,8 +157,8 @@ def independent_loss(module, parameters, x, covariates, noise, kl_weight):
     def norm(values, name):
         if f"{name}.weight" not in parameters:
             return values
-        centred = values - values.mean(0)
-        scaled = centred / torch.sqrt((centred**2).mean(0) + 1e-3)
+        centered = values - values.mean(0)
+        scaled = centered / torch.sqrt((centered**2).mean(0) + 1e-3)
         return scaled * parameters[f"{name}.weight"] + parameters[f"{name}.bias"]
 
     def linear(values, name):

@@ -484,7 +484,7 @@ def test_the_methods_state_what_this_run_did(
 ) -> None:
     text = small[0].text
     for words in (
-        "Raw counts of 315 cells and 5,000 genes were analysed with ldvae 0.1.0 (commit 3fa9c13fa9)",
+        "Raw counts of 315 cells and 5,000 genes were analyzed with ldvae 0.1.0 (commit 3fa9c13fa9)",
         "Code: commit 3fa9c13fa9",
         "at least 200 detected genes and at most 20 % mitochondrial counts; 300 cells and 4,200 genes passed",
         "Doublets were predicted with Scrublet [3] in each batch and marked but kept",

@@ -28,11 +28,11 @@ def counts(tmp_path):
 
 def test_each_level_becomes_a_dataset_whose_name_is_safe_for_paths(counts):
     given = {"input": counts, "split_by": "patient", "model": {"n_latent": 4}, "qc": {"min_counts": 2}}
-    plan = expand_checked({"datasets": {"tumours": given, "other": counts}})
-    assert list(plan.datasets) == ["tumours-2", "tumours-P_1_a", "tumours-p_1_a-2", "other"]
-    qc = plan.datasets["tumours-P_1_a"].qc
+    plan = expand_checked({"datasets": {"tumors": given, "other": counts}})
+    assert list(plan.datasets) == ["tumors-2", "tumors-P_1_a", "tumors-p_1_a-2", "other"]
+    qc = plan.datasets["tumors-P_1_a"].qc
     assert (qc.subset_key, qc.subset, qc.min_counts) == ("patient", ["P 1/a"], 2)
-    assert plan.datasets["tumours-2"].model.n_latent == 4
+    assert plan.datasets["tumors-2"].model.n_latent == 4
     assert plan.datasets["other"].qc.subset_key is None
 
 

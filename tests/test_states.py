@@ -100,7 +100,7 @@ class ModelAndItsData(RuleBasedStateMachine):
 
     @precondition(lambda self: not self.gone)
     @rule(in_place=st.booleans())
-    def normalise(self, in_place):
+    def normalize(self, in_place):
         x = self.matrix()
         values = x.data if sparse.issparse(x) else x
         if in_place and values.dtype.kind == "f":

@@ -105,7 +105,7 @@ def test_clusters_are_the_clouds(annotated: AnnData) -> None:
 
 
 @pytest.mark.thorough
-def test_expression_is_log_normalised_and_counts_are_kept(annotated: AnnData, inputs: Path) -> None:
+def test_expression_is_log_normalized_and_counts_are_kept(annotated: AnnData, inputs: Path) -> None:
     counts = anndata.read_h5ad(inputs / "setup" / "counts.h5ad")
     np.testing.assert_array_equal(annotated.layers["counts_ldvae"].toarray(), counts.X.toarray())
     per_cell = np.expm1(annotated.X.toarray()).sum(axis=1)
@@ -173,8 +173,8 @@ def test_files_of_another_run_are_refused(inputs: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_many_cells_whose_neighbours_are_approximate(tmp_path: Path) -> None:
-    """From 8,192 cells on, scanpy leaves the neighbours to pynndescent."""
+def test_many_cells_whose_neighbors_are_approximate(tmp_path: Path) -> None:
+    """From 8,192 cells on, scanpy leaves the neighbors to pynndescent."""
     rng = np.random.default_rng(0)
     cloud = rng.integers(0, 4, 8_400)
     adata = AnnData(np.zeros((len(cloud), 1), np.float32))
@@ -225,7 +225,7 @@ def test_what_the_user_brought_stays_beside_what_is_added(inputs: Path, annotate
     counts.uns |= {"leiden": {"params": "mine"}, "leiden_colors": np.array(["#000000"] * 3), "umap": {"a": 1}}
     counts.write_h5ad(path)
     others = anndata.read_h5ad(tmp_path / "r" / "qc" / "layers.h5ad")
-    others.obsp["connectivities"] = sparse.csr_matrix(np.eye(91))  # as scanpy calls neighbours; so do we
+    others.obsp["connectivities"] = sparse.csr_matrix(np.eye(91))  # as scanpy calls neighbors; so do we
     others.uns["neighbors"] = {"connectivities_key": "connectivities", "params": {"n_neighbors": 3}}
     others.write_h5ad(tmp_path / "r" / "qc" / "layers.h5ad")
     annotate(results=tmp_path / "r", config=AnnotateConfig(resolution=0.5))

@@ -81,7 +81,7 @@ def test_cells_without_a_value_are_in_no_group(counts: AnnData) -> None:
 def test_cells_of_unknown_type_are_no_group_and_not_in_the_rest(
     counts: AnnData, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """923 unlabelled T cells of Kang stood among those that CD4 T cells were compared with."""
+    """923 unlabeled T cells of Kang stood among those that CD4 T cells were compared with."""
     kinds = np.where(np.arange(counts.n_obs) % 4 == 0, "unlabeled", np.where(np.arange(counts.n_obs) % 2, "B", "T"))
     obs = counts.obs.assign(kind=pd.Categorical(kinds))
     found = find_contrasts(obs, DeConfig(contrasts=[{"column": "kind"}]))
@@ -170,7 +170,7 @@ def tables(counts: AnnData, tmp_path_factory: pytest.TempPathFactory) -> tuple[p
     measured = sparse.vstack([np.eye(1, 41, 40, dtype=np.float32), measured], format="csr")
     names = pd.DataFrame(index=["lost", *counts.obs_names])
     (folder / "qc").mkdir()
-    AnnData(measured, names, pd.DataFrame(index=[*GENES, "not_modelled"])).write_h5ad(folder / "qc" / "filtered.h5ad")
+    AnnData(measured, names, pd.DataFrame(index=[*GENES, "not_modeled"])).write_h5ad(folder / "qc" / "filtered.h5ad")
     adata = counts.copy()
     LinearSCVI.setup_anndata(adata)
     model = LinearSCVI(adata, n_latent=3, n_hidden=32, seed=0)
@@ -226,7 +226,7 @@ def test_all_measured_genes_are_ranked_and_what_both_find_is_counted(tables: tup
     for _, row in contrasts.iterrows():
         ranked = read_table(folder / row["file_all_genes"], index="gene")
         table = read_table(folder / row["file"], index="gene")
-        assert sorted(ranked.index) == sorted([*GENES, "not_modelled"])
+        assert sorted(ranked.index) == sorted([*GENES, "not_modeled"])
         assert ranked["called"].sum() == row["n_ranked"]
         assert table["both"].sum() == row["n_both"] >= 5
         assert row["n_both"] <= min(row["n_de"], row["n_pseudobulk"])
@@ -234,9 +234,9 @@ def test_all_measured_genes_are_ranked_and_what_both_find_is_counted(tables: tup
         first = (ranked["pseudobulk_padj"] < 0.05) & ranked["called"]
         assert first.iloc[: first.sum()].all(), "what both tests call comes first"
     stim = read_table(folder / contrasts["file_all_genes"][0], index="gene")
-    assert "not_modelled" in stim.index[:6]
-    assert stim.loc["not_modelled", ["auc", "detected1", "detected2"]].tolist() == [1, 1, 0]
-    assert stim.loc["not_modelled", "pseudobulk_lfc"] > 1, "pseudobulks know the genes that the model does not"
+    assert "not_modeled" in stim.index[:6]
+    assert stim.loc["not_modeled", ["auc", "detected1", "detected2"]].tolist() == [1, 1, 0]
+    assert stim.loc["not_modeled", "pseudobulk_lfc"] > 1, "pseudobulks know the genes that the model does not"
 
 
 def test_genes_that_cells_and_donors_agree_on_come_first_in_the_order_of_the_markers() -> None:

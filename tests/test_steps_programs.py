@@ -79,7 +79,7 @@ def dataset(tmp_path_factory):
     adata.uns["ldvae_setup"] = {"batch_key": "batch"}
     (root / "setup").mkdir()
     adata.write_h5ad(root / "setup" / "counts.h5ad")
-    # Measured, but not modelled: a gene of the first program; and a cell that setup left out.
+    # Measured, but not modeled: a gene of the first program; and a cell that setup left out.
     own = np.random.default_rng(1).poisson(2 * np.exp(made.scores.to_numpy()[:, 0]))
     measured = ad.AnnData(
         sparse.vstack([sparse.hstack([made.counts, own[:, None]]), np.ones((1, 401))], format="csr").astype(np.float32),
@@ -105,7 +105,7 @@ def dataset(tmp_path_factory):
     return root, runs, made
 
 
-def test_a_gene_that_was_not_modelled_has_its_effect(dataset):
+def test_a_gene_that_was_not_modeled_has_its_effect(dataset):
     table = read_table(dataset[0] / "programs" / "all_genes.tsv.gz")
     assert table.groupby("program").size().unique().tolist() == [401]
     scores = read_table(dataset[0] / "programs" / "scores.tsv.gz", index="cell")

@@ -83,7 +83,7 @@ def test_every_cell_has_its_metrics_and_the_removed_ones_their_reasons(raw: AnnD
     assert filtered.obs["batch"].tolist() == raw.obs["batch"][3:].tolist()
 
 
-def test_genes_of_mitochondria_ribosome_and_haemoglobin_are_told_by_name(
+def test_genes_of_mitochondria_ribosome_and_hemoglobin_are_told_by_name(
     raw: AnnData, caplog: pytest.LogCaptureFixture
 ) -> None:
     metrics = measure(raw, QcConfig())
@@ -220,8 +220,8 @@ REAL_FILES = {
     "derived_truncated_mtx/matrix.mtx": "Truncated file",
     "heart_1k_v2_712x31053_counts_DUPLICATE_varnames.h5ad": (712, 31053, 712, 14737),
     "heart_1k_v2_filtered_gene_bc_matrices_h5.h5": (712, 31053, 712, 14737),
-    "kang_lognormalized_not_counts_legacy.h5ad": "look log-normalised",
-    "liger_seqwell_244x6713_FLOAT_values.h5ad": "look normalised to 10000 counts per cell",
+    "kang_lognormalized_not_counts_legacy.h5ad": "look log-normalized",
+    "liger_seqwell_244x6713_FLOAT_values.h5ad": "look normalized to 10000 counts per cell",
     "pbmc3k_scaled_negative_values_legacy.h5ad": "X holds negative values",
     "scanpy_10x": "holds 2 matrices",
     "scanpy_10x/int-ids": (5, 6, "min_cells = 3 removes all 6 genes"),

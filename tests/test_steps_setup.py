@@ -192,7 +192,7 @@ def test_registered_columns_are_text_categories_without_empty_groups(filtered: A
     counts, _, summary = run(filtered, tmp_path, genes="all", **options)
     assert list(counts.obs["donor"].cat.categories) == ["101", "102"]
     assert list(counts.obs["type"].cat.categories) == ["B", "T", "unlabeled"]
-    assert f"Labelled 'unlabeled', without a value of type: {n_missing} cells." in summary["warnings"]
+    assert f"Labeled 'unlabeled', without a value of type: {n_missing} cells." in summary["warnings"]
     fields = counts.uns["ldvae_setup"]
     assert (fields["batch_key"], fields["labels_key"], fields["size_factor_key"]) == ("donor", "type", "")
     assert list(fields["continuous_covariate_keys"]) == ["age"]

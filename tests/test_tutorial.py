@@ -71,7 +71,7 @@ def test_the_tutorial_runs_with_the_import_line_changed(shared_data, tmp_path, m
         )
     assert len(capsys.readouterr().out.splitlines()) == 10
 
-    # a UMAP coloured by the dimensions
+    # a UMAP colored by the dimensions
     adata.obsm["X_scVI"] = latent
     sc.pp.neighbors(adata, use_rep="X_scVI", n_neighbors=20)
     sc.tl.umap(adata, min_dist=0.3)
@@ -83,7 +83,7 @@ def test_the_tutorial_runs_with_the_import_line_changed(shared_data, tmp_path, m
 
 
 def separation(latent: np.ndarray, types: np.ndarray) -> float:
-    """Share of cells whose nearest neighbour in the latent space is of their own type."""
+    """Share of cells whose nearest neighbor in the latent space is of their own type."""
     from sklearn.neighbors import NearestNeighbors
 
     nearest = NearestNeighbors(n_neighbors=2).fit(latent).kneighbors(latent, return_distance=False)[:, 1]

@@ -766,7 +766,7 @@ class ReportConfig(Options):
     n_genes_mapped: int = Field(
         1000,
         ge=0,
-        description="Maximum number of genes by which the page's map can be coloured: those of the programs and of the "
+        description="Maximum number of genes by which the page's map can be colored: those of the programs and of the "
         "contrasts, then the surest effects; fewer where there are many cells.",
     )
     n_genes_searchable: int = Field(

@@ -119,8 +119,8 @@ class Counts:
 class BackedCounts:
     """Validated UMI counts on disk, with the interface of `Counts`; a few blocks of rows are in memory at a time.
 
-    Shuffled minibatches come from a buffer of blocks of neighbouring rows, the blocks drawn at random, the rows of
-    a buffer shuffled: where neighbours in the file are alike, each minibatch still mixes many places of the file.
+    Shuffled minibatches come from a buffer of blocks of neighboring rows, the blocks drawn at random, the rows of
+    a buffer shuffled: where neighbors in the file are alike, each minibatch still mixes many places of the file.
 
     Attributes
     ----------
@@ -156,7 +156,7 @@ class BackedCounts:
         return reader(self.x)
 
     def read(self, rows: np.ndarray) -> Counts:
-        """Counts of some cells, rows ascending, read in runs of neighbours."""
+        """Counts of some cells, rows ascending, read in runs of neighbors."""
         if len(rows) == 0:
             return Counts(sparse.csr_matrix((0, self.n_vars), dtype=np.float32), self.covariates.rows(rows))
         apart = (np.diff(rows) > BLOCK_ROWS // 8) | (np.diff(rows // (16 * BLOCK_ROWS)) > 0)

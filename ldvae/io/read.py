@@ -366,7 +366,7 @@ def counts_of(
                 layers=layers,
             )  # fmt: skip
         if "ldvae_qc" not in others.get("uns", {}):  # qc has said it
-            warn_if_normalised(totals, where)
+            warn_if_normalized(totals, where)
         adata.uns["ldvae_counts"] = x
         keep_others(adata, others, where)
     elif x is not None:
@@ -376,7 +376,7 @@ def counts_of(
         x.eliminate_zeros()
         adata.X = x.astype(np.float32, copy=False)
         if "ldvae_qc" not in others.get("uns", {}):
-            warn_if_normalised(np.asarray(x.sum(axis=1), dtype=float).ravel(), where)
+            warn_if_normalized(np.asarray(x.sum(axis=1), dtype=float).ravel(), where)
         keep_others(adata, others, where)
     if x is not None and layers and chosen != "raw" and stored.raw_var is not None and obs is stored.obs:
         add_raw(adata, stored, unread(stored, "raw", scratch, where) if stays else None, where)
@@ -399,11 +399,11 @@ def add_raw(adata: AnnData, stored: Stored, on_disk: StoredMatrix | None, where:
             adata.raw = AnnData(as_numbers(x) if isinstance(x, np.ndarray) else x, adata.obs[[]], var)
 
 
-def warn_if_normalised(totals: np.ndarray, where: str) -> None:
+def warn_if_normalized(totals: np.ndarray, where: str) -> None:
     """Warn of cells that all have the same total, shape (n_obs,)."""
     if total := common_total(totals):
         logger.warning(
-            "%s: all cells have about the same total (%.0f), as if their counts were normalised and rounded. ldvae "
+            "%s: all cells have about the same total (%.0f), as if their counts were normalized and rounded. ldvae "
             "models raw UMI counts: start from those, if these are not (down-sampled counts are).",
             where, total,
         )  # fmt: skip
@@ -495,7 +495,7 @@ def keep_others(adata: AnnData, others: Mapping[str, Mapping[str, Any]], where: 
     for kind, values in others.items():
         for name, value in values.items():
             if name.startswith("ldvae_") or (has_neighbors(value) and "obsp" not in others):
-                continue  # an earlier run's, or neighbours of cells, whose matrix is not read
+                continue  # an earlier run's, or neighbors of cells, whose matrix is not read
             if isinstance(value, StoredMatrix):
                 if value.shape == adata.shape:
                     adata.uns.setdefault("ldvae_layers", {})[name.replace("/", "_")] = value

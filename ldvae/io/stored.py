@@ -51,5 +51,5 @@ def layer_name(name: str, taken: Iterable[str]) -> str:
 
 
 def has_neighbors(value: Any) -> bool:
-    """Whether an entry of uns is of scanpy's neighbours, whose matrices are in obsp."""
+    """Whether an entry of uns is of scanpy's neighbors, whose matrices are in obsp."""
     return isinstance(value, Mapping) and "connectivities_key" in value

@@ -194,7 +194,7 @@ def network(
     show: Show = None,
     save: Save = None,
 ) -> Axes:
-    """Programs of all datasets as points, joined where they are alike; each meta-program is named at its centre.
+    """Programs of all datasets as points, joined where they are alike; each meta-program is named at its center.
 
     Parameters
     ----------

@@ -147,7 +147,7 @@ def rank(
         select/correlations.tsv: `setting`, `rank`, and the smallest canonical `correlation` between the halves with its
         interval `lower` to `upper` over random splits.
     setting
-        The setting that stands out; the first if None. The others are grey.
+        The setting that stands out; the first if None. The others are gray.
     kept
         Number of directions that were kept: a line.
     threshold

@@ -40,7 +40,7 @@ def training(
     quantity
         "elbo" (negative ELBO), "reconstruction_loss" or "kl_local".
     others
-        Histories of other runs, whose validation values are drawn thin and grey.
+        Histories of other runs, whose validation values are drawn thin and gray.
     ax
         Axes to draw on; None makes a figure.
     show

@@ -104,7 +104,7 @@ def scores(
     show: Show = None,
     save: Save = None,
 ) -> Axes | list[Axes]:
-    """The cells on a map, coloured by their score of a program; several programs in a grid.
+    """The cells on a map, colored by their score of a program; several programs in a grid.
 
     Parameters
     ----------
@@ -126,7 +126,7 @@ def scores(
     Returns
     -------
     Axes, or a list of Axes
-        The axes; a list of them for several programs. Colours end at the 1st and 99th percentile.
+        The axes; a list of them for several programs. Colors end at the 1st and 99th percentile.
 
     Examples
     --------
@@ -182,7 +182,7 @@ def cells(
     show: Show = None,
     save: Save = None,
 ) -> Axes:
-    """The cells on a map, coloured by a categorical column, with the levels written where their cells are.
+    """The cells on a map, colored by a categorical column, with the levels written where their cells are.
 
     Parameters
     ----------

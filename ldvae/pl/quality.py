@@ -19,7 +19,7 @@ METRIC_TITLES = {
     "n_genes_by_counts": "Genes detected",
     "pct_counts_mt": "Mitochondrial counts (%)",
     "pct_counts_ribo": "Ribosomal counts (%)",
-    "pct_counts_hb": "Haemoglobin counts (%)",
+    "pct_counts_hb": "Hemoglobin counts (%)",
     "doublet_score": "Doublet score",
 }
 LOGARITHMIC = ("total_counts", "n_genes_by_counts")
@@ -153,7 +153,7 @@ def qc_scatter(
     show: Show = None,
     save: Save = None,
 ) -> Axes:
-    """Detected genes against counts of each cell, coloured by mitochondrial share; removed cells are crosses.
+    """Detected genes against counts of each cell, colored by mitochondrial share; removed cells are crosses.
 
     Parameters
     ----------

@@ -33,7 +33,7 @@ class MetaPrograms(NamedTuple):
     upper: pd.DataFrame
     weighted: pd.DataFrame  # loadings × root of the information, by which genes are ranked
     similarity: pd.DataFrame  # cosines between all programs, datasets in the order given
-    genes: list[str]  # modelled in at least half of the datasets
+    genes: list[str]  # modeled in at least half of the datasets
     presence: pd.DataFrame  # meta-programs by datasets: cosine with what the fits of the dataset span, from 0 to 1
 
 
@@ -264,7 +264,7 @@ def _cosines(frames: Mapping[str, Frame], loadings: Mapping[str, np.ndarray]) ->
             _, at_a, at_b = np.intersect1d(a.genes, b.genes, return_indices=True)
             if len(at_a) < MIN_COMMON_GENES:
                 raise InputError(
-                    f"Only {len(at_a)} genes are modelled in both {first} ({len(a.genes)} genes such as {a.genes[0]}) "
+                    f"Only {len(at_a)} genes are modeled in both {first} ({len(a.genes)} genes such as {a.genes[0]}) "
                     f"and {second} ({len(b.genes)} such as {b.genes[0]}); expected at least {MIN_COMMON_GENES}. Use "
                     "one naming of genes, and one list of genes for all datasets (setup: {genes: list}), more variable "
                     "genes (n_top_genes), or leave one of the two out."
@@ -443,10 +443,10 @@ def compare_across(means: pd.DataFrame, dataset: Mapping[str, str]) -> pd.DataFr
         second = (own["condition"] == condition).astype(float)
         found = {}
         for value in ("mean", "high"):
-            centred = own[value] - own.groupby("dataset")[value].transform("mean")
+            centered = own[value] - own.groupby("dataset")[value].transform("mean")
             contrast = second - second.groupby(own["dataset"]).transform("mean")
-            effect = float(contrast @ centred / (contrast @ contrast))
-            left, df = centred - effect * contrast, len(own) - n_datasets - 1
+            effect = float(contrast @ centered / (contrast @ contrast))
+            left, df = centered - effect * contrast, len(own) - n_datasets - 1
             error = float(np.sqrt(left @ left / df / (contrast @ contrast)))
             half = float(scipy.stats.t.ppf(0.975, df)) * error
             found[value] = (

@@ -161,16 +161,16 @@ def tests_of_levels(scores: pd.DataFrame, ranks: np.ndarray, values: pd.Series) 
 
 def _explained(scores: np.ndarray, values: pd.Series, kind: str) -> np.ndarray:
     """Share of the variance of scores, or of ranks, that a variable explains, shape (n_programs,)."""
-    centred = scores - scores.mean(axis=0)
-    total = np.maximum(np.square(centred).sum(axis=0), TINY)
+    centered = scores - scores.mean(axis=0)
+    total = np.maximum(np.square(centered).sum(axis=0), TINY)
     if kind == "categorical":
         codes = pd.factorize(values)[0]
         sums = np.zeros((codes.max() + 1, scores.shape[1]))
-        np.add.at(sums, codes, centred)
+        np.add.at(sums, codes, centered)
         return (np.square(sums) / np.bincount(codes)[:, None]).sum(axis=0) / total
     wanted = scipy.stats.rankdata(values.to_numpy(float))
     wanted = wanted - wanted.mean()
-    return np.square(wanted @ centred) / np.square(wanted).sum() / total
+    return np.square(wanted @ centered) / np.square(wanted).sum() / total
 
 
 def tests_of_number(scores: pd.DataFrame, ranks: np.ndarray, values: pd.Series) -> Iterator[pd.DataFrame]:

@@ -107,7 +107,7 @@ def common_programs(spaces: Sequence[Space], seed: int = 0) -> np.ndarray:
     The eigenvectors of the sum of the projections onto all spaces are the directions that spaces come closest to
     together: an eigenvalue is the number of datasets that have the direction, each counted by its squared cosine.
     Kept are those above the largest eigenvalue that is seen where the signs of genes are drawn anew in each dataset.
-    The cells of all datasets, each centred on its own mean, are then placed in this space and rotated to simple
+    The cells of all datasets, each centered on its own mean, are then placed in this space and rotated to simple
     structure together, as the fits of one dataset are: two cell types that one sample confounds are told apart by
     another in which one of them is rare or missing.
 

@@ -113,7 +113,7 @@ def consensus(scores: Sequence[Table], loadings: Sequence[Table], n_components: 
 
     Notes
     -----
-    M never exists: with B = [L_1 … L_S] / S = Q R and the inner products G of the centred scores, M^T M is
+    M never exists: with B = [L_1 … L_S] / S = Q R and the inner products G of the centered scores, M^T M is
     Q (R G R^T) Q^T, so all that grows with the number of cells is G and one product for the scores.
 
     Examples
@@ -281,7 +281,7 @@ def spread(n_obs: int, most: int) -> np.ndarray:
 
 
 def _inner_products(fits: Sequence[FitTables]) -> np.ndarray:
-    """Mean over cells of the products of all centred factors of all fits, shape (n_factors, n_factors) of them."""
+    """Mean over cells of the products of all centered factors of all fits, shape (n_factors, n_factors) of them."""
     width, n_obs = sum(len(fit.mean) for fit in fits), len(fits[0].scores)
     gram = np.zeros((width, width))
     for rows in blocks(n_obs):

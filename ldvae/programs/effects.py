@@ -25,7 +25,7 @@ def effects_on_all_genes(
     *,
     max_iterations: int = 25,
 ) -> pd.DataFrame:
-    """Effect of each program on each measured gene, modelled or not, in one joint regression per gene.
+    """Effect of each program on each measured gene, modeled or not, in one joint regression per gene.
 
     Parameters
     ----------
@@ -52,7 +52,7 @@ def effects_on_all_genes(
     ``count_cg ~ Poisson(total_c exp(a_g + sum_k score_ck effect_kg))`` with a normal prior of unit variance on the
     effects, fitted by Newton's method, all genes of a block at once: the Hessians of a block are one product of the
     pairwise products of the scores with the expected counts. cNMF likewise gives spectra of genes that the
-    factorisation never saw, by least squares.
+    factorization never saw, by least squares.
 
     References
     ----------

@@ -467,8 +467,8 @@ def methods(summary: Mapping[str, Any], n_programs: int) -> Iterator[Sentence]:
     rotated = methods_of_rotation(summary.get("settings", {}))
     averaged = f"averaged over {n_runs} runs that differ in their seed, " if n_runs > 1 else ""
     yield Sentence(
-        "Loadings were centred under the mean expression and weighted by the root of their Fisher information; their "
-        "products with the centred scores, which no rotation of the factors changes, were "
+        "Loadings were centered under the mean expression and weighted by the root of their Fisher information; their "
+        "products with the centered scores, which no rotation of the factors changes, were "
         f"{averaged}cut to rank {summary.get('rank', n_programs)} and rotated to simple structure: {rotated.text}. "
         f"This gave {n_programs} program{'s' if n_programs != 1 else ''}"
         f"{', an intercept included' if summary.get('intercept') else ''}.",

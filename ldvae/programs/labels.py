@@ -17,7 +17,7 @@ from .find import SIDES, Programs, gene_sets, top_genes
 HEADLINE = 0.8
 # Of the ten strongest genes of a program, those that a gene set must have to name it.
 NAMING = 2
-# Share of a gene set's modelled genes (of the members of the program, if they are fewer) that must be members.
+# Share of a gene set's modeled genes (of the members of the program, if they are fewer) that must be members.
 NAMED_SHARE = 1 / 3
 # Fewest cells of a group that is said to be high or low in a program, with their number where they are not many; and
 # strength from which it is said.

@@ -85,7 +85,7 @@ def rotate(
     sum_k a_k⁴ / (sum_k a_k²)²: 1 for a row with one entry, 1 / n_programs for one whose entries are all alike. Cells
     weigh by the length of their row, genes by its cube: what a program is, its strongest genes say, and a few extreme
     cells do not. (Plain fourth powers weigh rows by the fourth power of their length, and then one gene that two
-    programs share can turn both by 45 degrees; Kaiser's normalisation weighs all rows alike, and then noise does.) It
+    programs share can turn both by 45 degrees; Kaiser's normalization weighs all rows alike, and then noise does.) It
     depends on a table only through fourth moments, so the search costs the same for a thousand and for a million cells.
 
     Beside large programs, the rows of small ones are short, and the criterion is nearly flat in the planes of two of
@@ -228,7 +228,7 @@ def clean_loadings(rotation: Rotation, *, ridge: float = RIDGE) -> Rotation:
     -----
     The scores of a rotation hardly correlate. Where programs do occur together, or exclude each other, the loadings pay
     for it: a small program carries some of a large one, which beside its own genes can be most of it. With l_k the
-    loadings of program k, the coefficients c minimise::
+    loadings of program k, the coefficients c minimize::
 
         |l_k + sum_j c_j l_j|_1 / |l_k|_1 + ridge / 2 sum_j c_j²,
 
@@ -278,7 +278,7 @@ def parts(contribution: Contribution, rotation: Rotation, *, keep: float = 0.1) 
 
     Notes
     -----
-    The transform minimises, over the scores s_k (second moment 1) and the loadings l_k of all programs,
+    The transform minimizes, over the scores s_k (second moment 1) and the loadings l_k of all programs,
 
         sum_k h(s_k) n(l_k) + keep J / q sum_k (1 - r_k),
 
@@ -484,7 +484,7 @@ def _climb(moments: np.ndarray, rotation: np.ndarray, tolerance: float) -> tuple
 def _foreign(own: np.ndarray, others: np.ndarray, ridge: float) -> np.ndarray:
     """Coefficients of the other programs that make the absolute loadings of one smallest, shape (n_others,).
 
-    Each step is a regression with weights 1 / |residual|, which never goes up (majorisation).
+    Each step is a regression with weights 1 / |residual|, which never goes up (majorization).
     """
     total = np.abs(own).sum()
     coefficients = np.zeros(others.shape[1])
@@ -540,12 +540,12 @@ REFERENCES = {
 
 
 def methods(settings: Mapping[str, Any]) -> Sentence:
-    """What the rotation of the programs maximised, with the options that ran."""
+    """What the rotation of the programs maximized, with the options that ran."""
     balance, power = settings.get("balance"), settings.get("power")
     of = "the scores" if balance == 0 else "the scores and the loadings"
     text = (
         "the sum over factors of fourth powers, relative to the fourth power of the length of a row (cells weighted by "
-        f"the length to the power of {CELL_WEIGHT}, genes of {GENE_WEIGHT}), was maximised over {of}"
+        f"the length to the power of {CELL_WEIGHT}, genes of {GENE_WEIGHT}), was maximized over {of}"
     )
     if balance:
         text += f" (weight of the loadings {balance:g})"
@@ -565,6 +565,6 @@ def methods(settings: Mapping[str, Any]) -> Sentence:
     if settings.get("rotation") == "parts":
         text += (
             "; from there the sum over programs of mean absolute score (three times for negative scores) times mean "
-            "absolute loading was minimised"
+            "absolute loading was minimized"
         )
     return Sentence(text, REFERENCES)

@@ -107,7 +107,7 @@ def doubts(compared: Compared) -> list[str]:
     if len(loose):
         lines.append(
             f"{listed([compared.title(meta) for meta in loose])}: the members are hardly more alike than they are to "
-            f"another meta-program (silhouette below {LOOSE:g}). Read them with their neighbours in the network."
+            f"another meta-program (silhouette below {LOOSE:g}). Read them with their neighbors in the network."
         )
     few = compared.shared.index[compared.shared["n_programs"] < 2]
     if len(few):

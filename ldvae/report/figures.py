@@ -73,7 +73,7 @@ def kl_per_factor(kl: Sequence[float], collapsed: int, run: str) -> Drawing:
 CHOICE = {
     "elbo_test": (
         "Held-out error",
-        "Lower is better. Grey: single runs; blue: mean over seeds and standard error.",
+        "Lower is better. Gray: single runs; blue: mean over seeds and standard error.",
     ),
     "stability": (
         "Stability over seeds",
@@ -116,7 +116,7 @@ def rank_correlations(correlations: pd.DataFrame, setting: str, kept: float | No
         "strength change places."
     )
     if correlations["setting"].nunique() > 1:
-        caption += " Grey: the other settings."
+        caption += " Gray: the other settings."
     show = {"rank": "rank", "correlation": "correlation"}
     return Drawing(
         name="choice_correlations",
@@ -175,13 +175,13 @@ def program_genes(program: str, table: pd.DataFrame, n_genes: int, over: str = "
 
 
 def program_map(program: str, umap: np.ndarray, scores: np.ndarray, note: str) -> Drawing:
-    """The cells, coloured by their score of a program."""
+    """The cells, colored by their score of a program."""
     ax = pl.scores(pd.DataFrame({program: scores}), program, basis=umap, show=False)
     return Drawing(
         name=f"program_{program}_umap",
         figure=figure_of(ax),
         title=f"Score of {program} on the UMAP",
-        caption=f"Each point a cell. Colours end at the 1st and 99th percentile.{note}",
+        caption=f"Each point a cell. Colors end at the 1st and 99th percentile.{note}",
     )
 
 
@@ -234,9 +234,9 @@ def program_donors(program: str, means: pd.DataFrame, tests: pd.DataFrame) -> Dr
 
 
 def cells_map(umap: np.ndarray, groups: pd.Series, colours: Sequence[str], note: str) -> Drawing:
-    """The cells, coloured and labelled by the levels of a column."""
+    """The cells, colored and labeled by the levels of a column."""
     ax = pl.cells(None, groups, basis=umap, colours=colours, show=False)
-    caption = f"Each point a cell, coloured by {groups.name}.{note}"
+    caption = f"Each point a cell, colored by {groups.name}.{note}"
     return Drawing(name="umap", figure=figure_of(ax), title="UMAP of the cells", caption=caption)
 
 
@@ -287,7 +287,7 @@ def volcano(contrast: str, table: pd.DataFrame, significant: pd.Series, fdr: flo
     """Effect against evidence of each gene; the strongest genes of both sides are named."""
     ax = pl.volcano(table, significant=significant, show=False)
     show = {"lfc_mean": "log2 fold change", "bayes_factor": "log Bayes factor", "proba_de": "P(DE)"}
-    caption = f"Each point a gene; in colour: {int(significant.sum()):,} called at an FDR of {fdr:.0%}."
+    caption = f"Each point a gene; in color: {int(significant.sum()):,} called at an FDR of {fdr:.0%}."
     if "delta" in table and len(table):
         caption += f" Dotted: a fold change of ±{table['delta'].iloc[0]:g}, within which a gene counts as unchanged."
     if not np.isfinite(table["bayes_factor"]).all():
@@ -307,7 +307,7 @@ def model_against_pseudobulk(contrast: str, table: pd.DataFrame, block: str) -> 
     both = table[["lfc_mean", "pseudobulk_lfc"]].dropna()
     r = both.corr(method="spearman").iloc[0, 1] if len(both) > 2 else np.nan
     caption = (
-        f"Each point a gene; in colour: adjusted p below 0.05 in the pseudobulk test. Spearman correlation {r:.2f}."
+        f"Each point a gene; in color: adjusted p below 0.05 in the pseudobulk test. Spearman correlation {r:.2f}."
     )
     show = {"lfc_mean": "model", "pseudobulk_lfc": "pseudobulk", "pseudobulk_padj": "adjusted p"}
     return Drawing(

@@ -19,7 +19,7 @@ def qc_table(summaries: Sequence[dict[str, Any]]) -> str:
         "Cells read",
         "Cells kept",
         "Cells kept (%)",
-        "Genes modelled",
+        "Genes modeled",
         "Runs",
         "Programs",
         "Warnings",

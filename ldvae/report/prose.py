@@ -146,7 +146,7 @@ def _about_fit(results: Results) -> Iterator[str]:
     shares = counts / counts.sum()
     missed = shares[((ratio < 0.5) | (ratio > 2)) & (shares > 0.02)].sort_values(ascending=False)
     if len(missed):
-        genes = listed(f"{gene} ({share:.0%} of the counts of the modelled genes)" for gene, share in missed.items())
+        genes = listed(f"{gene} ({share:.0%} of the counts of the modeled genes)" for gene, share in missed.items())
         yield (
             f"The model misses the mean of genes with many counts by more than twofold: {genes}.{_what_helps(results)}"
         )

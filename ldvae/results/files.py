@@ -133,7 +133,7 @@ VIOLINS = File(
 )
 SCATTER = File(
     path="qc/scatter.png",
-    holds="Figure: genes against counts of each cell before and after, coloured by mitochondrial share.",
+    holds="Figure: genes against counts of each cell before and after, colored by mitochondrial share.",
     writer="qc",
 )
 
@@ -333,7 +333,7 @@ STARCAT = File(
 )
 ALL_GENES = File(
     path="programs/all_genes.tsv.gz",
-    holds="By program and measured gene, modelled or not: effect (change of the log of its expected share per standard "
+    holds="By program and measured gene, modeled or not: effect (change of the log of its expected share per standard "
     "deviation of the score), se and z.",
     writer="programs",
     readers=("report",),
@@ -356,7 +356,7 @@ PROGRAMS_SUMMARY = File(
 
 ANNOTATED = File(
     path="annotated.h5ad",
-    holds="AnnData: log-normalised X, layer counts; obsm X_ldvae, X_programs and X_umap; varm LDVAE_loadings and "
+    holds="AnnData: log-normalized X, layer counts; obsm X_ldvae, X_programs and X_umap; varm LDVAE_loadings and "
     "program_loadings; in obs the factors (Z_0, …), programs (P1, …) and clusters (leiden).",
     writer="annotate",
     readers=("de", "report"),
@@ -364,7 +364,7 @@ ANNOTATED = File(
 DE = File(
     path="de",
     holds="contrasts.tsv (one row for each contrast: groups, numbers of cells, genes called changed), summary.json "
-    "(what was skipped and why, settings); for each contrast a table of the modelled genes (lfc_…: log2), one of all "
+    "(what was skipped and why, settings); for each contrast a table of the modeled genes (lfc_…: log2), one of all "
     "measured genes by ranks and, with replicates, pseudobulks (auc, log2fc, shares of cells with the gene, "
     "pseudobulk_lfc: log2), and a volcano plot.",
     writer="de",

@@ -7,7 +7,7 @@ VERBS = {
     "train": "Fit one model from one seed, and measure it on the cells it has not seen.",
     "select": "Compare the settings of a sweep on held-out cells and by what reproduces, and choose one.",
     "programs": "Average the chosen fits, turn what they share into gene programs, and say what the programs are.",
-    "annotate": "Put factors, programs, neighbours, UMAP and clusters into one AnnData.",
+    "annotate": "Put factors, programs, neighbors, UMAP and clusters into one AnnData.",
     "de": "Find the genes that differ between groups of cells, with the best run's model and in pseudobulks.",
     "report": "Write the report of a dataset: one page that needs no network, and its figures as files.",
     "across": "Compare the programs of several datasets: which they share, and which are one's own.",

@@ -30,7 +30,7 @@ CELLS_PLACED = 20_000  # at once
 
 
 def annotate(*, results: Path, config: AnnotateConfig = AnnotateConfig()) -> None:
-    """Put factors, programs, neighbours, UMAP and clusters into one AnnData.
+    """Put factors, programs, neighbors, UMAP and clusters into one AnnData.
 
     Parameters
     ----------
@@ -69,7 +69,7 @@ def annotate(*, results: Path, config: AnnotateConfig = AnnotateConfig()) -> Non
 
 
 def add_layers(adata: AnnData, path: Path) -> RawMatrix | None:
-    """Add layers, obsp (with its entries of uns) and varp of the cells and genes that are modelled; returned is raw.
+    """Add layers, obsp (with its entries of uns) and varp of the cells and genes that are modeled; returned is raw.
 
     Parameters
     ----------
@@ -147,11 +147,11 @@ def add_programs(adata: AnnData, results: Path) -> list[str]:
 
 
 def add_embedding(adata: AnnData, config: AnnotateConfig) -> np.ndarray | None:
-    """Add neighbours in the latent space, and from them UMAP and Leiden clusters.
+    """Add neighbors in the latent space, and from them UMAP and Leiden clusters.
 
-    Of more cells than `config.max_cells`, a random sample gets its own neighbours, UMAP and clusters; every other cell
+    Of more cells than `config.max_cells`, a random sample gets its own neighbors, UMAP and clusters; every other cell
     gets the mean position of its nearest cells in the sample, the closer ones counting more, and the cluster that most
-    of them are in. Neighbours are then not kept. Returned are the rows of the sample, ascending; None for all cells.
+    of them are in. Neighbors are then not kept. Returned are the rows of the sample, ascending; None for all cells.
     """
     if adata.n_obs <= config.max_cells:
         embed(adata, config)
@@ -183,7 +183,7 @@ def placed(
     positions, clusters
         Of the sample: UMAP, and the number of the cluster.
     config
-        Number of neighbours.
+        Number of neighbors.
     """
     from sklearn.neighbors import NearestNeighbors
 
@@ -207,7 +207,7 @@ def placed(
 
 
 def embed(adata: AnnData, config: AnnotateConfig) -> None:
-    """Add neighbours, UMAP and Leiden clusters of all cells."""
+    """Add neighbors, UMAP and Leiden clusters of all cells."""
     import scanpy
 
     n_neighbors = min(config.n_neighbors, adata.n_obs - 1)

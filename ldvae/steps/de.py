@@ -217,13 +217,13 @@ def find_contrasts(obs: pd.DataFrame, config: DeConfig) -> list[Contrast]:
             continue
         within = entry.get("within", "")
         insides = levels(obs, within) if within else pd.Categorical([""] * len(obs))
-        if unlabelled := [name for name in insides.categories if within and is_no_label(str(name))]:
-            n_cells = np.isin(insides, unlabelled).sum()
+        if unlabeled := [name for name in insides.categories if within and is_no_label(str(name))]:
+            n_cells = np.isin(insides, unlabeled).sum()
             logger.warning(
                 "%s: %s says nothing of a cell. Left out, as groups are not compared there: %s.",
-                within, listed([repr(name) for name in unlabelled]), counted(n_cells, "cell"),
+                within, listed([repr(name) for name in unlabeled]), counted(n_cells, "cell"),
             )  # fmt: skip
-            insides = insides.remove_categories(unlabelled)
+            insides = insides.remove_categories(unlabeled)
         for inside in insides.categories:
             for first in firsts:
                 second = entry.get("group2", REST)
@@ -280,7 +280,7 @@ def distinct_names(contrasts: list[Contrast]) -> tuple[list[str], list[str]]:
 
 
 def blocks(contrasts: list[Contrast]) -> Iterator[list[Contrast]]:
-    """Neighbouring contrasts of different groups with the same others, in the same cells."""
+    """Neighboring contrasts of different groups with the same others, in the same cells."""
     for _, block in groupby(contrasts, key=lambda c: (c.column, c.group2, c.within_column, c.within)):
         yield list(block)
 
@@ -323,9 +323,9 @@ def all_genes(measured: AnnData, position: np.ndarray, contrast: Contrast, confi
     measured
         Raw counts of all measured genes, backed by its file.
     position
-        Row of each modelled cell in `measured`, shape (n_obs,).
+        Row of each modeled cell in `measured`, shape (n_obs,).
     contrast
-        The two groups, as rows of the modelled cells.
+        The two groups, as rows of the modeled cells.
     config
         False discovery rate of a call.
 
@@ -445,8 +445,8 @@ class Bulks(NamedTuple):
 
     sums: np.ndarray  # shape (n_parts, n_vars)
     genes: pd.Index
-    part: np.ndarray  # part of each modelled cell, shape (n_obs,); -1 without a replicate
-    replicates: np.ndarray  # of each modelled cell, shape (n_obs,)
+    part: np.ndarray  # part of each modeled cell, shape (n_obs,); -1 without a replicate
+    replicates: np.ndarray  # of each modeled cell, shape (n_obs,)
 
 
 def existing_column(obs: pd.DataFrame, key: str) -> pd.Series:
@@ -466,9 +466,9 @@ def sum_by_replicate(
     measured
         Raw counts of all measured genes, backed by its file.
     position
-        Row of each modelled cell in `measured`, shape (n_obs,).
+        Row of each modeled cell in `measured`, shape (n_obs,).
     replicates
-        Replicate of each modelled cell, shape (n_obs,); missing ones are in no sum.
+        Replicate of each modeled cell, shape (n_obs,); missing ones are in no sum.
     columns
         Obs columns by which the contrasts divide the cells.
     """

@@ -172,7 +172,7 @@ def read_obs(counts: Path) -> tuple[pd.DataFrame, str, str]:
 
 
 def on_all_genes(scores: pd.DataFrame, filtered: Path) -> pd.DataFrame:
-    """Effects of the programs on every measured gene, modelled or not, strongest evidence first in each program.
+    """Effects of the programs on every measured gene, modeled or not, strongest evidence first in each program.
 
     Parameters
     ----------

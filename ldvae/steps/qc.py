@@ -1,4 +1,4 @@
-"""Counts in, the cells and genes worth modelling out, with the reason for every cell that is not."""
+"""Counts in, the cells and genes worth modeling out, with the reason for every cell that is not."""
 
 from __future__ import annotations
 
@@ -295,7 +295,7 @@ def types_of_cells(
 
 
 def quick_clusters(counts: sparse.csr_matrix, seed: int) -> np.ndarray:
-    """Leiden clusters of cells, as text, from 20 principal components of the most variable log-normalised genes."""
+    """Leiden clusters of cells, as text, from 20 principal components of the most variable log-normalized genes."""
     import scanpy
 
     cells = AnnData(counts.copy())
@@ -480,7 +480,7 @@ def methods(summary: dict[str, Any], versions: dict[str, str]) -> Iterator[Sente
     version, (commit, _, changed) = versions.get("ldvae", ""), versions.get("commit", "").partition("-")
     code = f" (commit {commit[:10]}{', with changes' if changed else ''})" if commit else ""
     yield Sentence(
-        f"Raw counts of {summary['n_obs_before']:,} cells and {summary['n_vars_before']:,} genes were analysed with "
+        f"Raw counts of {summary['n_obs_before']:,} cells and {summary['n_vars_before']:,} genes were analyzed with "
         f"ldvae{f' {version}' if version else ''}{code}, which builds on "
         "scanpy [@scanpy] and anndata [@anndata].",
         REFERENCES,
@@ -503,7 +503,7 @@ WORDS = {
     "n_genes_by_counts": "detected genes",
     "pct_counts_mt": "% mitochondrial counts",
     "pct_counts_ribo": "% ribosomal counts",
-    "pct_counts_hb": "% haemoglobin counts",
+    "pct_counts_hb": "% hemoglobin counts",
     "doublet_score": "doublet score",
 }
 
@@ -515,7 +515,7 @@ def limits_in_words(thresholds: dict[str, dict[str, dict[str, float | None]]]) -
         for bound, word in (("lower", "at least"), ("upper", "at most")):
             limits = (limit.get(bound) for limit in of_batches.values())
             values = sorted({value for value in limits if value is not None and np.isfinite(value)})
-            # One count at least is no choice: a cell without counts cannot be modelled.
+            # One count at least is no choice: a cell without counts cannot be modeled.
             if not values or (metric == "total_counts" and values[-1] <= 1):
                 continue
             ends = [f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in (values[0], values[-1])]

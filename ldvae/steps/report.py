@@ -259,7 +259,7 @@ def _read_annotated(path: Path) -> dict[str, Any]:
 def genes_of_map(
     top_genes: pd.DataFrame, contrasts: dict[str, pd.DataFrame], all_genes: pd.DataFrame, most: int
 ) -> list[str]:
-    """Genes by which the map can be coloured: of the programs, of the contrasts, then the surest effects."""
+    """Genes by which the map can be colored: of the programs, of the contrasts, then the surest effects."""
     ranked = list(top_genes.sort_values(["rank", "program"], kind="stable")["gene"])
     for table in contrasts.values():
         ranked += list(table["gene"].head(20))  # the most telling first

@@ -42,7 +42,7 @@ MIN_VARYING_GENES = 30
 
 
 class Genes(NamedTuple):
-    """Which genes are modelled, and why."""
+    """Which genes are modeled, and why."""
 
     table: pd.DataFrame  # chosen, mean, variance, variance_norm, reason; indexed by gene
     method: str
@@ -133,7 +133,7 @@ def registered_fields(adata: AnnData, batch_key: str, config: SetupConfig) -> di
     }
     labels = config.labels_key
     if labels in adata.obs and (missing := adata.obs[labels].isna()).any():
-        logger.warning("Labelled 'unlabeled', without a value of %s: %s.", labels, counted(missing.sum(), "cell"))
+        logger.warning("Labeled 'unlabeled', without a value of %s: %s.", labels, counted(missing.sum(), "cell"))
         adata.obs[labels] = adata.obs[labels].astype(object).where(~missing, "unlabeled").astype(str).astype("category")
     for kind, value in fields.items():
         for key in [value] if isinstance(value, str) else value:
@@ -181,7 +181,7 @@ def choose_genes(adata: AnnData, counts: ChunkedCounts, batch_key: str | None, c
         reason[listed_genes(config.gene_list, adata.var_names)] = "list"
     elif config.genes == "all" or config.n_top_genes >= adata.n_vars:
         if config.genes != "all":
-            logger.info("There are only %d genes, and all are modelled.", adata.n_vars)
+            logger.info("There are only %d genes, and all are modeled.", adata.n_vars)
             method = "all"
         reason[:] = "all"
     else:
@@ -220,7 +220,7 @@ def most_variable(adata: AnnData, batch_key: str | None, n_top_genes: int) -> tu
 def variable_genes(
     counts: ChunkedCounts, batch: np.ndarray, sums: BatchSums, n_top_genes: int
 ) -> tuple[str, np.ndarray, np.ndarray]:
-    """The method (see `most_variable`), which genes are the most variable, and their normalised variance.
+    """The method (see `most_variable`), which genes are the most variable, and their normalized variance.
 
     Parameters
     ----------

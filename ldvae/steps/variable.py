@@ -3,7 +3,7 @@
 scanpy's function needs all counts in memory, and those of each batch once more. These are the formulas of scanpy 1.11,
 in its order: the same numbers to the bit, and so the same genes. scanpy 1.12 has the same numbers for a single batch;
 the moments of several batches it rounds otherwise. loess is sensitive to rounding: on Kang et al. 2018 a change of
-1e-15 in the means moves the fitted log10 variances by up to 0.002, which is 0.2 % of the normalised variances and 2 of
+1e-15 in the means moves the fitted log10 variances by up to 0.002, which is 0.2 % of the normalized variances and 2 of
 1,000 genes, at the limit of n_top_genes.
 """
 
@@ -63,7 +63,7 @@ def sum_by_batch(counts: ChunkedCounts, batch: np.ndarray) -> BatchSums:
 def seurat_v3(
     counts: ChunkedCounts, batch: np.ndarray, sums: BatchSums, n_top_genes: int, span: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Which genes are the most variable, and their normalised variance, the mean over batches.
+    """Which genes are the most variable, and their normalized variance, the mean over batches.
 
     Parameters
     ----------

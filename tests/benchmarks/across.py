@@ -413,9 +413,9 @@ def half_and_half(kang: AnnData) -> tuple[AnnData, AnnData, np.ndarray]:
     """Every second donor of Kang without its megakaryocytes, the cells of the others, and their types."""
     donor, kind = kang.obs["donor"].astype(str), kang.obs["cell_type"].astype(str)
     known = sorted(set(donor) - {"doublet_or_unknown"})
-    labelled = (kind != "unlabeled").to_numpy()
-    own = donor.isin(known[::2]).to_numpy() & labelled & ~kind.str.contains("egakaryo").to_numpy()
-    rest = donor.isin(known[1::2]).to_numpy() & labelled
+    labeled = (kind != "unlabeled").to_numpy()
+    own = donor.isin(known[::2]).to_numpy() & labeled & ~kind.str.contains("egakaryo").to_numpy()
+    rest = donor.isin(known[1::2]).to_numpy() & labeled
     return kang[own].copy(), kang[rest].copy(), kind[rest].to_numpy()
 
 

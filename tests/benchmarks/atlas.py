@@ -217,8 +217,8 @@ def scanpys(path: Path, threads: int, out: Path, doublets: bool) -> None:
     if doublets:
         step("scanpy: doublets", lambda: scanpy.pp.scrublet(adata, batch_key="donor", verbose=False))
     step("scanpy: seurat_v3", variable)
-    step("scanpy: normalise and PCA", components)
-    step("scanpy: neighbours", lambda: scanpy.pp.neighbors(adata, n_neighbors=15))
+    step("scanpy: normalize and PCA", components)
+    step("scanpy: neighbors", lambda: scanpy.pp.neighbors(adata, n_neighbors=15))
 
 
 def commands(atlas: Path, results: Path, threads: int, doublets: bool, replicates: bool) -> dict[str, list[str]]:

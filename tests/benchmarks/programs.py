@@ -461,7 +461,7 @@ def beside_cnmf(command: str, adata: AnnData, fits: Fits) -> None:
 
 
 def real_data(name: str, data: Path) -> AnnData:
-    """Counts of the modelled genes; obs has `type` (missing: not known) and, in Kang, `condition`."""
+    """Counts of the modeled genes; obs has `type` (missing: not known) and, in Kang, `condition`."""
     if name == "kang2018_stim_ctrl":
         adata = variable_genes(data / "kang2018_stim_ctrl.h5ad", SetupConfig())
         kind = adata.obs["cell_type"].astype(object).where(adata.obs["cell_type"] != "unlabeled")

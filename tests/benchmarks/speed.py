@@ -65,9 +65,9 @@ def read(name: str):
     adata.var_names_make_unique()
     sc.pp.filter_genes(adata, min_cells=3)
     if name == "pbmc3k-2000":
-        normalised = sc.pp.log1p(sc.pp.normalize_total(adata, target_sum=1e4, copy=True), copy=True)
-        sc.pp.highly_variable_genes(normalised, n_top_genes=2000)
-        adata = adata[:, normalised.var["highly_variable"].to_numpy()].copy()
+        normalized = sc.pp.log1p(sc.pp.normalize_total(adata, target_sum=1e4, copy=True), copy=True)
+        sc.pp.highly_variable_genes(normalized, n_top_genes=2000)
+        adata = adata[:, normalized.var["highly_variable"].to_numpy()].copy()
     return adata
 
 

@@ -121,8 +121,8 @@ def test_shared_programs_join_and_private_ones_stay_alone():
     found = meta_programs(frames)
     assert found.table["n_datasets"].tolist() == [4, 4, 4, 1, 1, 1, 1]
     assert found.table["shared"].sum() == 3
-    centred = shared - shared.mean(axis=0)
-    cosines = np.corrcoef(found.loadings.iloc[:, :3].T, centred.T)[:3, 3:]
+    centered = shared - shared.mean(axis=0)
+    cosines = np.corrcoef(found.loadings.iloc[:, :3].T, centered.T)[:3, 3:]
     assert np.sort(np.abs(cosines).max(axis=1)).min() > 0.95
 
 

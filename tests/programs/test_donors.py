@@ -120,8 +120,8 @@ def test_the_order_of_the_cells_and_unknown_donors_do_not_matter():
 
 def test_cells_of_unknown_type_are_no_type():
     scores, obs = draw(np.random.default_rng(0), effect=0.5)
-    unlabelled = obs.assign(cell_type=pd.Categorical(obs["cell_type"].replace("B", "unlabeled")))
-    found, expected = compare(scores, unlabelled), compare(scores, obs)
+    unlabeled = obs.assign(cell_type=pd.Categorical(obs["cell_type"].replace("B", "unlabeled")))
+    found, expected = compare(scores, unlabeled), compare(scores, obs)
     assert set(found["cell_type"]) == {"T"}
     columns = ["effect", "lower", "upper", "p"]
     pd.testing.assert_frame_equal(

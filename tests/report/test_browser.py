@@ -180,7 +180,7 @@ def test_the_map_takes_the_colour_that_is_chosen(page: Any) -> None:
         select.select_option(
             label=next(text for text in select.locator("option").all_inner_texts() if text.startswith(name))
         )
-        assert f"coloured by {name}" in page.locator("#map-title").inner_text()
+        assert f"colored by {name}" in page.locator("#map-title").inner_text()
         seen.add(canvas.evaluate(pixels))
     assert len(seen) == 3
     select.select_option(label="cell_type")
@@ -361,7 +361,7 @@ def test_names_from_the_data_stay_text_in_what_scripts_make(page: Any) -> None:
     page.keyboard.press("Enter")
     assert page.locator("#gene-result h4").inner_text() == NASTY[0]
     assert page.locator("#gene-result script, .legend img, .table tbody script, .table tbody img").count() == 0
-    page.locator("#map select").dispatch_event("change")  # other tests may have coloured the map by a gene
+    page.locator("#map select").dispatch_event("change")  # other tests may have colored the map by a gene
     assert NASTY[0] in page.locator("#map .legend").inner_text()
 
 

@@ -420,7 +420,7 @@ def checkpoint_of(results, run):
 def packs(dataset):
     """Runs of a dataset that share a job, by the name of the pack.
 
-    Those of one setting whose seeds are neighbours: a new value of a sweep joins no pack of other settings.
+    Those of one setting whose seeds are neighbors: a new value of a sweep joins no pack of other settings.
     """
     found = {}
     for run in dataset.runs.values():

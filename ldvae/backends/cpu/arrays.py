@@ -46,12 +46,12 @@ class Inputs(NamedTuple):
     """The decoder's input u = [z, one-hot batch, other covariates] and its moments over the minibatch.
 
     `hot` is the one-hot column of each cell, among `n_latent` to `n_latent + n_hot`: together they cost as much as one
-    column. Their covariance with each other is not stored, as it is centre[k] ([k = l] - centre[l]).
+    column. Their covariance with each other is not stored, as it is center[k] ([k = l] - center[l]).
     """
 
     u: np.ndarray  # (n_obs, n_inputs)
-    centre: np.ndarray
-    centred: np.ndarray
+    center: np.ndarray
+    centered: np.ndarray
     covariance: np.ndarray  # (n_inputs, n_inputs)
     hot: np.ndarray  # int64, (n_obs,)
     columns: np.ndarray  # int32, (n_obs, n_terms): the inputs that are not zero by construction, and their values
@@ -120,7 +120,7 @@ class EncoderPass(NamedTuple):
     gradient: EncoderArrays  # of all but the first weight
     first_layer: tuple[np.ndarray, np.ndarray]  # Adam's moments of the first weight
     hidden: np.ndarray  # (n_obs, n_hidden), as the next two
-    normalised: np.ndarray
+    normalized: np.ndarray
     hidden_grad: np.ndarray
     inv_std: np.ndarray
     mean: np.ndarray  # (n_obs, n_latent), as the next five

@@ -32,23 +32,23 @@ def moments_of(u):
     """Mean, deviations and (population) covariance of `Inputs` over the minibatch."""
     n_obs, n_inputs = u.u.shape
     first, last = u.n_latent, u.n_latent + u.n_hot
-    u.centre[:] = 0
+    u.center[:] = 0
     for b in range(n_obs):
         for p in range(n_inputs):
-            u.centre[p] += u.u[b, p] / f32(n_obs)
+            u.center[p] += u.u[b, p] / f32(n_obs)
     for b in range(n_obs):
         for p in range(n_inputs):
-            u.centred[b, p] = u.u[b, p] - u.centre[p]
+            u.centered[b, p] = u.u[b, p] - u.center[p]
     u.covariance[:] = 0
     for b in range(n_obs):
         for p in range(n_inputs):
             if first <= p < last:
                 continue
-            part = u.centred[b, p] / f32(n_obs)
+            part = u.centered[b, p] / f32(n_obs)
             for q in range(first):
-                u.covariance[p, q] += part * u.centred[b, q]
+                u.covariance[p, q] += part * u.centered[b, q]
             for q in range(last, n_inputs):
-                u.covariance[p, q] += part * u.centred[b, q]
+                u.covariance[p, q] += part * u.centered[b, q]
             if first < last:
                 u.covariance[p, u.hot[b]] += part
     for p in range(n_inputs):
@@ -65,10 +65,10 @@ def _spread_of_weights(u, weight, n, out):
     level = np.zeros(BLOCK, f32)  # mean weight of the one-hot columns
     for p in range(first, last):
         for j in range(n):
-            level[j] += u.centre[p] * weight[p, j]
+            level[j] += u.center[p] * weight[p, j]
     for p in range(n_inputs):
         for j in range(n):
-            out[p, j] = u.centre[p] * (weight[p, j] - level[j]) if first <= p < last else f32(0)
+            out[p, j] = u.center[p] * (weight[p, j] - level[j]) if first <= p < last else f32(0)
         for q in range(n_inputs):
             if first <= p < last and first <= q < last:
                 continue
@@ -97,7 +97,7 @@ def _fold(decoder, moments, u, unbiased, start, folded, offset, inv_std, spread)
         _spread_of_weights(u, folded, n, spread)
         for p in range(n_inputs):
             for j in range(n):
-                mean[j] += folded[p, j] * u.centre[p]
+                mean[j] += folded[p, j] * u.center[p]
                 var[j] += folded[p, j] * spread[p, j]
         for j in range(n):
             g = start + j
@@ -235,7 +235,7 @@ def _input_grads(grads, b, folded, n_latent, out):
 
 @compiled()
 def _weight_grads(grads, sums, u, has_norm, out):
-    """out[p] = sum over cells of grads[b] * u[b, p], u centred where there is a batch norm. Shape (n_inputs, BLOCK).
+    """out[p] = sum over cells of grads[b] * u[b, p], u centered where there is a batch norm. Shape (n_inputs, BLOCK).
 
     `sums` are those of the grads over the cells.
     """
@@ -243,12 +243,12 @@ def _weight_grads(grads, sums, u, has_norm, out):
     first, last = u.n_latent, u.n_latent + u.n_hot
     for p in range(n_inputs):
         for j in range(BLOCK):
-            out[p, j] = -u.centre[p] * sums[j] if has_norm and first <= p < last else f32(0)
+            out[p, j] = -u.center[p] * sums[j] if has_norm and first <= p < last else f32(0)
     if first < last:
         for b in range(len(grads)):
             for j in range(BLOCK):
                 out[u.hot[b], j] += grads[b, j]
-    dense = u.centred if has_norm else u.u
+    dense = u.centered if has_norm else u.u
     _add_weight_grads(grads, dense, 0, first, out)
     _add_weight_grads(grads, dense, last, n_inputs, out)
 
@@ -373,7 +373,7 @@ def decoder_gradient(
 
 
 @compiled(EXACT_MATH)
-def input_gradient(u_grads, cov_grads, centred, has_norm, out):
+def input_gradient(u_grads, cov_grads, centered, has_norm, out):
     """Add to `out` (n_obs, n_latent) the gradient w.r.t. z: direct, through the mean and the covariance of u."""
     n_blocks, n_obs, n_latent = u_grads.shape
     direct = np.zeros((n_obs, n_latent), f32)
@@ -386,7 +386,7 @@ def input_gradient(u_grads, cov_grads, centred, has_norm, out):
         for b in range(n_obs):
             for p in range(n_latent):
                 mean[p] += direct[b, p] / f32(n_obs)
-        n_inputs = centred.shape[1]
+        n_inputs = centered.shape[1]
         by_cov = np.zeros((n_latent, n_inputs), f32)
         for block in range(n_blocks):
             for p in range(n_latent):
@@ -396,7 +396,7 @@ def input_gradient(u_grads, cov_grads, centred, has_norm, out):
             for p in range(n_latent):
                 through = f32(0)
                 for q in range(n_inputs):
-                    through += by_cov[p, q] * centred[b, q]
+                    through += by_cov[p, q] * centered[b, q]
                 direct[b, p] += f32(2) / f32(n_obs) * through - mean[p]
     for b in range(n_obs):
         for p in range(n_latent):

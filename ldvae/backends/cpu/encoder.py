@@ -79,7 +79,7 @@ def first_layer(begin, end, batch, weight, bias, out):
 
 
 @compiled(EXACT_MATH)
-def hidden_forward(hidden, scale, shift, moments, mask, normalised, inv_std):
+def hidden_forward(hidden, scale, shift, moments, mask, normalized, inv_std):
     """Batch norm, ReLU and dropout of `hidden` in place; stores inputs of the gradient, updates running moments."""
     n_obs, n_hidden = hidden.shape
     mean, var = np.zeros(n_hidden, f32), np.zeros(n_hidden, f32)
@@ -97,8 +97,8 @@ def hidden_forward(hidden, scale, shift, moments, mask, normalised, inv_std):
         moments.var[h] += BN_MOMENTUM * (var[h] / f32(n_obs - 1) - moments.var[h])
     for b in range(n_obs):
         for h in range(n_hidden):
-            normalised[b, h] = (hidden[b, h] - mean[h]) * inv_std[h]
-            hidden[b, h] = max(normalised[b, h] * scale[h] + shift[h], f32(0))
+            normalized[b, h] = (hidden[b, h] - mean[h]) * inv_std[h]
+            hidden[b, h] = max(normalized[b, h] * scale[h] + shift[h], f32(0))
         if mask.size > 0:
             for h in range(n_hidden):
                 hidden[b, h] *= mask[b, h]
@@ -118,12 +118,12 @@ def heads_forward(hidden, encoder, mean, var):
     """Mean and variance of the posterior, shape (n_obs, n_latent), from the hidden layer."""
     for b in range(hidden.shape[0]):
         for i in range(mean.shape[1]):
-            centre = f32(0)
+            center = f32(0)
             log_var = f32(0)
             for h in range(hidden.shape[1]):
-                centre += hidden[b, h] * encoder.mean_weight[i, h]
+                center += hidden[b, h] * encoder.mean_weight[i, h]
                 log_var += hidden[b, h] * encoder.log_var_weight[i, h]
-            mean[b, i] = centre + encoder.mean_bias[i]
+            mean[b, i] = center + encoder.mean_bias[i]
             var[b, i] = exp(log_var + encoder.log_var_bias[i]) + VAR_EPS
 
 
@@ -145,7 +145,7 @@ def encode(encoder, given, prior, batch, stage):
     weights, moments = encoder.weights, encoder.moments
     if stage == TRAIN:
         hidden_forward(
-            encoder.hidden, weights.scale, weights.shift, moments, given.mask, encoder.normalised, encoder.inv_std
+            encoder.hidden, weights.scale, weights.shift, moments, given.mask, encoder.normalized, encoder.inv_std
         )
     else:
         hidden_inference(encoder.hidden, weights.scale, weights.shift, moments)
@@ -168,7 +168,7 @@ def draw_gradient(mean, var, noise, prior, batch, kl_weight, grad, mean_grad, lo
 
 
 @compiled(EXACT_MATH)
-def encoder_gradient(hidden, normalised, inv_std, mask, mean_grad, log_var_grad, encoder, gradient, hidden_grad):
+def encoder_gradient(hidden, normalized, inv_std, mask, mean_grad, log_var_grad, encoder, gradient, hidden_grad):
     """Gradient w.r.t. all but the first weight into `gradient`; w.r.t. the first layer's output into `hidden_grad`."""
     n_obs, n_hidden = hidden.shape
     gradient.mean_weight[:] = 0
@@ -195,14 +195,14 @@ def encoder_gradient(hidden, normalised, inv_std, mask, mean_grad, log_var_grad,
             for h in range(n_hidden):
                 hidden_grad[b, h] *= mask[b, h]
         for h in range(n_hidden):
-            gradient.scale[h] += hidden_grad[b, h] * normalised[b, h]
+            gradient.scale[h] += hidden_grad[b, h] * normalized[b, h]
             gradient.shift[h] += hidden_grad[b, h]
     for h in range(n_hidden):
         gradient.bias[h] = f32(0)  # cancelled by the batch norm
     for b in range(n_obs):
         for h in range(n_hidden):
-            centred = f32(n_obs) * hidden_grad[b, h] - gradient.shift[h] - normalised[b, h] * gradient.scale[h]
-            hidden_grad[b, h] = centred * encoder.scale[h] * inv_std[h] / f32(n_obs)
+            centered = f32(n_obs) * hidden_grad[b, h] - gradient.shift[h] - normalized[b, h] * gradient.scale[h]
+            hidden_grad[b, h] = centered * encoder.scale[h] * inv_std[h] / f32(n_obs)
 
 
 @compiled()
@@ -214,7 +214,7 @@ def encoder_backward(encoder, given, prior, batch, kl_weight, n_obs):
         log_var_grad,
     )  # fmt: skip
     encoder_gradient(
-        encoder.hidden, encoder.normalised, encoder.inv_std, given.mask, mean_grad, log_var_grad,
+        encoder.hidden, encoder.normalized, encoder.inv_std, given.mask, mean_grad, log_var_grad,
         encoder.weights, encoder.gradient, encoder.hidden_grad,
     )  # fmt: skip
 

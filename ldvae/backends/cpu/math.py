@@ -18,7 +18,7 @@ from numba.extending import intrinsic
 f32 = np.float32
 SMALLEST_NORMAL = f32(1.2e-38)  # no smaller number is normal
 
-# Sums may be reordered, so that they vectorise; NaN and infinity keep their meaning. Bits stay the same from run to run
+# Sums may be reordered, so that they vectorize; NaN and infinity keep their meaning. Bits stay the same from run to run
 # as long as the compiled code takes the same path: it goes one by one where two arrays lie within 256 bytes of each
 # other. Hence small arrays of a block of genes are as long as a whole block, and what works on small arrays is exact.
 FAST_MATH = {"reassoc", "contract", "arcp", "nsz", "afn"}
@@ -28,12 +28,12 @@ EXACT_MATH = {"contract"}
 
 def compiled(fastmath: set[str] | frozenset[str] = frozenset(FAST_MATH)) -> Callable[..., Any]:
     """`numba.njit` with the options of all kernels; only functions called from Python are cached on disk (step.py)."""
-    # forceinline: a function that is called, not inlined, exists once by itself and once in each caller, optimised in
+    # forceinline: a function that is called, not inlined, exists once by itself and once in each caller, optimized in
     # different ways; the process that compiles takes another copy than those that load, with other last digits.
     return numba.njit(fastmath=set(fastmath), nogil=True, error_model="numpy", forceinline=True)
 
 
-# -- exp, log and log1p: libm's do not vectorise, these do
+# -- exp, log and log1p: libm's do not vectorize, these do
 
 _i32, _float = ir.IntType(32), ir.FloatType()
 _SQRT_HALF = 0x3F3504F3  # bits of sqrt(1/2)

@@ -202,7 +202,7 @@ def entry_points(sources: str) -> tuple[Any, Any]:
                 z.grad[:] = 0
                 for i in range(n_decoders):
                     d = work.decoders[i]
-                    input_gradient(d.u_grads, d.cov_grads, work.u.centred, d.weights.scale.size > 0, z.grad)
+                    input_gradient(d.u_grads, d.cov_grads, work.u.centered, d.weights.scale.size > 0, z.grad)
                 encoder_backward(z, draws[0], work.priors[0], cells.batch, task.kl_weights[0], n_obs)
             else:
                 m, v = library.first_layer

@@ -20,7 +20,7 @@ MAX_LEVELS = 60  # levels of a column that are shown; the largest are
 
 
 def section(page: Page, results: Results, groups: dict[str, pd.Series], cells: np.ndarray) -> dict[str, Any] | None:
-    """The map of cells: a figure, and the data to colour it by anything in the browser."""
+    """The map of cells: a figure, and the data to color it by anything in the browser."""
     if results.umap is None:
         return None
     umap = results.umap[cells]

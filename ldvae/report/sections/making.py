@@ -58,7 +58,7 @@ def _downloads(step: str, results: Results) -> dict[str, str]:
         if file.path.endswith(SUFFIXES) and "{" not in file.path and file is not layout.REPORT_SUMMARY
     }
     if step == "de" and not results.contrasts.empty:
-        titles = {"file_all_genes": "All measured genes, by the counts.", "file": "Modelled genes, by the model."}
+        titles = {"file_all_genes": "All measured genes, by the counts.", "file": "Modeled genes, by the model."}
         files["de/contrasts.tsv"] = "One row for each contrast: groups, numbers of cells, genes called."
         files |= {
             f"de/{Path(str(row[column])).name}": f"{row['contrast']}. {what}"

@@ -194,7 +194,7 @@ def _panel(
                 Column(key="padj", title="Adjusted p", kind="p"),
             ],
             page=8,
-            note="Members of the program against the modelled genes.",
+            note="Members of the program against the modeled genes.",
         ),
         Table(
             name=f"ranked-{name}",

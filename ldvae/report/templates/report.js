@@ -326,7 +326,7 @@
       if (!wanted) return;
       const row = at(blocks.genes.gene, wanted), any = measured ? at(measured.gene, wanted) : -1;
       input.value = gene;
-      if (row < 0 && any < 0) { result.replaceChildren(make("p", {}, `${gene} is not among the genes that were measured${measured ? "" : " and modelled"}.`)); return; }
+      if (row < 0 && any < 0) { result.replaceChildren(make("p", {}, `${gene} is not among the genes that were measured${measured ? "" : " and modeled"}.`)); return; }
       const name = any >= 0 ? measured.gene[any] : blocks.genes.gene[row];
       const entries = programs.map((program) => ({ program, effect: any >= 0 ? packed("effect", program)[any] / 2000 : null, z: any >= 0 ? packed("z", program)[any] / 100 : null, loading: row >= 0 ? blocks.genes[program][row] : null, rank: row >= 0 ? rank(program, row) : null }));
       const size = (entry) => Math.abs(entry.effect ?? entry.loading);
@@ -427,8 +427,8 @@
         if (alone === null && members[code].length <= n / 200) return; // a few scattered cells have no middle
         const level = variable.levels[code], name = level.length > 24 ? `${level.slice(0, 23)}…` : level;
         const half = context.measureText(name).width / 2 + 2;
-        const centre = at.dx + at.scale * middle(members[code].map((i) => xs[i]));
-        const x = Math.max(half, Math.min(canvas.clientWidth - half, centre));
+        const center = at.dx + at.scale * middle(members[code].map((i) => xs[i]));
+        const x = Math.max(half, Math.min(canvas.clientWidth - half, center));
         const y = at.dy - at.scale * middle(members[code].map((i) => ys[i]));
         // A name that would lie on a larger group's name is left to the legend.
         if (taken.some(([tx, ty, other]) => Math.abs(tx - x) < half + other && Math.abs(ty - y) < 14)) return;
@@ -469,7 +469,7 @@
       drawOrder = [...Array(n).keys()];
       // High scores on top, as scanpy draws them; groups in the order of the cells.
       if (variable.kind === "continuous") drawOrder.sort((a, b) => values[a] - values[b]);
-      map.querySelector("#map-title").textContent = `The cells, coloured by ${variable.name}`;
+      map.querySelector("#map-title").textContent = `The cells, colored by ${variable.name}`;
       fillLegend();
       draw();
     };
