@@ -1,4 +1,4 @@
-"""Tables behind docs/programs.md: against the truth, other fits, other cells, cNMF; time for a million cells.
+"""Tables behind docs/benchmarks.md: against the truth, other fits, other cells, cNMF; time for a million cells.
 
 python tests/benchmarks/programs.py scenarios --draws 5 --seeds 6 [--cnmf cnmf]
 python tests/benchmarks/programs.py kang ../shared/data/kang2018_stim_ctrl.h5ad --seeds 20
