@@ -329,7 +329,7 @@ def test_every_public_name_of_scvi_tools_is_there_or_told(reference, reference_a
         with pytest.raises(AttributeError, match=rf"^LinearSCVI\.{name} of scvi-tools is not in ldvae: "):
             getattr(model, name)
     page = (Path(__file__).parents[1] / "docs" / "differences.md").read_text(encoding="utf-8")
-    section = page.split("## Names that are not there")[1].split("\n## ")[0]
+    section = page.split("## Names that do not exist")[1].split("\n## ")[0]
     tables = section.split("| of ")[1:]
     for label, table in zip(("model", "adata_manager", "module"), tables, strict=True):
         rows = [row.split(" | ")[0] for row in table.splitlines() if row.startswith("| `")]

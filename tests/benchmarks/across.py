@@ -1,4 +1,4 @@
-"""Programs of several datasets against the truth, other methods, and real donors; the numbers are in docs/benchmarks.md.
+"""Programs of several datasets against the truth, other methods, and real donors; numbers: docs/benchmarks.md.
 
 python tests/benchmarks/across.py cohorts --first 10 --draws 5 [--cnmf /path/to/bin/python]
 python tests/benchmarks/across.py kang ../shared/data/kang2018_stim_ctrl.h5ad --seeds 3
