@@ -357,7 +357,7 @@ def _found_contrasts(results: Results) -> Findings:
     if contrasts.empty:
         return Findings([], [])
     count = "n_both" if "n_both" in contrasts else "n_de"
-    how = "by the counts and by the model" if count == "n_both" else "by the model"
+    how = "by both the counts and the model" if count == "n_both" else "by the model"
     ranked = contrasts.sort_values(count, ascending=False, kind="stable")
     found = []
     for row in ranked[ranked[count] > 0].head(4).to_dict("records"):
