@@ -135,7 +135,7 @@ def methods(fdr: float, min_auc: float) -> Iterator[Sentence]:
     """What the methods section says of the test, with its limits."""
     yield Sentence(
         "All measured genes were compared between groups of cells by the Wilcoxon rank-sum test of SciPy "
-        "[@mannwhitney], on counts as shares of a cell's total; called are genes with a p value below "
+        "[@mannwhitney], on counts divided by the total of the cell. Genes were called with a p value below "
         f"{fdr:g}, adjusted by the method of Benjamini and Hochberg [@bh], and an AUC of at least {min_auc:g} or at "
         f"most {1 - min_auc:g}.",
         REFERENCES,

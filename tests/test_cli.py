@@ -459,7 +459,7 @@ def test_check_reads_a_file_with_the_options_that_say_how(tmp_path, capsys):
     )
     said = capsys.readouterr()
     assert "raw counts of 3 cells and 1 genes" in said.out
-    assert "cells.csv: says nothing of 2 of 3 cells" in said.err
+    assert "cells.csv: has no row for 2 of 3 cells" in said.err
 
 
 def test_check_tells_mistakes_of_the_config_of_headers_and_of_counts_in_one_message(tmp_path, capsys):
@@ -491,7 +491,7 @@ def test_check_says_each_warning_once_and_of_which_dataset(tmp_path, capsys):
     )
     assert cli.main(["check", str(tmp_path / "config.yaml")]) == 0
     said = capsys.readouterr()
-    assert said.err.count("cells.csv: says nothing of 699 of 700 cells.") == 1, said
-    assert said.err.count("1 terms stand in more than one line") == 1, said
+    assert said.err.count("cells.csv: has no row for 699 of 700 cells.") == 1, said
+    assert said.err.count("1 terms are in more than one line") == 1, said
     assert said.out.count("datasets.a.programs.gene_sets: 1 of 2 sets of") == 1, said
     assert "such as 'other'; nothing will be found of them." in said.out

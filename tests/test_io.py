@@ -403,7 +403,7 @@ def test_a_table_of_cells_joins_obs(tmp_path: Path, counts: AnnData, caplog: pyt
     (tmp_path / "types.csv").write_text(f"barcode,type\n{BARCODES[2]},B\n{BARCODES[0]},T\nother,T\n")
     read = io.read_input([tmp_path / "a.h5ad"], obs_table=tmp_path / "types.csv")
     assert read.obs["type"].astype(object).fillna("").tolist() == ["T", "", "B", ""]
-    assert "says nothing of 2 of 4 cells" in caplog.text
+    assert "has no row for 2 of 4 cells" in caplog.text
     (tmp_path / "types.csv").write_text("barcode,type\nother,T\n")
     with pytest.raises(
         InputError, match="names none of the 4 cells; its first column has other, the cells are called AAAC"

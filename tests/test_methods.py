@@ -129,7 +129,7 @@ def test_every_reference_that_is_cited_is_given(module: Any) -> None:
         (lambda: of_programs(balance=0.0), "was maximized over the scores, a criterion"),
         (lambda: of_programs(power=3.0), "promax rotation of power 3 "),
         (lambda: of_programs(power=1.0), "no oblique rotation followed"),
-        (lambda: of_programs(rotation="clean"), "freed of those of the others by an L1 regression"),
+        (lambda: of_programs(rotation="clean"), "subtracted from the loadings of each program, by an L1 regression"),
         (lambda: of_programs(rotation="parts"), "mean absolute loading was minimized"),
         (lambda: of_contrasts(delta=0.5), "log2 fold change beyond 0.5"),
         (lambda: of_contrasts(fdr=0.1), "false discovery rate of 10%"),

@@ -88,7 +88,7 @@ def test_cells_of_unknown_type_are_no_group_and_not_in_the_rest(
     assert [contrast.name for contrast in found] == ["B vs rest", "T vs rest"]
     assert set(kinds[found[0].rows2]) == {"T"}
     n_unknown = (kinds == "unlabeled").sum()
-    told = f"kind: 'unlabeled' says nothing of a cell. In no group, and not in the rest: {n_unknown} cells."
+    told = f"kind: 'unlabeled' says nothing about a cell. In no group, and not in the rest: {n_unknown} cells."
     assert told in caplog.text
     (named,) = find_contrasts(obs, DeConfig(contrasts=[{"column": "kind", "group1": "unlabeled"}]))
     assert set(kinds[named.rows2]) == {"B", "T"}

@@ -155,7 +155,7 @@ def test_too_few_cells_for_scrublet_are_a_warning(raw: AnnData, tmp_path: Path) 
     assert filtered.shape == (5, 40)
     assert cells["doublet_score"].isna().all()
     assert not cells["predicted_doublet"].any()
-    assert any("Scrublet cannot seek doublets in batch all (5 cells)" in message for message in summary["warnings"])
+    assert any("Scrublet cannot find doublets in batch all (5 cells)" in message for message in summary["warnings"])
 
 
 @pytest.mark.thorough

@@ -212,7 +212,7 @@ class ModelConfig(Options):
 
 
 class ModelSection(ModelConfig):
-    """Architecture of the linearly decoded VAE; the defaults are those of scvi-tools' LinearSCVI, but for n_latent."""
+    """Architecture of the linearly decoded VAE; the defaults are those of scvi-tools' LinearSCVI, except n_latent."""
 
     n_latent: int = Field(
         14,
@@ -272,7 +272,7 @@ class TrainConfig(Options):
     max_epochs: int | None = Field(
         None,
         ge=1,
-        description="Most passes over the training cells; null: 160, more below 1,600 cells, fewer above 20,000.",
+        description="Maximum number of epochs; null: 160, more below 1,600 cells, fewer above 20,000.",
     )
     batch_size: int = Field(128, ge=1, description="Cells in a minibatch.")
     lr: float = Field(1e-2, gt=0, description="Initial learning rate of Adam.")
@@ -281,7 +281,7 @@ class TrainConfig(Options):
         ge=0,
         lt=1,
         description="Decay rate of Adam's mean of squared gradients. At torch's 0.999 the large gradients of the first "
-        "epochs slow the abundant genes down to the end of the training, and they stay below their mean.",
+        "epochs slow the abundant genes until the end of the training, and they stay below their mean.",
     )
     eps: float = Field(0.01, gt=0, description="Epsilon of Adam.")
     weight_decay: float = Field(1e-6, ge=0, description="L2 penalty on the weights, added to the gradient.")
@@ -296,7 +296,8 @@ class TrainConfig(Options):
     start_at_mean: bool = Field(
         False,
         description="Initialize the decoder's intercepts at the mean expression profile; otherwise all genes start "
-        "equal.",
+        "with the "
+        "same expression.",
     )
     early_stopping: bool = Field(
         True, description="Stop when the validation ELBO has not improved for `patience` epochs."
@@ -330,7 +331,7 @@ class TrainConfig(Options):
 
 
 class QcConfig(Options):
-    """Reading of the counts, and which cells and genes are kept; a cell exactly at a limit is kept."""
+    """How the counts are read, and which cells and genes are kept; a cell exactly at a limit is kept."""
 
     layer: str | None = Field(
         None, description="Where the input keeps its raw counts: the name of a layer, or raw for adata.raw; null: X."
@@ -340,13 +341,12 @@ class QcConfig(Options):
     )
     transpose: bool | None = Field(
         None,
-        description="Whether the input has genes in rows; null: decided by names, annotation and sums, and refused "
+        description="Whether the input has genes in rows; null: decided by names, annotation and sums, with an error "
         "when in doubt.",
     )
     feature_types: list[str] | None = Field(
         None,
-        description="Types of features to model where the input has others than genes, such as Antibody Capture; null: "
-        "Gene Expression.",
+        description="Feature types to model if the input has several, such as Antibody Capture; null: Gene Expression.",
     )
     gene_names: str | None = Field(
         None,
@@ -359,9 +359,9 @@ class QcConfig(Options):
         "to obs.",
     )
     subset_key: ObsColumn | None = Field(
-        None, description="Obs column by whose levels cells are chosen before anything else; null: all cells are read."
+        None, description="Obs column that selects the cells to read, together with subset; null: all cells are read."
     )
-    subset: list[Group] = Field([], description="Levels of subset_key whose cells are read.")
+    subset: list[Group] = Field([], description="Levels of subset_key; their cells are read.")
     species: Literal["human", "mouse"] = Field(
         "human", description="Species; sets the prefixes of mitochondrial, ribosomal and hemoglobin genes."
     )
@@ -418,7 +418,7 @@ class SetupConfig(Options):
     gene_list: File | None = Field(
         None, description="With `genes: list`, the path of a file with one gene name per line."
     )
-    keep_genes: list[str] = Field([], description="Genes that are modeled in any case.")
+    keep_genes: list[str] = Field([], description="Genes to model in any case.")
     batch_key: ObsColumn | None = Field(
         None,
         description="Obs column of the experimental batch; null: the file if there are several, otherwise one batch.",
@@ -466,7 +466,7 @@ class SweepConfig(Options):
     """Runs of a dataset: all combinations of the grid and every point, each from every seed."""
 
     seeds: list[Seed] = Field(
-        [0, 1, 2, 3, 4], min_length=1, description="Random seeds; each setting is trained once from each."
+        [0, 1, 2, 3, 4], min_length=1, description="Random seeds; each setting is trained once from each seed."
     )
     grid: dict[str, list[Any]] = Field(
         {}, description="Model or training options, each with a list of values: all combinations are trained."
@@ -516,10 +516,11 @@ class SelectConfig(Options):
         0.9,
         gt=0,
         lt=1,
-        description="Directions count as reproduced while the correlation between halves of the runs, converted to "
-        "four runs in each half, is above this; a program counts as found in a run when their cosine is above it.",
+        description="Directions are kept while the correlation between halves of the runs, converted to four runs in "
+        "each "
+        "half, is above this; a program is found in a run if its cosine with the run's version is above it.",
     )
-    n_splits: int = Field(20, ge=1, description="Random splits of the runs into halves.")
+    n_splits: int = Field(20, ge=1, description="Number of random splits of the runs into halves.")
     outlier_mads: float = Field(
         5.0,
         gt=0,
@@ -531,15 +532,16 @@ class SelectConfig(Options):
 
 
 class RotationConfig(Options):
-    """What the programs of a set of fits depend on, besides the fits."""
+    """Options of the rotation, on which the programs depend besides the fits."""
 
     rank: int | None = Field(None, ge=1, description="Number of directions to keep; null: all that are reproducible.")
     rotation: Literal["clean", "joint", "parts"] = Field(
         "clean",
-        description="clean: sparse scores and loadings together, then the loadings of each program are freed of those "
-        "of the others, without which a small program shows genes of a dominant one; joint: the first step alone; "
-        "parts: the first step, then mostly positive scores as in NMF, which follow cell types and may split a program "
-        "that all types have.",
+        description="joint: a rotation to sparse scores and loadings; clean: joint, then small parts of the other "
+        "programs are "
+        "subtracted from the loadings of each program, so that a small program does not show genes of a dominant one; "
+        "parts: joint, then mostly positive scores as in NMF, which follow cell types and may split a program that all "
+        "types have.",
     )
     intercept: bool = Field(
         True,
@@ -558,7 +560,7 @@ class RotationConfig(Options):
     power: float = Field(
         2.0, ge=1, description="Promax power: 1 keeps programs uncorrelated, 2 allows mild correlation."
     )
-    n_starts: int = Field(20, ge=1, description="Random starts of the rotation; the best is kept.")
+    n_starts: int = Field(20, ge=1, description="Number of random starts of the rotation; the best result is kept.")
     seed: Seed = Field(0, description="Seed of the random starts.")
 
 
@@ -581,16 +583,16 @@ class ProgramsConfig(RotationConfig):
             "predicted_doublet",
             "split",
         ],
-        description="Obs columns that describe the experiment, not the biology; columns that the data lack are "
-        "ignored. The batch key (without one, a column called batch) is always included.",
+        description="Obs columns that describe the experiment, not the biology; missing columns are ignored. "
+        "The batch key (without one, a column called batch) is always included.",
     )
     technical_r: float = Field(
         0.5,
         gt=0,
         le=1,
-        description="A program is flagged as technical if a technical column explains the square of this, as a share "
-        "of the variance of the scores, beyond what the biological columns explain; half of it for a program with "
-        "less than 2 % of the variation.",
+        description="A program is flagged as technical if a technical column explains more than technical_r² of the "
+        "variance of its scores beyond the biological columns; half of technical_r for a program with less than 2 % of "
+        "the contribution.",
     )
     replicate_key: ObsColumn | None = Field(
         None,
@@ -614,7 +616,7 @@ class ProjectConfig(Options):
     )
     transpose: bool | None = Field(None, description="Whether the input has genes in rows; null: decided as in qc.")
     feature_types: list[str] | None = Field(
-        None, description="Types of features to read where there are others than genes; null: Gene Expression."
+        None, description="Feature types to read if the input has several; null: Gene Expression."
     )
     gene_column: str | None = Field(
         None,
@@ -625,7 +627,7 @@ class ProjectConfig(Options):
         None, description="Obs column of the experimental batch; null: the file if there are several."
     )
     adjust: bool = Field(
-        True, description="Adjust each gene's level in each batch, except for what the programs could explain."
+        True, description="Adjust the level of each gene in each batch, as far as no mixture of programs explains it."
     )
 
 
@@ -636,14 +638,14 @@ class AcrossConfig(Options):
         0.5,
         gt=0,
         le=1,
-        description="Least cosine at which a program of a dataset can be one of a meta-program, and least mean cosine "
-        "between two groups of programs that become one.",
+        description="Minimum cosine between a program of a dataset and a meta-program that it belongs to, and minimum "
+        "mean cosine between two groups of programs that are merged.",
     )
     min_presence: float = Field(
         0.6,
         gt=0,
         le=1,
-        description="Least cosine of a meta-program with what the fits of a dataset span at which the dataset has it.",
+        description="Minimum cosine between a meta-program and the span of the fits of a dataset that has it.",
     )
     n_top: int = Field(30, ge=1, description="Number of genes listed on each side of a meta-program.")
     condition_key: ObsColumn | None = Field(
@@ -662,8 +664,8 @@ class AcrossSection(AcrossConfig):
 
     compare: list[str] | None = Field(
         None,
-        description="Datasets that are compared: names, that of a dataset with split_by for all its levels, or all; "
-        "null: those made by split_by; []: none.",
+        description="Datasets to compare: their names (a dataset with split_by stands for all its levels), or all; "
+        "null: the datasets made by split_by; []: none.",
     )
 
 
@@ -688,7 +690,7 @@ class SimulateConfig(Options):
 
 
 class AnnotateConfig(Options):
-    """Neighbors, UMAP and clusters in the latent space, and what the annotated file holds."""
+    """Neighbors, UMAP and clusters in the latent space, and the contents of annotated.h5ad."""
 
     n_neighbors: int = Field(15, ge=2, description="Number of neighbors of a cell in the latent space.")
     min_dist: float = Field(0.5, ge=0, description="Minimum distance between points of the UMAP.")
@@ -699,8 +701,8 @@ class AnnotateConfig(Options):
     max_cells: int = Field(
         200_000,
         ge=1000,
-        description="Maximum number of cells in UMAP and clustering: of more, a random sample, and each other cell is "
-        "placed among its nearest neighbors in the sample.",
+        description="Maximum number of cells in UMAP and clustering; of more cells, a random sample is used, and each "
+        "other cell is placed among its nearest neighbors in the sample.",
     )
     seed: Seed = Field(0, description="Seed of UMAP and Leiden.")
 
@@ -752,11 +754,11 @@ class DeConfig(Options):
 
 
 class ReportConfig(Options):
-    """What the report shows; no option changes a result."""
+    """Contents of the report; no option changes a result."""
 
     groupby: list[ObsColumn] = Field(
         [],
-        description="Obs columns of groups by which programs and the UMAP are shown, the most important first; empty: "
+        description="Obs columns by which programs and the UMAP are grouped, the most important first; empty: "
         "the labels, the categories tested for association, the clusters and the batch.",
     )
     n_genes: int = Field(15, ge=1, description="Genes drawn on each side of a program.")
@@ -766,19 +768,22 @@ class ReportConfig(Options):
     n_genes_mapped: int = Field(
         1000,
         ge=0,
-        description="Maximum number of genes by which the page's map can be colored: those of the programs and of the "
-        "contrasts, then the surest effects; fewer where there are many cells.",
+        description="Maximum number of genes by which the map of the report can be colored: genes of the programs "
+        "and the "
+        "contrasts, then genes with the most certain effects; fewer if there are many cells.",
     )
     n_genes_searchable: int = Field(
-        40_000, ge=1, description="Maximum number of measured genes that the page's search knows; the surest effects."
+        40_000,
+        ge=1,
+        description="Maximum number of genes in the search of the report; those with the most certain effects.",
     )
     n_de_rows: int = Field(
-        30_000, ge=100, description="Maximum number of rows of all tables of differential expression together."
+        30_000, ge=100, description="Maximum total number of rows in the tables of differential expression."
     )
 
 
 class ComputeConfig(Options):
-    """Where and how the jobs run; no option changes a result."""
+    """Where and how the jobs run; no option changes a result beyond rounding."""
 
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Device of the training; auto: a GPU if one is visible."

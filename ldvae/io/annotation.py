@@ -100,7 +100,7 @@ def join_obs(adata: AnnData, path: Path) -> None:
             f"the cells are called {first_names(adata.obs_names, 3)}."
         )
     if not found.all():
-        logger.warning("%s: says nothing of %d of %d cells.", path, (~found).sum(), adata.n_obs)
+        logger.warning("%s: has no row for %d of %d cells.", path, (~found).sum(), adata.n_obs)
     replaced = [column for column in table if column in adata.obs]
     if replaced:
         logger.warning("%s: replaces the obs columns %s of the input.", path, first_names(replaced))

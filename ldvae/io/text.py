@@ -386,7 +386,7 @@ def read_gmt(path: Path) -> dict[str, list[str]]:
     if empty:
         logger.warning("%s: %d sets name no gene, such as %r.", path, len(empty), empty[0])
     if repeated:
-        message = "%s: %d terms stand in more than one line, such as %r; their genes are taken together."
+        message = "%s: %d terms are in more than one line, such as %r; their genes are taken together."
         logger.warning(message, path, len(repeated), repeated[0])
     return sets
 

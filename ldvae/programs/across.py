@@ -396,7 +396,7 @@ def meta_frame(found: MetaPrograms, frames: Mapping[str, Frame], metas: Sequence
 
 
 def compare_across(means: pd.DataFrame, dataset: Mapping[str, str]) -> pd.DataFrame:
-    """Compare conditions on meta-programs with donors as units, the datasets as fixed effects where that is needed.
+    """Compare conditions on meta-programs with donors as replicates, the datasets as fixed effects where needed.
 
     Parameters
     ----------

@@ -66,14 +66,14 @@ def doubtful_replicates(replicates: pd.Series, key: str) -> list[str]:
     >>> import pandas as pd
     >>> from ldvae.programs.donors import doubtful_replicates
     >>> doubtful_replicates(pd.Series(["101", "doublet_or_unknown", "101"]), "donor")[0]
-    "donor 'doublet_or_unknown' (1 cell) is no donor by its name: tests of donors leave these cells out."
+    "donor 'doublet_or_unknown' (1 cell) is not the name of a donor: tests with donors leave these cells out."
     """
     counts, known = replicates.dropna().astype(str).value_counts(), set(known_donors(replicates).dropna().astype(str))
     told = []
     for name, n in counts.items():
         cells = f"{key} {name!r} ({n:,} cell{'s' if n != 1 else ''})"
         if name not in known:
-            told.append(f"{cells} is no donor by its name: tests of donors leave these cells out.")
+            told.append(f"{cells} is not the name of a donor: tests with donors leave these cells out.")
         elif NO_DONOR.search(str(name).replace("_", " ")):
             told.append(
                 f"{cells} reads like cells of no one donor, but is tested as a donor of its own. If it is none, leave "
@@ -139,7 +139,7 @@ def donor_means(
 
 
 def compare_conditions(means: pd.DataFrame) -> pd.DataFrame:
-    """Compare the conditions of each program and cell type, with donors as units.
+    """Compare the conditions of each program and cell type, with donors as replicates.
 
     Parameters
     ----------
@@ -237,7 +237,8 @@ def methods(settings: Mapping[str, Any]) -> Sentence:
     """What the methods section says of the comparison of conditions, with the options that ran."""
     return Sentence(
         f"Programs were compared between levels of {settings['condition_key']} with {settings['replicate_key']} as "
-        f"units: scores were averaged over the cells (at least {LEAST_CELLS}) of each replicate, condition and cell "
+        f"replicates: scores were averaged over the cells (at least {LEAST_CELLS}) of each replicate, condition and "
+        f"cell "
         "type, and compared by a paired t test where three replicates were in both conditions, otherwise by Welch's t "
         f"test (SciPy), with at least {LEAST_DONORS} replicates; p values were adjusted over all programs, cell types "
         "and conditions.",

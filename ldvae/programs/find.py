@@ -458,14 +458,14 @@ REFERENCES = {
 
 
 def methods(summary: Mapping[str, Any], n_programs: int) -> Iterator[Sentence]:
-    """What the methods section says of the consensus and its rotation, from programs/summary.json."""
+    """Sentences of the methods section on the consensus and its rotation, from programs/summary.json."""
     n_runs = len(summary["runs"])
     if n_runs > 1:
         yield Sentence(
-            "Factors differ from seed to seed, so gene programs were made by consensus (compare [@cnmf]).", REFERENCES
+            "Factors differ between seeds, so gene programs were made by consensus (compare [@cnmf]).", REFERENCES
         )
     rotated = methods_of_rotation(summary.get("settings", {}))
-    averaged = f"averaged over {n_runs} runs that differ in their seed, " if n_runs > 1 else ""
+    averaged = f"averaged over {n_runs} runs with different seeds, " if n_runs > 1 else ""
     yield Sentence(
         "Loadings were centered under the mean expression and weighted by the root of their Fisher information; their "
         "products with the centered scores, which no rotation of the factors changes, were "
@@ -476,6 +476,7 @@ def methods(summary: Mapping[str, Any], n_programs: int) -> Iterator[Sentence]:
     )
     yield Sentence(
         "A score has unit variance; a loading is the log fold change per standard deviation of the score. Genes are "
-        "ranked by loading times root information. A score whose agreement with the heaviest "
-        f"{N_JUDGED} genes of its program was below {ALIGNED:g} was turned towards them."
+        "ranked by loading times root information. A score whose correlation with the decoded expression of the "
+        "heaviest "
+        f"{N_JUDGED} genes of its program was below {ALIGNED:g} was rotated towards them."
     )

@@ -559,8 +559,8 @@ def methods(settings: Mapping[str, Any]) -> Sentence:
         text += "; no oblique rotation followed"
     if settings.get("rotation") == "clean":
         text += (
-            "; the loadings of each program were then freed of those of the others by an L1 regression with a ridge "
-            "penalty, and the scores changed accordingly"
+            "; small multiples of the other programs were then subtracted from the loadings of each program, by an L1 "
+            "regression with a ridge penalty, and the scores changed accordingly"
         )
     if settings.get("rotation") == "parts":
         text += (

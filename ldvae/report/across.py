@@ -59,7 +59,7 @@ def findings(compared: Compared) -> list[str]:
     lines = [
         f"The {len(names)} datasets have {counted(n_programs, 'program')}. {counted(len(shared), 'meta-program')} "
         f"{'is' if len(shared) == 1 else 'are'} in two datasets or more, {len(everywhere)} of them in all; "
-        f"{counted(own_alone, 'program')} {'is' if own_alone == 1 else 'are'} one dataset's own."
+        f"{counted(own_alone, 'program')} {'is' if own_alone == 1 else 'are'} in one dataset only."
     ]
     if len(everywhere):
         lines.append(f"In all datasets: {listed([compared.title(meta) for meta in everywhere], 12)}.")
@@ -76,9 +76,9 @@ def findings(compared: Compared) -> list[str]:
         for name, rows in private.groupby("dataset", sort=False)
     }
     if len(alone) > MOST_LINES:
-        lines.append(f"Of one dataset alone: {'; '.join(f'{name} {titles}' for name, titles in alone.items())}.")
+        lines.append(f"In one dataset only: {'; '.join(f'{name} {titles}' for name, titles in alone.items())}.")
     else:
-        lines += [f"Of {name} alone: {titles}." for name, titles in alone.items()]
+        lines += [f"Only in {name}: {titles}." for name, titles in alone.items()]
     return lines
 
 
@@ -106,14 +106,15 @@ def doubts(compared: Compared) -> list[str]:
     loose = compared.shared.index[compared.shared["silhouette"] < LOOSE]
     if len(loose):
         lines.append(
-            f"{listed([compared.title(meta) for meta in loose])}: the members are hardly more alike than they are to "
+            f"{listed([compared.title(meta) for meta in loose])}: the members are hardly more similar to each other "
+            f"than to "
             f"another meta-program (silhouette below {LOOSE:g}). Read them with their neighbors in the network."
         )
     few = compared.shared.index[compared.shared["n_programs"] < 2]
     if len(few):
         lines.append(
             f"{listed([compared.title(meta) for meta in few])}: one dataset alone has a program of its own for it; the "
-            "fits of the others contain it. It may be a mixture. Fit more seeds before building on it."
+            "fits of the others contain it. It may be a mixture. Fit more seeds before you rely on it."
         )
     if compared.settings.get("condition_key") and compared.donors.empty:
         lines.append("No comparison of conditions has three donors on each side.")
@@ -147,7 +148,7 @@ def render_across(compared: Compared) -> tuple[str, dict[str, str]]:
                 name="effects",
                 figure=figure_of(pl.effects(rows.assign(program=rows["program"].map(compared.title)), show=False)),
                 title="Conditions on meta-programs",
-                caption="Donors are the units. Filled: adjusted p below 0.05.",
+                caption="Donors are the replicates. Filled: adjusted p below 0.05.",
             )
         )
     panels = []
@@ -193,7 +194,7 @@ def _overview(compared: Compared) -> Drawing:
         "program of its own for it; small dots: it lacks it. Right: genes that rise the most"
     )
     if len(compared.donors):
-        caption += ", and the difference between conditions with donors as units; filled: adjusted p below 0.05"
+        caption += ", and the difference between conditions with donors as replicates; filled: adjusted p below 0.05"
     show = {"meta": "meta-program", "presence": "cosine"}
     return Drawing(
         name="presence",
@@ -219,9 +220,9 @@ def _network(compared: Compared) -> Drawing:
     return Drawing(
         name="network",
         figure=figure_of(ax),
-        title="Programs that are alike",
+        title="Similar programs",
         caption=f"A point is a program of a dataset; a line joins two whose cosine is at least "
-        f"{compared.settings['min_similarity']:g}. Below: programs like no other.",
+        f"{compared.settings['min_similarity']:g}. Below: programs similar to no other.",
         hover=(Hover(axes=ax, block="network", x="x", y="y", name="name", show=shown),),
         blocks={"network": table},
     )
@@ -236,7 +237,12 @@ def _metas(compared: Compared) -> Table:
             key="n_programs", title="Own programs", kind="number", help="datasets with a program of their own for it"
         ),
         Column(key="similarity", title="Similarity", kind="number", help="mean cosine between its members"),
-        Column(key="silhouette", title="Silhouette", kind="number", help="1: far from every other; 0: between two"),
+        Column(
+            key="silhouette",
+            title="Silhouette",
+            kind="number",
+            help="1: far from all other meta-programs; 0: between two",
+        ),
         Column(key="top_positive", title="Top genes"),
     ]
     frame = compared.shared.reset_index()
@@ -254,7 +260,7 @@ def _programs(compared: Compared) -> Table:
         Column(key="other", title="To the next", kind="number", help="mean cosine to the nearest other meta-program"),
         Column(key="silhouette", title="Silhouette", kind="number"),
     ]
-    note = "A program without similarity is one dataset's own."
+    note = "A program without a similarity has no counterpart in other datasets."
     return Table(
         name="members", title="All programs", frame=compared.members, columns=columns, search=True, note=note, page=15
     )

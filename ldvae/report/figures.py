@@ -58,7 +58,7 @@ def kl_per_factor(kl: Sequence[float], collapsed: int, run: str) -> Drawing:
     order = np.argsort(kl)[::-1]
     values = np.asarray(kl, dtype=float)[order]
     block = pd.DataFrame({"factor": [f"Z_{k}" for k in order], "position": range(len(values)), "kl": values})
-    caption = f"How much each factor of run {run} says about a cell."
+    caption = f"Information of each factor of run {run} about a cell."
     caption += f" {collapsed} of {len(values)} collapsed." if collapsed else " None collapsed."
     return Drawing(
         name="kl_per_factor",
@@ -77,9 +77,9 @@ CHOICE = {
     ),
     "stability": (
         "Stability over seeds",
-        "How alike the programs of single runs and their consensus are; 1 is the same.",
+        "Mean cosine of the programs of single runs with their consensus; 1: equal.",
     ),
-    "reproducible_rank": ("Reproducible rank", "How many directions two halves of the seeds share."),
+    "reproducible_rank": ("Reproducible rank", "Number of directions that two halves of the seeds share."),
 }
 
 
@@ -110,8 +110,8 @@ def rank_correlations(correlations: pd.DataFrame, setting: str, kept: float | No
         return None
     ax = pl.rank(correlations, setting=setting, kept=kept, threshold=threshold, show=False)
     caption = (
-        f"Whether the strongest directions of two halves of the seeds of {setting} span the same space, by their "
-        "number: smallest correlation, median over random splits (band: 5 to 95 %). Red line: the number kept; "
+        f"Agreement of the leading directions of two halves of the seeds of {setting}, by their number: smallest "
+        "correlation, median over random splits (band: 5 to 95 %). Red line: the number kept; "
         f"dotted: the threshold, {threshold:g}. A dip before the line means that two directions of nearly equal "
         "strength change places."
     )
@@ -121,7 +121,7 @@ def rank_correlations(correlations: pd.DataFrame, setting: str, kept: float | No
     return Drawing(
         name="choice_correlations",
         figure=figure_of(ax),
-        title="What two halves of the seeds share",
+        title="Agreement between halves of the seeds",
         caption=caption,
         hover=(Hover(axes=ax, block="correlations", x="rank", y="correlation", name="setting", show=show),),
         blocks={"correlations": chosen[["setting", "rank", "correlation", "lower", "upper"]]},
@@ -181,7 +181,7 @@ def program_map(program: str, umap: np.ndarray, scores: np.ndarray, note: str) -
         name=f"program_{program}_umap",
         figure=figure_of(ax),
         title=f"Score of {program} on the UMAP",
-        caption=f"Each point a cell. Colors end at the 1st and 99th percentile.{note}",
+        caption=f"Each point is a cell. Colors end at the 1st and 99th percentile.{note}",
     )
 
 
@@ -209,7 +209,9 @@ def program_donors(program: str, means: pd.DataFrame, tests: pd.DataFrame) -> Dr
     ax = pl.donors(means, program, show=False)
     rows = means[means["program"] == program]
     own = tests[tests["program"] == program] if len(tests) else tests
-    caption = "Each point a donor, by cell type and condition; thin lines join a donor's points, bars are their means."
+    caption = (
+        "Each point is a donor, by cell type and condition; thin lines join the points of a donor, bars are means."
+    )
     if len(own):
         significant = list(own.loc[own["padj"] < 0.05, "cell_type"].unique())
         kinds = own["cell_type"].nunique()
@@ -236,7 +238,7 @@ def program_donors(program: str, means: pd.DataFrame, tests: pd.DataFrame) -> Dr
 def cells_map(umap: np.ndarray, groups: pd.Series, colours: Sequence[str], note: str) -> Drawing:
     """The cells, colored and labeled by the levels of a column."""
     ax = pl.cells(None, groups, basis=umap, colours=colours, show=False)
-    caption = f"Each point a cell, colored by {groups.name}.{note}"
+    caption = f"Each point is a cell, colored by {groups.name}.{note}"
     return Drawing(name="umap", figure=figure_of(ax), title="UMAP of the cells", caption=caption)
 
 
@@ -246,7 +248,7 @@ def fit_scatter(fit: pd.DataFrame, quantity: Quantity) -> Drawing:
     ax = pl.ppc(fit, quantity, show=False)
     columns = [f"observed_{quantity}", f"predicted_{quantity}"]
     show = dict(zip(columns, ("observed", "predicted"), strict=True))
-    caption = f"Each point a gene, over {int(fit['n_cells'].max()):,} held-out cells; on the line, it is right."
+    caption = f"Each point is a gene, over {int(fit['n_cells'].max()):,} held-out cells; on the line, both are equal."
     if bad := int((~np.isfinite(fit[columns[1]])).sum()):
         genes = "gene has" if bad == 1 else "genes have"
         caption += f" {bad:,} {genes} a prediction that is not finite: red, on the edge."
@@ -279,7 +281,7 @@ def fit_batches(fit: pd.DataFrame, quantity: Quantity, batches: Sequence[str]) -
         name=f"fit_batches_{quantity}",
         figure=figure,
         title=f"{PREDICTED[quantity]}, batch by batch",
-        caption="Each point a gene, over the held-out cells of one batch.",
+        caption="Each point is a gene, over the held-out cells of one batch.",
     )
 
 
@@ -287,7 +289,7 @@ def volcano(contrast: str, table: pd.DataFrame, significant: pd.Series, fdr: flo
     """Effect against evidence of each gene; the strongest genes of both sides are named."""
     ax = pl.volcano(table, significant=significant, show=False)
     show = {"lfc_mean": "log2 fold change", "bayes_factor": "log Bayes factor", "proba_de": "P(DE)"}
-    caption = f"Each point a gene; in color: {int(significant.sum()):,} called at an FDR of {fdr:.0%}."
+    caption = f"Each point is a gene; in color: {int(significant.sum()):,} called at an FDR of {fdr:.0%}."
     if "delta" in table and len(table):
         caption += f" Dotted: a fold change of ±{table['delta'].iloc[0]:g}, within which a gene counts as unchanged."
     if not np.isfinite(table["bayes_factor"]).all():
@@ -307,7 +309,7 @@ def model_against_pseudobulk(contrast: str, table: pd.DataFrame, block: str) -> 
     both = table[["lfc_mean", "pseudobulk_lfc"]].dropna()
     r = both.corr(method="spearman").iloc[0, 1] if len(both) > 2 else np.nan
     caption = (
-        f"Each point a gene; in color: adjusted p below 0.05 in the pseudobulk test. Spearman correlation {r:.2f}."
+        f"Each point is a gene; in color: adjusted p below 0.05 in the pseudobulk test. Spearman correlation {r:.2f}."
     )
     show = {"lfc_mean": "model", "pseudobulk_lfc": "pseudobulk", "pseudobulk_padj": "adjusted p"}
     return Drawing(

@@ -77,7 +77,7 @@ def _datasets_table(summaries: list[dict[str, Any]], unfinished: list[dict[str, 
         Column(key="n_obs", title="Cells", kind="number"),
         Column(key="n_programs", title="Programs", kind="number"),
         Column(key="n_runs", title="Runs", kind="number"),
-        Column(key="n_warnings", title="Warnings", kind="number", help="of which the page says what they are"),
+        Column(key="n_warnings", title="Warnings", kind="number", help="the report lists them"),
         Column(key="first", title="Largest program"),
     ]
     frame = pd.DataFrame(rows, columns=["dataset", "dataset_href", *(column.key for column in columns[1:])])

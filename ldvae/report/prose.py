@@ -54,7 +54,7 @@ def _about_cells(results: Results) -> Iterator[str]:
     qc = results.qc
     before, after, batches = qc["n_obs_before"], qc["n_obs_after"], qc.get("per_batch", {})
     if after < 500:
-        yield f"Only {after:,} cells passed quality control: few for a model of this kind. Mistrust weak programs."
+        yield f"Only {after:,} cells passed quality control: few for this model. Do not trust weak programs."
     if after < before / 2:
         yield f"Quality control removed {1 - after / before:.0%} of the cells."
     small = [f"{name} ({counts['after']})" for name, counts in batches.items() if counts["after"] < 50]
@@ -80,9 +80,10 @@ def _about_training(results: Results) -> Iterator[str]:
         )
     if (collapsed := best.get("collapsed", 0)) > results.best["n_latent"] / 2:
         yield (
-            f"{collapsed} of {results.best['n_latent']} factors collapsed in the best run: they say nothing about any "
-            "cell. Some are expected where there are more factors than programs; so many can mean that the training "
-            "was too short or the KL warm-up too fast."
+            f"{collapsed} of {results.best['n_latent']} factors collapsed in the best run: they carry no information "
+            f"about the "
+            "cells. Some are expected if there are more factors than programs; so many can mean that the training was "
+            "too short or the KL warm-up too fast."
         )
 
 
@@ -93,12 +94,12 @@ def _about_choice(results: Results) -> Iterator[str]:
     told = " ".join(results.programs_summary.get("warnings", []))  # of the step, which may say the same
     if len(results.chosen_runs) == 1 and "One fit:" not in told:
         yield (
-            "The programs come from one run: which of them would come back with another seed cannot be known. "
-            "Several seeds would tell."
+            "The programs come from one run, which cannot show whether other seeds find them. Train several seeds to "
+            "know."
         )
     rank, n_latent = best.get("reproducible_rank"), best["n_latent"]
     if rank is not None and not math.isnan(rank) and rank >= n_latent and "may be more programs" not in told:
-        yield f"All {n_latent} directions of the model reproduce: there may be more to find. Try more factors."
+        yield f"All {n_latent} directions of the model reproduce: there may be more programs. Try more factors."
 
 
 def _about_programs(results: Results) -> Iterator[str]:
@@ -127,8 +128,8 @@ def _about_design(results: Results) -> Iterator[str]:
             and (table.max(axis=0).sum() >= 0.99 * table.sum())
         ):
             yield (
-                f"The batch ({batch}) divides the cells as {name} does: the model takes what differs between the "
-                f"levels of {name} for a batch effect, and programs show little of it. For programs that follow "
+                f"The batch ({batch}) divides the cells as {name} does: the model treats differences between the "
+                f"levels of {name} as batch effects, and the programs show little of them. For programs that follow "
                 f"{name}, fit without this batch_key."
             )
 
@@ -174,8 +175,8 @@ def _about_contrasts(results: Results) -> Iterator[str]:
         yield f"Contrasts with fewer than 20 cells in a group: {listed(few['contrast'])}."
     if not results.contrasts["pseudobulk"].astype(bool).any():
         yield (
-            "No contrast has a pseudobulk check (it takes replicates): the model treats cells as independent, so it is "
-            "too sure of differences between donors."
+            "No contrast has a pseudobulk check (it needs replicates): the model treats cells as independent, so it "
+            "overstates the evidence for differences between donors."
         )
 
 
@@ -237,20 +238,17 @@ def _found_programs(results: Results) -> Findings:
     programs, n = results.programs, len(results.programs)
     first = programs.index[0]
     text = f"{counted(n, 'program')} in {counted(results.qc['n_obs_after'], 'cell')}"
-    largest = (
-        f"The largest, {short_name(results, first)}, makes {programs.at[first, 'share']:.0%} of what they contribute"
-    )
+    largest = f"The largest, {short_name(results, first)}, has {programs.at[first, 'share']:.0%} of the contribution"
     text += f": {short_name(results, first)}" if n == 1 else f". {largest}"
-    text += f"; it sets its cells against {other}." if (other := other_side(programs.loc[first])) else "."
+    text += f"; its scores are low in {other}." if (other := other_side(programs.loc[first])) else "."
     found, missing = [Warning(text, "programs")], []
     named = [name for name, label in programs["label"].items() if headline(str(label))]
     if named:
-        text = f"Named by cells or gene sets whose score and genes are both high: {listed(_names(results, named), 12)}."
+        names = listed(_names(results, named), 12)
+        text = f"Named after cells in which score and genes are high, or after enriched gene sets: {names}."
         found.append(Warning(text, "programs"))
     if unnamed := [name for name in programs.index if name not in named]:
-        text = (
-            f"No known group of cells and no gene set names {listed(_names(results, unnamed), 12)}: read their genes."
-        )
+        text = f"No group of cells and no gene set matches {listed(_names(results, unnamed), 12)}: read their genes."
         missing.append(Warning(text, "programs"))
     return Findings(found, missing)
 
@@ -284,7 +282,7 @@ def _found_conditions(results: Results) -> Findings:
                 text += f" in {strongest['cell_type']}, of {counted(len(tested), 'cell type')}"
             text += (
                 f": by {abs(strongest['effect']):.2f} SD ({_interval(strongest)}; "
-                f"adjusted p {strongest['padj']:.2g}, {counted(int(strongest['n_donors']), 'donor')} as units)."
+                f"adjusted p {strongest['padj']:.2g}, {counted(int(strongest['n_donors']), 'donor')} as replicates)."
             )
             found.append(Warning(text, "conditions"))
     if len(strength) > 6:
@@ -293,10 +291,11 @@ def _found_conditions(results: Results) -> Findings:
         least = table["padj"].min()
         names = listed(_names(results, same), 15)
         text = (
-            f"No difference between conditions was found in any cell type for {names} (donors as units)."
+            f"No difference between conditions was found in any cell type for {names} (donors as replicates)."
             if len(strength)
-            else f"No program differs between conditions with donors as units: of {counted(len(table), 'comparison')} "
-            f"the smallest adjusted p is {least:.2g}. With few donors only strong and shared changes can be found."
+            else f"No program differs between conditions with donors as replicates: the smallest adjusted p of "
+            f"{counted(len(table), 'comparison')} is {least:.2g}. Few donors suffice only for strong changes that "
+            f"all share."
         )
         missing.append(Warning(text, "conditions"))
     return Findings(found, missing)
@@ -345,7 +344,7 @@ def _why_no_donors(results: Results) -> list[Warning]:
     elif not any(results.programs_summary.get("settings", {}).get(key) for key in ("replicate_key", "condition_key")):
         text = (
             "Whether programs differ between conditions was not tested: that needs donors or samples as replicates "
-            "(programs: replicate_key and condition_key). Without them only effects can be read."
+            "(programs: replicate_key and condition_key). Without them, read effects only."
         )
     else:
         text = "Whether programs differ between conditions was not tested: replicate_key and condition_key go together."
@@ -374,7 +373,7 @@ def _found_contrasts(results: Results) -> Findings:
     if (more := int((ranked[count] > 0).sum()) - 4) > 0:
         found.append(Warning(f"{counted(more, 'more contrast')} with genes found {how}.", "de"))
     empty = [_uncalled(row) for row in ranked[ranked[count] == 0].to_dict("records")]
-    text = f"No gene was found {how} in {listed(empty)}; differential expression in the report says why."
+    text = f"No gene was found {how} in {listed(empty)}; the section on differential expression gives the reasons."
     missing = [Warning(text, "de")] if empty else []
     return Findings(found, missing)
 
@@ -429,7 +428,7 @@ def _found_doubts(results: Results) -> Findings:
     """Faults that were looked for and not found: as good to know as those that were."""
     programs, missing = results.programs, []
     if not programs["technical"].astype(bool).any():
-        text = "No program follows a technical variable beyond what is known of the cells."
+        text = "No program follows a technical variable beyond what biological columns explain."
         missing.append(Warning(text, "programs"))
     if "agreement" in programs and not (programs["agreement"] < DISAGREES).any():
         missing.append(Warning("No program's scores contradict its genes.", "programs"))

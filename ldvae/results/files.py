@@ -299,7 +299,7 @@ ASSOCIATIONS = File(
 )
 DONORS = File(
     path="programs/donors.tsv",
-    holds="By program, cell type and pair of conditions, with donors as units: effect (standard deviations) with its "
+    holds="By program, cell type and pair of conditions, donors as replicates: effect (standard deviations) with its "
     "95 % interval, p, padj; the same for the share of cells among the highest tenth (high_effect, high_p, high_padj).",
     writer="programs",
     readers=("report",),
@@ -454,7 +454,7 @@ META_MODEL = File(
 )
 META_DONORS = File(
     path="across/donors.tsv",
-    holds="By meta-program, cell type and pair of conditions, with donors as units: effect (standard deviations) with "
+    holds="By meta-program, cell type and pair of conditions, donors as replicates: effect (standard deviations) with "
     "its 95 % interval, p, padj, design.",
     writer="across",
     text=("program", "cell_type", "condition", "reference", "design"),

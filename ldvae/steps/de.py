@@ -89,8 +89,8 @@ def de(*, results: Path, threads: int = 1, config: DeConfig = DeConfig()) -> Non
 
     Notes
     -----
-    All measured genes are compared by the Wilcoxon rank-sum test of the counts, with cells as units. Where there are
-    replicates, pseudobulks of all measured genes come first: the counts of each replicate and side are summed, and
+    All measured genes are compared by the Wilcoxon rank-sum test of the counts, with cells as replicates. Where there
+    are replicates, pseudobulks of all measured genes come first: the counts of each replicate and side are summed, and
     DESeq2's model is fitted, with the replicate in the design where at least two replicates are on both sides. The
     table of all genes begins with those that both tests call, the most telling first (`confirmed_first`).
 
@@ -204,7 +204,7 @@ def find_contrasts(obs: pd.DataFrame, config: DeConfig) -> list[Contrast]:
         if nothing and "group2" not in entry:
             n_cells = int(np.isin(groups, nothing).sum())
             logger.warning(
-                "%s: %s says nothing of a cell. In no group, and not in the rest: %s.",
+                "%s: %s says nothing about a cell. In no group, and not in the rest: %s.",
                 entry["column"], listed([repr(name) for name in nothing]), counted(n_cells, "cell"),
             )  # fmt: skip
             groups = groups.remove_categories(nothing)
@@ -220,7 +220,7 @@ def find_contrasts(obs: pd.DataFrame, config: DeConfig) -> list[Contrast]:
         if unlabeled := [name for name in insides.categories if within and is_no_label(str(name))]:
             n_cells = np.isin(insides, unlabeled).sum()
             logger.warning(
-                "%s: %s says nothing of a cell. Left out, as groups are not compared there: %s.",
+                "%s: %s says nothing about a cell. Left out, as groups are not compared there: %s.",
                 within, listed([repr(name) for name in unlabeled]), counted(n_cells, "cell"),
             )  # fmt: skip
             insides = insides.remove_categories(unlabeled)
@@ -611,13 +611,13 @@ def methods(settings: dict[str, Any], contrasts: pd.DataFrame, run: str) -> Iter
             f"Counts of all measured genes were summed per {config.replicate_key} and group, where a replicate had at "
             f"least {config.min_cells} cells, and these pseudobulks were tested with PyDESeq2 [@pydeseq2; @deseq2] "
             f"(genes with {LEAST_COUNTS} counts in as many pseudobulks as the smaller side has), the replicate in the "
-            f"design where 2 to {MOST_PAIRS} were on both sides; they come first, since cells of one replicate are no "
-            "independent units [@squair].",
+            f"design where 2 to {MOST_PAIRS} were on both sides; they come first, as cells of one replicate are not "
+            "independent [@squair].",
             REFERENCES,
             ("pydeseq2.dds", "pydeseq2.ds"),
         )
     yield Sentence(
-        f"As a second opinion, differential expression was read off the posterior of run {run} as the probability of a "
+        f"As a second opinion, the posterior of run {run} gave the probability of a "
         f"log2 fold change beyond {config.delta:g} [@scvi; @boyeau] in {len(contrasts)} "
         f"contrast{'s' if len(contrasts) > 1 else ''}; genes were called at an expected false discovery rate of "
         f"{config.fdr:.0%}.",

@@ -113,7 +113,7 @@ def find_doublets(
     for i, (name, cells) in enumerate(batches):
         result = results[i]
         if result.failure:
-            logger.warning("Scrublet cannot seek doublets in batch %s (%d cells): %s", name, len(cells), result.failure)
+            logger.warning("Scrublet cannot find doublets in batch %s (%d cells): %s", name, len(cells), result.failure)
             continue
         score[cells] = result.score
         if result.predicted is None:

@@ -1,4 +1,4 @@
-"""Conditions are compared with donors as units: what donors share is found, what one donor has is not."""
+"""Conditions are compared with donors as replicates: what donors share is found, what one donor has is not."""
 
 import numpy as np
 import pandas as pd

@@ -299,7 +299,7 @@ def test_tables_and_figures_can_be_saved_from_the_page_alone(
 
 def test_a_word_is_explained_where_it_stands(page: Any) -> None:
     page.locator("#programs .term", has_text="stability").hover()
-    assert "Mean cosine between a program and its version in single fits" in page.locator("#tip").inner_text()
+    assert "Mean cosine between a program and its versions in single fits" in page.locator("#tip").inner_text()
     page.mouse.move(1, 1)
     assert page.locator("#tip").is_hidden()
 

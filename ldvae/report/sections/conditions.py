@@ -1,4 +1,4 @@
-"""Programs between conditions, with donors as units."""
+"""Programs between conditions, with donors as replicates."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ldvae.report.results import Results
 
 
 def section(page: Page, results: Results) -> dict[str, Any] | None:
-    """Programs between conditions with donors as units; None where there were none."""
+    """Programs between conditions with donors as replicates; None where there were none."""
     table = results.donors
     if table.empty:
         return None

@@ -43,7 +43,7 @@ def section(page: Page, results: Results, config: ReportConfig) -> dict[str, Any
         ],
         page=60,
         search=len(results.contrasts) > 10,
-        note="Genes that each test calls.",
+        note="Number of genes that each test calls.",
     )
     return {"contrasts": page.table(overview), "panels": panels, "replicated": replicated}
 
@@ -113,7 +113,7 @@ def _gene_table(name: str, title: str, ranked: pd.DataFrame, columns: list[Colum
     """The first rows of a table of genes, with a note of how many there are."""
     columns = [column for column in columns if column.key in ranked]
     first = ranked.head(n_rows)
-    note = f"The {len(first):,} genes {which} of {len(ranked):,}." if len(first) < len(ranked) else ""
+    note = f"The {len(first):,} genes {which}, of {len(ranked):,}." if len(first) < len(ranked) else ""
     keys = [column.key for column in columns]
     return Table(name=name, title=title, frame=first[keys], columns=columns, page=15, search=True, note=note)
 
@@ -126,7 +126,7 @@ def _by_counts(name: str, title: str, counts: pd.DataFrame, n_rows: int, fdr: fl
     bulk = [
         Column(key="by_pseudobulk", title="Called, pseudobulks", help=f"adjusted p below {fdr:g}"),
         Column(key="pseudobulk_lfc", title="log2 fc, pseudobulks", kind="number"),
-        Column(key="pseudobulk_padj", title="Adjusted p", kind="p", help="of pseudobulks, replicates as units"),
+        Column(key="pseudobulk_padj", title="Adjusted p", kind="p", help="of pseudobulks"),
     ]
     columns = [
         Column(key="gene", title="Gene", kind="gene"),
@@ -136,7 +136,7 @@ def _by_counts(name: str, title: str, counts: pd.DataFrame, n_rows: int, fdr: fl
         Column(key="log2fc", title="log2 fold change", kind="number", help="of the mean counts per ten thousand"),
         Column(key="detected1", title="Detected 1", kind="bar", help="share of cells of group 1"),
         Column(key="detected2", title="Detected 2", kind="bar", help="share of cells of group 2"),
-        Column(key="wilcoxon_padj", title="Adjusted p, ranks", kind="p", help="cells as units"),
+        Column(key="wilcoxon_padj", title="Adjusted p, ranks", kind="p", help="cells as replicates"),
     ]
-    which = "that tell the groups apart best" + (", those that replicates confirm first," if has_pseudobulk else "")
+    which = "that separate the groups best" + (", those that replicates confirm first," if has_pseudobulk else "")
     return _gene_table(name, f"By the counts, all measured genes: {title}", counts, columns, n_rows, which)

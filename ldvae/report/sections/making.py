@@ -16,7 +16,7 @@ STEPS = {
     "qc": "cells and genes kept",
     "setup": "genes chosen, cells split",
     "train": "one model per run",
-    "select": "which setting",
+    "select": "setting chosen",
     "programs": "consensus over seeds",
     "annotate": "UMAP, clusters, scores",
     "de": "contrasts",

@@ -38,12 +38,12 @@ def _programs_table(results: Results) -> Table:
     columns = [
         Column(key="program", title="Program", kind="program"),
         Column(key="label", title="Label"),
-        Column(key="share", title="Share", kind="bar", help="of everything that the fits explain"),
+        Column(key="share", title="Share", kind="bar", help="of the contribution of the fits"),
         Column(
             key="agreement",
             title="Agreement",
             kind="number",
-            help="of the scores with the program's own genes; 1: full",
+            help="correlation of the scores with the program's own genes",
         ),
         Column(
             key="settled",
@@ -61,12 +61,12 @@ def _programs_table(results: Results) -> Table:
     columns = [column for column in columns if column.key in frame]
     total = frame["share"].sum()
     note = f"The shares add up to {total:.0%}: "
-    note += "programs overlap, so that some of it counts twice." if total > 1.005 else "the rest does not reproduce."
+    note += "programs overlap, so some of it counts twice." if total > 1.005 else "the rest does not reproduce."
     note = note if abs(total - 1) > 0.005 else "The shares add up to 100%."
     if results.programs_summary.get("intercept"):
         rank = results.programs_summary["rank"]
-        note += f" The {rank} directions that the runs share hold {len(frame)} programs: effects count from the mean "
-        note += "cell, for no cells lack all programs, and that adds one."
+        note += f" The {rank} directions that the runs share give {len(frame)} programs: no cells lack all "
+        note += "programs, so effects are relative to the mean cell, which adds one program."
     return Table(name="programs", title="Programs", frame=frame, columns=columns, page=60, note=note)
 
 
@@ -109,7 +109,7 @@ def _overview(
             figures.heatmap(
                 results.scores[names].corr().rename(index=titles),
                 name="programs_correlation",
-                title="Which programs go together",
+                title="Correlation between programs",
                 caption="Correlation of the scores over all cells.",
                 value="Correlation",
                 limits=(-1, 1),
@@ -122,7 +122,7 @@ def _overview(
                 cosines.rename(index=titles),
                 name="programs_stability",
                 title="Stability over seeds",
-                caption="Cosine of each program in a single run with the consensus; 1 is the same.",
+                caption="Cosine of each program in a single run with the consensus; 1: equal.",
                 value="Cosine",
                 limits=(0.5, 1),
                 cmap="viridis",
@@ -172,9 +172,9 @@ def _panel(
                 *([] if len(results.donors) else [Column(key="padj", title="Adjusted p", kind="p")]),
             ],
             page=8,
-            note="Cells are no independent replicates, so no p values are shown here; the donors give them."
+            note="Cells are not independent replicates, so this table has no p values; see Between conditions."
             if len(results.donors)
-            else "p values take cells as independent, which cells of one donor are not: read the effects first.",
+            else "p values treat cells as independent, which cells of one donor are not: read the effects first.",
         ),
         Table(
             name=f"enrichment-{name}",
@@ -194,7 +194,7 @@ def _panel(
                 Column(key="padj", title="Adjusted p", kind="p"),
             ],
             page=8,
-            note="Members of the program against the modeled genes.",
+            note="Over-representation of the members of the program among the modeled genes.",
         ),
         Table(
             name=f"ranked-{name}",
