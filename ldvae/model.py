@@ -993,7 +993,7 @@ class LinearSCVI:
         index = z.index if isinstance(z, pd.DataFrame) else None
         values = np.asarray(z)
         if values.dtype.kind not in "fiu" or not np.isfinite(values).all():
-            raise InputError("z holds values that are no finite numbers; expected latent coordinates.")
+            raise InputError("z holds values that are not finite; expected latent coordinates.")
         points = torch.as_tensor(values, dtype=torch.float32, device=self.device)
         if points.ndim != 2 or points.shape[1] != self.n_latent:
             raise InputError(f"z has shape {tuple(points.shape)}; expected (n_points, {self.n_latent}).")

@@ -66,12 +66,12 @@ def queried(query: str, obs: pd.DataFrame, name: str) -> np.ndarray:
     try:
         mask = obs.eval(query)
     except Exception as error:  # pandas raises whatever its parser, its resolvers and the comparison raise
-        raise InputError(f"{name} is {query!r}, which is no query of adata.obs: {error}. {advice}") from error
+        raise InputError(f"{name} is {query!r}, which is not a query of adata.obs: {error}. {advice}") from error
     mask = np.asarray(mask)
     if mask.dtype == object and all(isinstance(value, (bool, np.bool_)) for value in mask.ravel()):
         mask = mask.astype(bool)  # comparisons of columns with missing values
     if mask.dtype != bool or mask.shape != (len(obs),):
-        raise InputError(f"{name} is {query!r}, which does not say yes or no for each cell. {advice}")
+        raise InputError(f"{name} is {query!r}, which does not give true or false for each cell. {advice}")
     return mask
 
 
@@ -136,7 +136,7 @@ def of_one_type(values: np.ndarray, name: str) -> np.ndarray:
             try:
                 return values.astype(dtype)
             except OverflowError as error:
-                raise InputError(f"{name} holds an integer that is no row: {max(values, key=abs)}.") from error
+                raise InputError(f"{name} holds an integer that is not a row: {max(values, key=abs)}.") from error
     found = sorted({type(value).__name__ for value in values})
     raise InputError(f"{name} holds values of type {', '.join(found)}; expected {FORMS}.")
 

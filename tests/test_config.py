@@ -392,8 +392,8 @@ def test_an_empty_section_means_the_defaults():
         ("a: [", "not valid YAML"),
         ("- a", "holds list"),
         ("", "is empty; expected the keys"),
-        ("datasets:\n  no: x.h5ad\n", "YAML takes the name no in line 2 for other things than text; put it in quotes"),
-        ("datasets:\n  a: {}\n  b: {}\n  a: {}\n", "a stands twice in one mapping, in lines 2 and 4"),
+        ("datasets:\n  no: x.h5ad\n", "YAML does not read the name no in line 2 as text; put it in quotes"),
+        ("datasets:\n  a: {}\n  b: {}\n  a: {}\n", "a occurs twice in one mapping, in lines 2 and 4"),
     ],
 )
 def test_a_config_file_that_is_none_is_refused(tmp_path, text, message):
@@ -517,8 +517,8 @@ def odd(tmp_path):
             "no obs column 'predicted",
         ),
         ({"setup": {"batch_key": "total_counts"}}, "setup.batch_key: 'total_counts' is a measure of quality control"),
-        ({"setup": {"batch_key": True}}, "found True. YAML takes yes, no, on, off, null and dates for other things"),
-        ({"setup": {"keep_genes": [False]}}, "keep_genes[0]: expected text, found False. YAML takes yes, no"),
+        ({"setup": {"batch_key": True}}, "found True. YAML does not read yes, no, on, off, null and dates as text"),
+        ({"setup": {"keep_genes": [False]}}, "keep_genes[0]: expected text, found False. YAML does not read yes, no"),
         ({"setup": {"keep_genes": "GENE3"}}, "keep_genes: expected a list, found 'GENE3'. Write [GENE3]."),
         ({"setup": {"keep_genes": ["gene3"]}}, "'gene3' not among the 30 genes, such as .* Did you mean 'GENE3'?"),
         ({"setup": {"categorical_covariate_keys": ["dose", "dose"]}}, "setup: obs column 'dose' is named twice"),
@@ -590,7 +590,7 @@ def test_files_of_genes_that_are_no_text_are_told_before_the_first_job(odd, monk
     with pytest.raises(InputError) as caught:
         expand_checked({"datasets": {"a": "odd.h5ad"}, **sections})
     message = str(caught.value)
-    assert "setup.gene_list: bad.gmt: cannot be read as text: is no text in UTF-8" in message
+    assert "setup.gene_list: bad.gmt: cannot be read as text: is not text in UTF-8" in message
     assert "programs.gene_sets: bad.gmt: cannot be read as text" in message
     (odd / "packed.gmt").write_bytes(gzip.compress((odd / "fits.gmt").read_bytes()))
     expand_checked({"datasets": {"a": "odd.h5ad"}, "programs": {"gene_sets": ["packed.gmt"]}})

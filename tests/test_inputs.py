@@ -62,8 +62,8 @@ CASES: dict[str, tuple[dict[str, object], str | tuple[int, int, str, str]]] = {
     "24_layer_called_raw.h5ad": ({"layer": "raw"}, (80, 343, "ISG15", "AAACATTGAGCTAC-1")),
     "25_scanpy_scaled_counts_layer.h5ad": ({"layer": "counts"}, (50, 240, "ISG15", "AAACATTGAGCTAC-1")),
     "27_cellxgene_raw.h5ad": ({"layer": "raw"}, (60, 343, "ISG15", "AAACATTGAGCTAC-1")),
-    "28_csc_bool.h5ad": ({}, "X holds values that are no numbers .or true and false."),
-    "28_dense_bool.h5ad": ({}, "X holds values that are no numbers .or true and false."),
+    "28_csc_bool.h5ad": ({}, "X holds values that are not numbers .or true and false."),
+    "28_dense_bool.h5ad": ({}, "X holds values that are not numbers .or true and false."),
     "28_dense_float16.h5ad": ({}, (80, 343, "ISG15", "AAACATTGAGCTAC-1")),
     "28_dense_float64.h5ad": ({}, (80, 343, "ISG15", "AAACATTGAGCTAC-1")),
     "28_dense_int64.h5ad": ({}, (80, 343, "ISG15", "AAACATTGAGCTAC-1")),
@@ -561,7 +561,7 @@ def test_a_table_that_is_no_matrix_of_counts_is_refused(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=message):
             read_input([path])
     path.write_bytes(text.replace("MT-CO1", "Gen é").encode("latin-1"))
-    with pytest.raises(InputError, match=r"is no text in UTF-8 .byte 0xe9.*iconv"):
+    with pytest.raises(InputError, match=r"is not text in UTF-8 .byte 0xe9.*iconv"):
         read_input([path])
 
 

@@ -68,7 +68,7 @@ def test_bad_points_and_batches_are_refused(trained):
     with pytest.raises(InputError, match=r'"c" not a valid batch category\. There are a, b'):
         trained.decode(np.zeros((2, 3)), batch="c")
     for z in ([["x", "y", "z"]], np.full((1, 3), np.nan), [[np.inf, 0, 0]]):
-        with pytest.raises(InputError, match="z holds values that are no finite numbers"):
+        with pytest.raises(InputError, match="z holds values that are not finite"):
             trained.decode(z)
 
 

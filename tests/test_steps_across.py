@@ -92,7 +92,7 @@ def test_presence_is_told_by_dataset_and_doubted_where_one_program_alone_shows_i
     )
     assert doubts(compared) == [
         "M1 B cells: one dataset alone has a program of its own for it; the fits of the others contain it. It may be a "
-        "mixture. Fit more seeds before building on it."
+        "mixture. Fit more seeds before you rely on it."
     ]
 
 

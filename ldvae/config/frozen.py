@@ -57,7 +57,9 @@ def frozen(config: Mapping[str, Any]) -> dict[str, Any]:
     # One workflow alone: it is meant even if its output folder was edited.
     path = next(iter(known.values())) if len(known) == 1 else known.get(_key(config))
     if path is None:
-        raise InputError(f"outdir: {_key(config)!r} is none of those that this run started with: {', '.join(known)}.")
+        raise InputError(
+            f"outdir: {_key(config)!r} is not one of those that this run started with: {', '.join(known)}."
+        )
     text = Path(path).read_text()
     if _digest(text) != Path(path).stem.removeprefix("config-"):
         raise InputError(f"{path}: was edited while the run was going on. Start the run again.")

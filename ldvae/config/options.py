@@ -145,7 +145,7 @@ def mistakes(error: ValidationError, cls: type[BaseModel]) -> Iterator[str]:
 def _how(place: str, kind: str, found: Any) -> str:
     """How to write what was probably meant by a value of another type."""
     if kind == "string_type" and isinstance(found, bool | datetime.date | None):
-        return " YAML takes yes, no, on, off, null and dates for other things than text; put it in quotes, as in 'NO'."
+        return " YAML does not read yes, no, on, off, null and dates as text; put it in quotes, as in 'NO'."
     if kind == "list_type" and isinstance(found, str | int | float) and place != "contrasts":
         return f" Write [{found}]."
     return ""

@@ -149,12 +149,11 @@ def load_config(path: Path) -> dict[str, Any]:
                 line = key.start_mark.line + 1
                 if key.tag in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:null"):
                     raise InputError(
-                        f"{path}: YAML takes the name {key.value} in line {line} for other things than text; put it in "
-                        "quotes."
+                        f"{path}: YAML does not read the name {key.value} in line {line} as text; put it in quotes."
                     )
                 if key.value in first and key.tag != "tag:yaml.org,2002:merge":
                     raise InputError(
-                        f"{path}: {key.value} stands twice in one mapping, in lines {first[key.value]} and {line}, and "
+                        f"{path}: {key.value} occurs twice in one mapping, in lines {first[key.value]} and {line}, and "
                         "only the second would count; rename one of them, or remove it."
                     )
                 first[key.value] = line

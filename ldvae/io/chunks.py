@@ -109,7 +109,7 @@ class StoredMatrix:
         ends = [*range(start, stop, self.at_once), stop] if stop > start else [start, stop]
         blocks = [as_csr(self.stored(*piece)) for piece in pairwise(ends)]
         if any(block is None for block in blocks):
-            raise ValueError("it holds values that are no numbers")
+            raise ValueError("it holds values that are not numbers")
         return blocks[0] if len(blocks) == 1 else sparse.vstack(blocks, format="csr")
 
     def n_stored(self, stored: Any) -> int:

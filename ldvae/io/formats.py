@@ -153,7 +153,7 @@ def find_matrix(folder: Path, genome: str | None) -> Path:
             files = [str(folder / name) for name in readable]
             hint = f" Name the file: {files[0]}" if len(files) == 1 else f" List its files: input: [{', '.join(files)}]"
             hint += "."
-        raise InputError(f"{folder}: holds no matrix.mtx(.gz) and is no zarr store; found {inside}.{hint}")
+        raise InputError(f"{folder}: holds no matrix.mtx(.gz) and is not a zarr store; found {inside}.{hint}")
     return found[0]
 
 

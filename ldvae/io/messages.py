@@ -26,7 +26,7 @@ def reading(path: str | Path, kind: str) -> Iterator[None]:
         raise
     except UnicodeDecodeError as error:
         raise InputError(
-            f"{path}: cannot be read as {kind}: is no text in UTF-8 (byte {error.object[error.start]:#04x} at "
+            f"{path}: cannot be read as {kind}: is not text in UTF-8 (byte {error.object[error.start]:#04x} at "
             f"{error.start}). If it is a text file, save it as UTF-8 (iconv -f LATIN1 -t UTF-8); if it is a sheet of "
             "Excel or an archive, save it as csv or unpack it."
         ) from error

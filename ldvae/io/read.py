@@ -164,7 +164,7 @@ def take_matrices(adata: AnnData) -> Matrices:
         if matrix.dtype.kind in "biuf":
             layers[name] = LoadedMatrix(matrix.tocsr() if sparse.issparse(matrix) else np.asarray(matrix))
         else:
-            logger.warning("layer %r is left out: it holds values that are no numbers.", name)
+            logger.warning("layer %r is left out: it holds values that are not numbers.", name)
     raw = adata.uns.pop("ldvae_raw", None)
     if raw is None and adata.raw is not None:
         x = adata.raw.X
@@ -331,7 +331,7 @@ def counts_of(
                 f"{len(var)} columns. The file is damaged, or lines are missing."
             )
         if x is None:
-            refuse_matrix(stored, where, kind, chosen, "values that are no numbers (or true and false)")
+            refuse_matrix(stored, where, kind, chosen, "values that are not numbers (or true and false)")
     if own_genes:
         others |= {"varm": {}, "varp": {}}
         if layers and (left := [name for name in stored.matrices if name != "raw"]):

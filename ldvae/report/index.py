@@ -1,4 +1,4 @@
-"""The page that leads to the reports of all datasets."""
+"""The page that links to the reports of all datasets."""
 
 from __future__ import annotations
 

@@ -177,7 +177,7 @@ HISTORY = File(
 )
 METRICS = File(
     path="runs/{run}/metrics.json",
-    holds="What the run is (options, seed), how well it fits cells it has not seen (nats per cell), time and memory.",
+    holds="What the run is (options, seed), how well it fits held-out cells (nats per cell), time and memory.",
     writer="train",
     readers=("select", "report"),
 )
@@ -483,7 +483,7 @@ ACROSS_SUMMARY = File(
 
 INDEX = File(
     path="index.html",
-    holds="The page that leads to the reports of all datasets, in the folder above theirs.",
+    holds="The page that links to the reports of all datasets, in the folder above theirs.",
     writer="index",
 )
 INDEX_RECORD = File(

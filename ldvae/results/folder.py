@@ -33,7 +33,8 @@ class ResultsFolder:
         if not any(self._found(file) for file in NAMED.values()):
             inside = sorted(path.name for path in self.folder.glob("*/") if (path / "qc/summary.json").exists())
             raise InputError(
-                f"{self.folder} (working directory {Path.cwd()}) is no folder of results: none of their files is there"
+                f"{self.folder} (working directory {Path.cwd()}) is not a folder of results: none of their files is "
+                f"there"
                 + (
                     f", but it holds those of {', '.join(inside)}. Name one."
                     if inside

@@ -34,7 +34,7 @@ N_SHOWN = 10  # top genes named in the table of the meta-programs
 
 
 def across(*, results: Path, datasets: list[str], config: AcrossConfig = AcrossConfig()) -> None:
-    """Compare the programs of several datasets: which they share, and which are one's own.
+    """Compare the programs of several datasets: those they share, and those of one dataset only.
 
     Parameters
     ----------

@@ -22,7 +22,7 @@ def check(
     gene_names: str | None = None,
     obs_table: Path | None = None,
 ) -> str:
-    """Check configs and the data they name, or files of counts, and say what is in them.
+    """Check configs with their data, or files of counts, and print what they hold.
 
     Parameters
     ----------

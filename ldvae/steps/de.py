@@ -78,7 +78,7 @@ class Contrast(NamedTuple):
 
 
 def de(*, results: Path, threads: int = 1, config: DeConfig = DeConfig()) -> None:
-    """Find the genes that differ between groups of cells, with the best run's model and in pseudobulks.
+    """Find genes that differ between groups of cells, by ranks, pseudobulks and the best run's model.
 
     Parameters
     ----------

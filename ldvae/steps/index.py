@@ -19,7 +19,7 @@ WITHOUT_FINDINGS: dict[str, Any] = {"found": [], "not_found": []}  # reports of 
 
 
 def index(*, results: Path, datasets: list[str] | None = None, across: bool | None = None) -> None:
-    """Write the page that leads to the reports of all datasets and compares all runs.
+    """Write the page that links to the reports of all datasets and compares all runs.
 
     Parameters
     ----------

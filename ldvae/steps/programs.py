@@ -49,7 +49,7 @@ FEW_GENES = 1000  # measured: a panel, chosen for what differs between cells
 
 
 def programs(*, results: Path, config: ProgramsConfig = ProgramsConfig()) -> None:
-    """Average the chosen fits, turn what they share into gene programs, and say what the programs are.
+    """Average the chosen fits, rotate the shared directions to gene programs, and name and test them.
 
     Parameters
     ----------

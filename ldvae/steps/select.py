@@ -60,7 +60,7 @@ class Factors(NamedTuple):
 
 
 def select(*, results: Path, runs: list[str] | None = None, config: SelectConfig = SelectConfig()) -> None:
-    """Compare the settings of a sweep on held-out cells and by what reproduces, and choose one.
+    """Compare the settings of a sweep by held-out error and reproducible rank, and choose one.
 
     Parameters
     ----------

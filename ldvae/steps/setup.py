@@ -49,7 +49,7 @@ class Genes(NamedTuple):
 
 
 def setup(*, results: Path, config: SetupConfig = SetupConfig()) -> None:
-    """Choose the genes to model, register the obs columns the model knows, and split the cells once.
+    """Choose the genes to model, register the obs columns that the model uses, and split the cells once.
 
     Parameters
     ----------

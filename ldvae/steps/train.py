@@ -60,7 +60,7 @@ def train(
     architecture: ModelConfig = ModelConfig(),
     config: TrainConfig = TrainConfig(),
 ) -> None:
-    """Fit one model from one seed, and measure it on the cells it has not seen.
+    """Fit one model from one seed, and evaluate it on held-out cells.
 
     On SIGTERM, SIGUSR1 or SIGINT it writes its checkpoint and exits with 128 + the signal's number. A restart resumes
     from the checkpoint and gives the same bits as an uninterrupted training.

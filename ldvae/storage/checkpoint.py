@@ -286,10 +286,10 @@ def read_pickle(path: Path, unpickler: RestrictedUnpickler) -> dict[str, Any]:
             "Nothing of it was executed. Load it only if you know its origin: in scvi-tools itself, to save it again."
         ) from error
     except (ValueError, TypeError, KeyError, AttributeError, EOFError, IndexError, RuntimeError) as error:
-        raise InputError(f"{path} is damaged, or no checkpoint of scvi-tools: {error}.") from error
+        raise InputError(f"{path} is damaged, or not a checkpoint of scvi-tools: {error}.") from error
     if not isinstance(content, dict):
         raise InputError(
-            f"{path} is no checkpoint of scvi-tools: it holds a {type(content).__name__}, not a dictionary."
+            f"{path} is not a checkpoint of scvi-tools: it holds a {type(content).__name__}, not a dictionary."
         )
     return content
 

@@ -1,6 +1,6 @@
 include { image ; memory ; time } from './resources'
 
-// Compare the programs of several datasets: which they share, and which are one's own.
+// Compare the programs of several datasets: those they share, and those of one dataset only.
 process ACROSS {
     tag 'all datasets'
     memory { memory('across', [qc, programs], task) }

@@ -1,6 +1,6 @@
 include { image } from './resources'
 
-// Write the page that leads to the reports of all datasets, the end of the run in words, and tables for MultiQC.
+// Write the page that links to the reports of all datasets, the end of the run in words, and tables for MultiQC.
 process INDEX {
     tag 'all datasets'
     executor 'local'

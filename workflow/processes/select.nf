@@ -1,6 +1,6 @@
 include { image ; memory ; time } from './resources'
 
-// Compare the settings of a sweep on held-out cells and by what reproduces, and choose one.
+// Compare the settings of a sweep by held-out error and reproducible rank, and choose one.
 process SELECT {
     tag "${meta.id}"
     memory { memory('select', runs, task) }

@@ -1,5 +1,5 @@
 rule across:
-    """Compare the programs of several datasets: which they share, and which are one's own."""
+    """Compare the programs of several datasets: those they share, and those of one dataset only."""
     input:
         of_all("across"),
         others=compared_before,

@@ -25,7 +25,7 @@ rule report:
 
 
 rule index:
-    """Write the page that leads to the reports of all datasets."""
+    """Write the page that links to the reports of all datasets."""
     input:
         summaries=expand(f"<results>/{{dataset}}/{layout.REPORT_SUMMARY.path}", dataset=plan.datasets),
         pages=expand(f"<results>/{{dataset}}/{layout.PAGE.path}", dataset=plan.datasets),

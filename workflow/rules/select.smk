@@ -1,5 +1,5 @@
 rule select:
-    """Compare the settings of a sweep on held-out cells and by what reproduces, and choose one."""
+    """Compare the settings of a sweep by held-out error and reproducible rank, and choose one."""
     input:
         inputs("select"),
     output:
