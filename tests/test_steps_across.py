@@ -148,7 +148,7 @@ def test_the_page_says_the_findings_first_and_needs_no_network(finished):
             assert (layout.ACROSS_PAGE.at(root).parent / link["href"]).exists(), link
 
 
-@pytest.mark.parametrize(("n_shared", "n_own", "words"), [(1, 2, "1 meta-program is"), (2, 1, "1 program is one")])
+@pytest.mark.parametrize(("n_shared", "n_own", "words"), [(1, 2, "1 meta-program is"), (2, 1, "1 program is in one")])
 def test_one_of_a_kind_is_said_in_the_singular(n_shared, n_own, words):
     names = [f"M{k + 1}" for k in range(n_shared + n_own)]
     has = ["a, b"] * n_shared + ["a"] * n_own
