@@ -134,7 +134,7 @@ def test_a_metric_without_spread_has_no_outliers(raw: AnnData, caplog: pytest.Lo
     limits = find_limits(metrics, pd.Series("all", index=raw.obs_names), QcConfig())
     assert (reasons_for_removal(metrics, pd.Series("all", index=raw.obs_names), limits) == "").all()
     assert caplog.messages == [
-        "Over half of the cells have the same n_genes_by_counts, so it removes no outliers there: the median is 50, "
+        "Over half of the cells have the same n_genes_by_counts, so this limit removes no outliers: the median is 50, "
         "the highest 70."
     ]
 

@@ -248,7 +248,8 @@ def _found_programs(results: Results) -> Findings:
         text = f"Named after cells in which score and genes are high, or after enriched gene sets: {names}."
         found.append(Warning(text, "programs"))
     if unnamed := [name for name in programs.index if name not in named]:
-        text = f"No group of cells and no gene set matches {listed(_names(results, unnamed), 12)}: read their genes."
+        own = "its" if len(unnamed) == 1 else "their"
+        text = f"No group of cells and no gene set matches {listed(_names(results, unnamed), 12)}: read {own} genes."
         missing.append(Warning(text, "programs"))
     return Findings(found, missing)
 

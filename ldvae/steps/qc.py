@@ -400,7 +400,7 @@ def find_limits(obs: pd.DataFrame, batch: pd.Series, config: QcConfig) -> list[L
         mad = (values - center.reindex(batch[counted]).to_numpy()).abs().groupby(batch[counted]).median()
         constant = mad.index[(mad == 0) & (by_batch.nunique() > 1)]
         if len(constant):
-            message = "Over half of the cells%s have the same %s, so it removes no outliers there: %s."
+            message = "Over half of the cells%s have the same %s, so this limit removes no outliers: %s."
             of = "" if len(names) == 1 else f" of batch {first_names(constant)}"
             there = obs[metric][counted & batch.isin(constant)]
             spread_of = f"the median is {there.median():.3g}, the highest {there.max():.3g}"
