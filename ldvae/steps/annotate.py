@@ -46,12 +46,12 @@ def annotate(*, results: Path, config: AnnotateConfig = AnnotateConfig()) -> Non
         adata.layers["ldvae_normalized"] = normalized(adata, layout.MODEL.existing(results, run=run))
     n_latent = add_factors(adata, layout.FACTORS.existing(results, run=run))
     programs = add_programs(adata, results)
+    embedded = add_embedding(adata, config)  # before the counts are in memory twice: it needs the most
     adata.layers[own_name("counts", adata.layers)] = adata.X.copy()
     with warnings.catch_warnings():  # scanpy's own deprecations
         warnings.simplefilter("ignore")
         scanpy.pp.normalize_total(adata)
         scanpy.pp.log1p(adata)
-    embedded = add_embedding(adata, config)
     adata.uns["ldvae"] = {
         "version": metadata.version("ldvae"),
         "run": run,
