@@ -458,7 +458,7 @@ def test_check_reads_a_file_with_the_options_that_say_how(tmp_path, capsys):
         cli.main(["check", str(path), "--transpose", "--feature-types", "Peaks", "--gene-names", "label", *table]) == 0
     )
     said = capsys.readouterr()
-    assert "raw counts of 3 cells and 1 genes" in said.out
+    assert "raw counts of 3 cells and 1 gene" in said.out
     assert "cells.csv: has no row for 2 of 3 cells" in said.err
 
 

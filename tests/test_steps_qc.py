@@ -258,7 +258,7 @@ def test_a_real_file_passes_check_and_qc_or_is_refused_in_one_line(
         return out
 
     said = call("check", str(path), refused="" if shapes else expected)
-    assert not shapes or f"raw counts of {shapes[0]} cells and {shapes[1]} genes" in said
+    assert not shapes or f"raw counts of {shapes[0]:,} cells and {shapes[1]:,} genes" in said
     refused = "" if len(shapes) == 4 else (shapes or ("", "", expected))[2]
     call("qc", "--input", str(path), "--doublets", "off", "--results", str(tmp_path), refused=refused)
     written = {path for path in layout.layout(["qc"], []) if (tmp_path / path).exists()}

@@ -59,7 +59,8 @@ def check(
                     obs_table=obs_table,
                     chunked=True,
                 )
-                found.append(f"{path}: raw counts of {adata.n_obs} cells and {adata.n_vars} genes.")
+                size = f"{counted(adata.n_obs, 'cell')} and {counted(adata.n_vars, 'gene')}"
+                found.append(f"{path}: raw counts of {size}.")
         except InputError as error:
             problems.append(str(error))
     if problems:
