@@ -293,7 +293,9 @@ def model_based(
     One call for all of them: the cells are encoded and their counts summed once.
     """
     rows = np.unique(np.concatenate([rows for contrast in contrasts for rows in (contrast.rows1, contrast.rows2)]))
-    cells = adata[rows].copy()
+    # Not adata[rows].copy(), which has the counts in memory three times.
+    x = adata.X if len(rows) == adata.n_obs else adata.X[rows]
+    cells = AnnData(x, adata[rows].obs.copy(), adata.var)
     cells.obs["contrast_group"] = group_names(cells.obs[contrasts[0].column]).fillna("nan").to_numpy()
     group2 = contrasts[0].group2
     with warnings.catch_warnings():
