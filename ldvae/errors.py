@@ -48,3 +48,8 @@ def suggestion(name: str, options: Iterable[object]) -> str:
     near = difflib.get_close_matches(name, names, n=1)
     listed = ", ".join(names[:20]) + (", …" if len(names) > 20 else "") if names else "none"
     return (f" Did you mean {near[0]!r}?" if near else "") + f" There are: {listed}."
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what an error says, or its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -14,7 +14,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from ldvae.errors import InputError, suggestion
+from ldvae.errors import InputError, first_line, suggestion
 from ldvae.io.by_rows import READ_AT_ONCE, ByEntries, Entries
 from ldvae.io.chunks import ChunkedMatrix, LoadedMatrix, RawMatrix, StoredMatrix
 from ldvae.io.matrices import as_csr, as_numbers
@@ -190,7 +190,7 @@ def elements(group: Any, read_elem: Callable[[Any], Any]) -> dict[str, Any]:
         try:
             found[name] = read_elem(group[name])
         except Exception as error:  # of an encoding that this anndata does not know; nothing here needs it
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             logger.warning("%s: cannot be read and is left out: %s", group[name].name, reason)
     return found
 

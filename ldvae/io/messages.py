@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ldvae.errors import InputError
+from ldvae.errors import InputError, first_line
 
 NAMES_SHOWN = 20
 
@@ -31,9 +31,8 @@ def reading(path: str | Path, kind: str) -> Iterator[None]:
             "Excel or an archive, save it as csv or unpack it."
         ) from error
     except Exception as error:  # it lies in the file; the chained error keeps the details
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
-            f"{path}: cannot be read as {kind}: {reason.rstrip('.')}. The file may be damaged or cut short (copy it "
+            f"{path}: cannot be read as {kind}: {first_line(error).rstrip('.')}. The file may be damaged or cut short (copy it "
             "again), or of another format than its name says."
         ) from error
 

@@ -20,7 +20,7 @@ from threadpoolctl import threadpool_limits
 from ldvae import pl
 from ldvae import results as layout
 from ldvae.config import DeConfig
-from ldvae.errors import InputError, suggestion
+from ldvae.errors import InputError, first_line, suggestion
 from ldvae.io import (
     MAX_CELLS,
     atomic,
@@ -537,7 +537,7 @@ def pseudobulk(bulks: Bulks, contrast: Contrast, config: DeConfig, threads: int 
         counted = (bulk >= LEAST_COUNTS).sum() >= n.min()
         result = deseq2(bulk.loc[:, counted], table, design, threads)
     except Exception as error:  # few genes or samples break its fits in many ways; the other tests remain
-        reason = f"The pseudobulk test failed: {(str(error).strip().splitlines() or [type(error).__name__])[0]}"
+        reason = f"The pseudobulk test failed: {first_line(error)}"
         logger.warning("%s: %s", contrast.name, reason)
         return None, reason
     return result.reindex(bulks.genes), ""

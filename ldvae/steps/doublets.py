@@ -20,6 +20,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from ldvae.config import QcConfig
+from ldvae.errors import first_line
 from ldvae.io import ChunkedCounts, atomic
 from ldvae.methods import Sentence
 
@@ -186,8 +187,7 @@ def of_batch(task: Batch, config: QcConfig) -> Doublets:
                 cells, expected_doublet_rate=config.expected_doublet_rate, random_state=config.seed, verbose=False
             )
     except Exception as error:  # few cells or genes break it in many ways; doublets are then not known, nothing else
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        return Doublets(np.full(x.shape[0], np.nan), None, reason)
+        return Doublets(np.full(x.shape[0], np.nan), None, first_line(error))
     predicted = None
     if "predicted_doublet" in cells.obs:
         predicted = cells.obs["predicted_doublet"].fillna(False).to_numpy(bool)

@@ -17,7 +17,7 @@ from scipy import sparse
 from ldvae import pl
 from ldvae import results as layout
 from ldvae.config import QcConfig
-from ldvae.errors import InputError, suggestion
+from ldvae.errors import InputError, first_line, suggestion
 from ldvae.io import (
     ChunkedCounts,
     ChunkedMatrix,
@@ -288,8 +288,7 @@ def types_of_cells(
     try:
         types.iloc[cells] = quick_clusters(sample[:, genes], seed)
     except Exception as error:  # data without structure break it in many ways; the types are then not known, no more
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        logger.info("Cells cannot be clustered before quality control: %s", reason)
+        logger.info("Cells cannot be clustered before quality control: %s", first_line(error))
         return types, ""
     return types, "clusters"
 
