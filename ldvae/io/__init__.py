@@ -13,7 +13,7 @@ from ldvae.io.messages import collected_warnings, first_names
 from ldvae.io.read import counts_of, read_file, read_input, reading_options
 from ldvae.io.stored import has_neighbors, in_memory
 from ldvae.io.text import read_annotation, read_gene_list, read_gmt
-from ldvae.io.write import atomic, plain, read_table, write_json, write_table
+from ldvae.io.write import atomic, plain, read_table, write_json, write_svgs, write_table, write_text
 
 __all__ = [
     "MAX_CELLS",
@@ -46,5 +46,7 @@ __all__ = [
     "write_chunked",
     "write_json",
     "write_matrices",
+    "write_svgs",
     "write_table",
+    "write_text",
 ]

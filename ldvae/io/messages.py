@@ -32,8 +32,8 @@ def reading(path: str | Path, kind: str) -> Iterator[None]:
         ) from error
     except Exception as error:  # it lies in the file; the chained error keeps the details
         raise InputError(
-            f"{path}: cannot be read as {kind}: {first_line(error).rstrip('.')}. The file may be damaged or cut short (copy it "
-            "again), or of another format than its name says."
+            f"{path}: cannot be read as {kind}: {first_line(error).rstrip('.')}. The file may be damaged or "
+            "cut short (copy it again), or of another format than its name says."
         ) from error
 
 

@@ -43,6 +43,20 @@ def atomic(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def write_text(text: str, path: Path) -> None:
+    """Write a text as it stands."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_svgs(documents: Mapping[str, str], folder: Path) -> None:
+    """Write figures into a folder that holds nothing else, each under its name."""
+    with atomic(folder) as temporary:
+        temporary.mkdir()
+        for name, document in documents.items():
+            (temporary / f"{name}.svg").write_text(document, encoding="utf-8")
+
+
 def write_table(table: pd.DataFrame, path: Path, *, index: str | None = None) -> None:
     """Write a tab-separated table, gzipped if the name ends in .gz; the same table gives the same bytes.
 
@@ -82,8 +96,7 @@ def read_table(path: Path, *, index: str | None = None, text: Sequence[str] = ()
 
 def write_json(value: Any, path: Path) -> None:
     """Write plain values, numpy's and paths included, as JSON; what is not finite becomes null."""
-    with atomic(path) as temporary:
-        temporary.write_text(json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n", path)
 
 
 def plain(value: Any) -> Any:

@@ -14,7 +14,7 @@ from anndata import AnnData
 from ldvae import results as layout
 from ldvae.config import AcrossConfig
 from ldvae.errors import InputError, suggestion
-from ldvae.io import atomic, read_h5ad, write_json, write_table
+from ldvae.io import read_h5ad, write_json, write_svgs, write_table, write_text
 from ldvae.programs import (
     Frame,
     MetaPrograms,
@@ -91,12 +91,8 @@ def across(*, results: Path, datasets: list[str], config: AcrossConfig = AcrossC
     write_table(compared, layout.META_DONORS.at(results))
     write_table(means, layout.META_DONOR_MEANS.at(results))
     page, drawn = render_across(shown)
-    with atomic(layout.ACROSS_FIGURES.at(results)) as temporary:
-        temporary.mkdir()
-        for name, document in drawn.items():
-            (temporary / f"{name}.svg").write_text(document, encoding="utf-8")
-    with atomic(layout.ACROSS_PAGE.at(results)) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    write_svgs(drawn, layout.ACROSS_FIGURES.at(results))
+    write_text(page, layout.ACROSS_PAGE.at(results))
     lines = [*findings(shown), *contrasts_in_words(shown)]
     for line in lines:
         logger.info(line)

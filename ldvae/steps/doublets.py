@@ -11,6 +11,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,7 +86,7 @@ def find_doublets(
     score, predicted = found["doublet_score"].to_numpy().copy(), found["predicted_doublet"].to_numpy().copy()
     numbers = pd.Series(np.arange(len(batch))).groupby(batch.to_numpy(str), sort=True).indices
     is_passing = passing.to_numpy(bool)
-    common = f"{config.expected_doublet_rate} {config.seed} {version()} {digest(genes)}"
+    common = f"{config.expected_doublet_rate} {config.seed} {metadata.version('scanpy')} {digest(genes)}"
     batches: list[tuple[str, np.ndarray]] = []  # a name comes more than once where its cells are in several parts
     for name in sorted(numbers):
         cells = np.sort(numbers[name])
@@ -208,13 +209,6 @@ def digest(table: pd.DataFrame | pd.Index, text: str = "") -> str:
     """Hexadecimal digest of a table with its index, or of names."""
     hashed = pd.util.hash_pandas_object(table, index=True).to_numpy()
     return hashlib.sha256(hashed.tobytes() + text.encode()).hexdigest()[:24]
-
-
-def version() -> str:
-    """Of scanpy, whose results may change."""
-    from importlib import metadata
-
-    return metadata.version("scanpy")
 
 
 # What the methods section says

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ldvae import results as layout
-from ldvae.io import atomic
+from ldvae.io import write_text
 from ldvae.report.index import render_index
 from ldvae.report.multiqc import programs_table, qc_table
 from ldvae.report.prose import end_of_run
@@ -50,9 +50,7 @@ def index(*, results: Path, datasets: list[str] | None = None, across: bool | No
         layout.MULTIQC_PROGRAMS: programs_table(found),
     }
     for file, text in texts.items():
-        file.at(results).parent.mkdir(exist_ok=True)
-        with atomic(file.at(results)) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_text(text, file.at(results))
     logger.info("%s", said)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from ldvae.errors import InputError
+from ldvae.steps.init import packaged
 
 logger = logging.getLogger(__name__)
 
@@ -25,9 +26,6 @@ def profile(action: Literal["install"], name: Literal["slurm", "workstation"], *
     folder
         Where to copy it; not given: the user's folder of Snakemake profiles. A profile that is there is left alone.
     """
-    package = Path(__file__).parents[1]
-    # Beside the package in a clone, inside it when installed from a wheel.
-    source = next(path for path in (package.parent / name, package / "profiles" / name) if path.is_dir())
     if folder is None:
         home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
         folder = home / "snakemake" / name
@@ -35,5 +33,5 @@ def profile(action: Literal["install"], name: Literal["slurm", "workstation"], *
         raise InputError(
             f"{folder} is there already and may hold your settings; remove it first, or give another --folder."
         )
-    shutil.copytree(source, folder, dirs_exist_ok=True)
+    shutil.copytree(packaged(name), folder, dirs_exist_ok=True)
     logger.info("Installed %s; set account and partitions in it, then: snakemake --profile %s", folder, name)

@@ -13,7 +13,7 @@ from scipy import sparse
 
 from ldvae import results as layout
 from ldvae.config import ProgramsConfig, RotationConfig
-from ldvae.io import atomic, read_gmt, read_h5ad, thinned, write_json, write_table
+from ldvae.io import atomic, read_gmt, read_h5ad, thinned, write_json, write_table, write_text
 from ldvae.methods import Sentence
 from ldvae.names import find_own
 from ldvae.programs import (
@@ -203,8 +203,7 @@ def ranked_sets(all_genes: pd.DataFrame, names: list[str], files: list[str]) -> 
 
 def write_gmt(sets: dict[str, list[str]], path: Path) -> None:
     """Write gene sets by name, the genes in the order given."""
-    with atomic(path) as temporary:
-        temporary.write_text("".join("\t".join([name, "ldvae", *genes]) + "\n" for name, genes in sets.items()))
+    write_text("".join("\t".join([name, "ldvae", *genes]) + "\n" for name, genes in sets.items()), path)
 
 
 def long_table(found: Programs) -> pd.DataFrame:

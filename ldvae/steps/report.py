@@ -17,7 +17,7 @@ from scipy import sparse
 from ldvae import results as layout
 from ldvae.config import SECTIONS, ModelConfig, ReportConfig, SweepConfig, TrainConfig, expand_sweep
 from ldvae.errors import InputError
-from ldvae.io import atomic, plain, read_h5ad, read_table, write_json
+from ldvae.io import plain, read_h5ad, read_table, write_json, write_svgs, write_text
 from ldvae.methods import Sentence, listed, numbered
 from ldvae.names import find_own
 from ldvae.report.dataset import render_report
@@ -73,7 +73,7 @@ def report(*, results: Path, benchmarks: Path | None = None, config: ReportConfi
     contrasts = (
         read_table(layout.DE.existing(results) / "contrasts.tsv", text=CONTRAST_TEXT) if compared else pd.DataFrame()
     )
-    de_summary = _read_json(layout.DE.at(results) / "summary.json") if compared else {}
+    de_summary = json.loads((layout.DE.at(results) / "summary.json").read_text(encoding="utf-8")) if compared else {}
     if resolved:
         made = {
             "qc": qc.get("settings", {}),
@@ -143,12 +143,8 @@ def report(*, results: Path, benchmarks: Path | None = None, config: ReportConfi
         ),
         config,
     )
-    with atomic(layout.FIGURES.at(results)) as folder:
-        folder.mkdir()
-        for name, document in documents.items():
-            (folder / f"{name}.svg").write_text(document, encoding="utf-8")
-    with atomic(layout.PAGE.at(results)) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    write_svgs(documents, layout.FIGURES.at(results))
+    write_text(page, layout.PAGE.at(results))
     write_json({**found, "page": layout.PAGE.path}, layout.REPORT_SUMMARY.at(results))
     logger.info("%s: %.1f MB, %d figures.", layout.PAGE.at(results), len(page.encode()) / 1e6, len(documents))
 
@@ -223,10 +219,6 @@ def refuse_other_options(
         wrong.append(f"run {missing[0]} of the config was not compared with the others")
     if wrong:
         raise InputError("\n- ".join(["The results are not those of the config; run the workflow again:", *wrong]))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _read_annotated(path: Path) -> dict[str, Any]:
