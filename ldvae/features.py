@@ -13,6 +13,7 @@ import pandas as pd
 from scipy import sparse
 
 from ldvae.errors import InputError, suggestion
+from ldvae.rows import spaced
 
 logger = logging.getLogger(__name__)
 
@@ -184,7 +185,7 @@ def numbered(names: Iterable[Any]) -> bool:
 def sample(names: Iterable[Any], n: int = 5000) -> list[str]:
     """At most `n` of the names, evenly spread: enough to judge, and as quick for ten million cells."""
     index = pd.Index(names)
-    return [str(name) for name in index[np.linspace(0, len(index) - 1, min(n, len(index))).astype(int)]]
+    return [str(name) for name in index[spaced(len(index), n)]]
 
 
 def known(table: pd.DataFrame, names: set[str]) -> int:

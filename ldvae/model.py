@@ -60,7 +60,7 @@ from ldvae.posterior import Cells
 from ldvae.programs import Programs, Reference, calibrate, find_programs, frame
 from ldvae.programs.projection import CELLS_JUDGED, with_identifiers
 from ldvae.progress import progress_bar
-from ldvae.rows import Rows, rows_of, rows_of_genes
+from ldvae.rows import Rows, rows_of, rows_of_genes, spaced
 from ldvae.storage import (
     SavedModel,
     adata_path,
@@ -937,7 +937,7 @@ class LinearSCVI:
         found = self.get_programs(*others, config=config)
         adata, source = self._own_adata(), self.source
         made = frame(found, gene_totals(source) / len(source), self._theta((self, *others)))
-        x, covariates = source.minibatch(np.unique(np.linspace(0, len(source) - 1, CELLS_JUDGED).astype(int)))
+        x, covariates = source.minibatch(spaced(len(source), CELLS_JUDGED))
         made = calibrate(
             with_identifiers(made, adata.var),
             sparse.csr_matrix(x.numpy()),

@@ -1,4 +1,4 @@
-"""Selection of cells: row numbers from a mask, row numbers, names of cells, or a query of obs."""
+"""Selection of cells: row numbers from a mask, row numbers, names of cells, or a query of obs; or evenly spaced."""
 
 from __future__ import annotations
 
@@ -193,6 +193,17 @@ def from_names(values: np.ndarray, obs: pd.DataFrame, name: str) -> np.ndarray:
     unique = obs.index if obs.index.is_unique else obs.index[~obs.index.duplicated()]
     positions = np.arange(len(obs)) if obs.index.is_unique else np.flatnonzero(~obs.index.duplicated())
     return positions[unique.get_indexer(wanted)].astype(np.int64)
+
+
+def spaced(n: int, most: int) -> np.ndarray:
+    """Row numbers of at most so many of `n` cells, evenly spaced, so that every part of a file has its share.
+
+    Examples
+    --------
+    >>> spaced(10, 4).tolist()
+    [0, 3, 6, 9]
+    """
+    return np.unique(np.linspace(0, n - 1, min(n, most)).astype(int))
 
 
 def rows_of_genes(given: Sequence[str] | None, genes: pd.Index) -> np.ndarray | None:

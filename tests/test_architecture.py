@@ -25,6 +25,7 @@ ALLOWED = {
         "neighbors",
         "features",
         "methods",
+        "rows",
         "train",
         "posterior",
         "module",
@@ -52,7 +53,7 @@ ALLOWED = {
     "module": BASICS | {"likelihoods", "data", "distributed"},
     "likelihoods": {"errors"},
     "distributed": {"errors"},
-    "programs": BASICS | {"methods", "features"},  # what is an identifier of a gene
+    "programs": BASICS | {"methods", "rows", "features"},  # what is an identifier of a gene
     "markers": BASICS | {"methods"},
     "methods": set(),
     "results": BASICS | {"io"},
@@ -62,7 +63,7 @@ ALLOWED = {
     "arguments": {"errors", "likelihoods"},
     "_settings": {"errors"},
     "io": {"errors", "counts", "demo", "features", "names"},
-    "features": {"errors"},
+    "features": {"errors", "rows"},
     "names": {"errors"},
     "neighbors": set(),
     "counts": {"errors"},

@@ -158,14 +158,3 @@ def meant_group(name: str, groups: Iterable[str]) -> str:
 MAX_CELLS = (
     20_000  # whose counts of all measured genes are held in memory: beyond them a statistic of a gene hardly moves
 )
-
-
-def thinned(rows: np.ndarray, most: int = MAX_CELLS) -> np.ndarray:
-    """At most so many of some rows, evenly spaced, so that every part of a file has its share.
-
-    Examples
-    --------
-    >>> thinned(np.arange(10), 4).tolist()
-    [0, 3, 6, 9]
-    """
-    return rows[np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int))]

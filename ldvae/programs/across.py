@@ -12,7 +12,7 @@ import scipy  # imports scipy.stats when it is first used: a second and 45 MB th
 from ldvae.errors import InputError
 
 from .common import Space, common_programs, spaces_of
-from .consensus import TINY, gauge
+from .consensus import TINY, gauge, unit_columns
 from .donors import LEAST_DONORS, compare_conditions, with_adjusted_p
 from .projection import Frame
 
@@ -186,8 +186,7 @@ class _Group(NamedTuple):
 def _grouped(spaces: Sequence[Space], cosines: np.ndarray, least: float) -> list[_Group]:
     """Meta-programs: those found on all datasets together, then linkage of the programs that are left."""
     dataset = np.repeat(np.arange(len(spaces)), [one.programs.shape[1] for one in spaces])
-    every = np.hstack([one.programs for one in spaces])
-    every = every / np.maximum(np.linalg.norm(every, axis=0), TINY)
+    every = unit_columns(np.hstack([one.programs for one in spaces]))
 
     def group(members: np.ndarray, signs: np.ndarray, direction: np.ndarray | None) -> _Group:
         own = np.zeros((len(spaces), len(every)))
@@ -274,8 +273,7 @@ def _cosines(frames: Mapping[str, Frame], loadings: Mapping[str, np.ndarray]) ->
             one, two = (
                 np.asarray(gauge(loadings[name][at], share)) * weight for name, at in ((first, at_a), (second, at_b))
             )
-            unit = [table / np.maximum(np.linalg.norm(table, axis=0), TINY) for table in (one, two)]
-            blocks[first, second] = unit[0].T @ unit[1]
+            blocks[first, second] = unit_columns(one).T @ unit_columns(two)
             blocks[second, first] = blocks[first, second].T
     return np.block([[blocks[first, second] for second in names] for first in names])
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from ldvae.config import RotationConfig
 
-from .consensus import TINY, Contribution, gauge
+from .consensus import TINY, Contribution, gauge, unit_columns
 from .find import rotated
 from .projection import Frame
 
@@ -128,7 +128,7 @@ def common_programs(spaces: Sequence[Space], seed: int = 0) -> np.ndarray:
     scores, sizes, turn = np.linalg.svd(cells, full_matrices=False)
     root = np.sqrt(len(cells))
     found = rotated(Contribution(scores * root, space @ turn.T * (sizes / root)), space.shape[1], RotationConfig())
-    return found.loadings / np.maximum(np.linalg.norm(found.loadings, axis=0), TINY)
+    return unit_columns(found.loadings)
 
 
 def _shared_space(spaces: Sequence[Space], seed: int) -> np.ndarray:

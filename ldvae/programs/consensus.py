@@ -275,9 +275,9 @@ def blocks(n_obs: int) -> Iterator[slice]:
     return (slice(start, start + BLOCK) for start in range(0, n_obs, BLOCK))
 
 
-def spread(n_obs: int, most: int) -> np.ndarray:
-    """Rows of at most so many cells, evenly spaced; all rows where there are no more."""
-    return np.unique(np.linspace(0, n_obs - 1, min(n_obs, most)).astype(int))
+def unit_columns(table: np.ndarray) -> np.ndarray:
+    """Columns of length one, or zero."""
+    return table / np.maximum(np.linalg.norm(table, axis=0), TINY)
 
 
 def _inner_products(fits: Sequence[FitTables]) -> np.ndarray:

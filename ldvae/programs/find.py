@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 from ldvae.config import RotationConfig
 from ldvae.errors import InputError
 from ldvae.methods import Sentence
+from ldvae.rows import spaced
 
 from .consensus import (
     SELECT,
@@ -25,7 +26,7 @@ from .consensus import (
     gauge,
     information,
     reproducible_rank,
-    spread,
+    unit_columns,
 )
 from .rotation import ALIGNED, N_JUDGED, Rotation, align_scores, clean_loadings, drop_baseline, orient, parts, rotate
 from .rotation import methods as methods_of_rotation
@@ -199,7 +200,7 @@ def find_programs(
         intercept=bool(rotation.transform.shape[0] == rotation.transform.shape[1]),
         warnings=warnings,
         directions=per_gene(whole.loadings, [f"U{k + 1}" for k in range(whole.loadings.shape[1])]),
-        sampled=whole.scores[spread(len(whole.scores), SAMPLED_CELLS)],
+        sampled=whole.scores[spaced(len(whole.scores), SAMPLED_CELLS)],
     )
 
 
@@ -245,15 +246,15 @@ def _settled(
     if n_fits < 2:
         return np.full(n_programs, np.nan)
     choices = _choices(n_fits, np.random.default_rng(config.seed))
-    rows = spread(len(scores[0]), SETTLED_CELLS)
+    rows = spaced(len(scores[0]), SETTLED_CELLS)
     parts = [np.asarray(table)[rows] for table in scores]
     fewer = config.model_copy(update={"n_starts": min(config.n_starts, SETTLED_STARTS)})
-    whole = _unit(rotation.loadings)
+    whole = unit_columns(rotation.loadings)
     found, present = [], []
     ranks = [rank] * len(choices) if config.rank else _ranks(parts, weighted, choices, rank, threshold)
     for choice, own_rank in zip(choices, ranks, strict=True):
         shared = consensus([parts[i] for i in choice], [weighted[i] for i in choice], own_rank)
-        other = _unit(rotated(shared, shared.loadings.shape[1], fewer).loadings)
+        other = unit_columns(rotated(shared, shared.loadings.shape[1], fewer).loadings)
         cosines = whole.T @ other
         best = np.abs(cosines).argmax(axis=1)
         own_cosine = cosines[np.arange(n_programs), best]
@@ -314,12 +315,6 @@ def _ranks(
     for number, curve in own.items():
         ranks[number] = max(1, rank + read(whole + curve - mean[len(choices[number])]) - read(whole))
     return ranks
-
-
-def _unit(loadings: np.ndarray) -> np.ndarray:
-    """Columns of length one, or zero."""
-    lengths = np.linalg.norm(loadings, axis=0)
-    return loadings / np.where(lengths > 0, lengths, 1.0)
 
 
 def _doubts(table: pd.DataFrame) -> list[str]:

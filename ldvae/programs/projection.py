@@ -13,8 +13,9 @@ from scipy import sparse, special
 
 from ldvae.errors import InputError
 from ldvae.features import share_of_identifiers
+from ldvae.rows import spaced
 
-from .consensus import TINY, information, spread
+from .consensus import TINY, information
 from .find import Programs, names_of
 from .regression import regress_counts
 
@@ -81,7 +82,7 @@ def frame(programs: Programs, mean: ArrayLike, theta: ArrayLike | None = None) -
     dispersion = np.zeros_like(share) if theta is None else np.atleast_2d(1 / np.asarray(theta, float)).mean(axis=0)
     # The offset that gives the mean expression back, on a sample of cells: the shares of a mean cell are not the mean
     # share. Batches are averaged over in this way too.
-    rows = spread(len(programs.scores), 2000)
+    rows = spaced(len(programs.scores), 2000)
     components = (programs.scores.to_numpy()[rows] - programs.transform[0]) @ np.linalg.pinv(programs.transform[1:])
     fold = np.exp(components @ programs.basis.to_numpy().T)
     offset = share.copy()
@@ -168,7 +169,7 @@ def project(
         rows = groups == group
         own, level = counts[rows], offset
         if adjust:
-            some = own[spread(own.shape[0], LEVEL_CELLS)]
+            some = own[spaced(own.shape[0], LEVEL_CELLS)]
             for _ in range(3):
                 expected = _most_likely(some, basis, level, theta).expected
                 shift = np.log((np.asarray(some.sum(axis=0)).ravel() + 1) / (expected + 1))

@@ -10,8 +10,9 @@ import scipy  # imports scipy.optimize when it is first used
 from threadpoolctl import threadpool_limits
 
 from ldvae.methods import Sentence
+from ldvae.rows import spaced
 
-from .consensus import TINY, Contribution, blocks, spread
+from .consensus import TINY, Contribution, blocks, unit_columns
 
 # A score agrees with its genes at least this much after `align_scores`.
 ALIGNED = 0.9
@@ -302,7 +303,7 @@ def parts(contribution: Contribution, rotation: Rotation, *, keep: float = 0.1) 
     """
     rank, q = len(rotation.transform) - 1, rotation.transform.shape[1]
     free = slice(0, None) if q > rank else slice(1, None)  # the rows of the transform that the loadings depend on
-    rows = spread(len(contribution.scores), PARTS_CELLS)
+    rows = spaced(len(contribution.scores), PARTS_CELLS)
     cells = np.hstack([np.ones((len(rows), 1)), contribution.scores[rows, :rank]])
     genes = np.hstack([np.zeros((len(contribution.loadings), 1)), contribution.loadings[:, :rank]])[:, free]
     middle = cells @ rotation.transform  # signs by the mean, or where it is next to nothing by the skew
@@ -378,8 +379,7 @@ def align_scores(contribution: Contribution, rotation: Rotation) -> Alignment:
     weight = np.maximum(rotation.loadings, 0)
     if len(weight) > N_JUDGED:
         weight = np.where(weight >= np.sort(weight, axis=0)[-N_JUDGED], weight, 0)
-    m = contribution.loadings[:, : len(t)].T @ weight
-    m = m / np.maximum(np.linalg.norm(m, axis=0), TINY)
+    m = unit_columns(contribution.loadings[:, : len(t)].T @ weight)
     agreement = np.clip((t * m).sum(axis=0), -1, 1)
     across = t - agreement * m
     size = np.linalg.norm(across, axis=0)

@@ -13,7 +13,7 @@ from scipy import sparse
 
 from ldvae import results as layout
 from ldvae.config import ProgramsConfig, RotationConfig
-from ldvae.io import atomic, read_gmt, read_h5ad, thinned, write_json, write_table, write_text
+from ldvae.io import MAX_CELLS, atomic, read_gmt, read_h5ad, write_json, write_table, write_text
 from ldvae.methods import Sentence
 from ldvae.names import find_own
 from ldvae.programs import (
@@ -40,6 +40,7 @@ from ldvae.programs.enrichment import methods as methods_of_enrichment
 from ldvae.programs.find import methods as methods_of_consensus
 from ldvae.programs.projection import CELLS_JUDGED, with_identifiers
 from ldvae.provenance import versions
+from ldvae.rows import spaced
 from ldvae.steps.qc import TYPE_COLUMNS
 from ldvae.steps.select import find, read_factors, read_programs
 
@@ -183,7 +184,7 @@ def on_all_genes(scores: pd.DataFrame, filtered: Path) -> pd.DataFrame:
         read.
     """
     measured = read_h5ad(filtered, backed="r")
-    chosen = thinned(np.arange(len(scores)))
+    chosen = spaced(len(scores), MAX_CELLS)
     position = measured.obs_names.get_indexer(scores.index[chosen])
     order = np.argsort(position)
     counts = sparse.csr_matrix(measured.X[position[order]])
@@ -217,7 +218,7 @@ def long_table(found: Programs) -> pd.DataFrame:
 def judged(model: Frame, counts: Path, batch_key: str) -> Frame:
     """The model with the identifiers of its genes, where there are any, and how well it explains its own cells."""
     data = read_h5ad(counts, backed="r")
-    rows = thinned(np.arange(data.n_obs), CELLS_JUDGED)
+    rows = spaced(data.n_obs, CELLS_JUDGED)
     x, var, obs = sparse.csr_matrix(data.X[rows]), data.var, data.obs.iloc[rows]
     data.file.close()
     batch = obs[batch_key].to_numpy() if batch_key in obs else None
