@@ -629,7 +629,7 @@ def unexpressed_genes(
 
 
 class CountStatistics:
-    """Sums of the counts of groups of cells, all from one pass over the counts.
+    """Sums of the counts of groups of cells, all from one pass over their counts.
 
     Parameters
     ----------
@@ -646,12 +646,13 @@ class CountStatistics:
         n_obs = len(source)
         distinct = {group_key(rows): rows for rows in groups}
         self.n = {key: len(rows) for key, rows in distinct.items()}
+        members = np.unique(np.concatenate(list(distinct.values())))
         # Of a large group the few others are summed: one against the rest costs no more than the groups themselves.
-        large = {key for key, n in self.n.items() if 2 * n > n_obs}
+        large = {key for key, n in self.n.items() if 2 * n > len(members)}
         # Groups without a common cell share a layer: the number, within it, of each cell's group; 0 for none.
         layers: list[tuple[np.ndarray, list[int]]] = []
         for key, rows in distinct.items():
-            summed = np.setdiff1d(np.arange(n_obs), rows) if key in large else rows
+            summed = np.setdiff1d(members, rows) if key in large else rows
             layer = next((layer for layer in layers if not layer[0][summed].any()), None)
             if layer is None:
                 layer = np.zeros(n_obs, dtype=np.int64), []
@@ -661,12 +662,12 @@ class CountStatistics:
             number[summed] = len(keys)
         sums = [np.zeros((3, len(keys) + 1, source.n_vars)) for _, keys in layers]
         start = 0
-        for counts, chosen in source.minibatches(np.arange(n_obs), 4096):
-            x = counts.x[chosen]
+        for counts, chosen in source.minibatches(members, 4096):
+            own, x = members[start : start + len(chosen)], counts.x[chosen]
             entries = np.diff(x.indptr)
             weight = np.repeat(1e4 / np.maximum(np.asarray(x.sum(axis=1)).ravel(), 1), entries) * x.data
             for (number, keys), of_layer in zip(layers, sums, strict=True):
-                bins = np.repeat(number[start : start + len(chosen)] * source.n_vars, entries) + x.indices
+                bins = np.repeat(number[own] * source.n_vars, entries) + x.indices
                 size = (len(keys) + 1) * source.n_vars
                 for i, weights in enumerate((x.data, x.data != 0, weight)):
                     of_layer[i] += np.bincount(bins, weights, size).reshape(-1, source.n_vars)

@@ -19,7 +19,7 @@ ALLOWED = {
     "cli": BASICS | {"steps", "results", "provenance", "distributed"},
     "steps": BASICS
     | {"model", "programs", "markers", "report", "pl", "io", "results", "demo", "simulate", "provenance", "likelihoods"}
-    # The parts of the model, for the step train.
+    # The parts of the model, for the steps train and de.
     | {
         "names",
         "neighbors",
@@ -28,6 +28,7 @@ ALLOWED = {
         "rows",
         "train",
         "posterior",
+        "differential",
         "module",
         "data",
         "devices",

@@ -18,6 +18,7 @@ import anndata
 import numpy as np
 import pytest
 import yaml
+from scipy import sparse
 
 from ldvae import cli
 from ldvae import results as layout
@@ -395,6 +396,25 @@ def test_the_predictive_check_has_the_observed_moments_of_the_held_out_cells(reg
         assert (own["n_cells"] == cells.n_obs).all()
     assert ((table["predicted_zeros"] >= 0) & (table["predicted_zeros"] <= 1)).all()
     assert (table["predicted_variance"] > 0).all()
+
+
+def test_many_counts_stay_in_their_file(registered, tmp_path, monkeypatch):
+    steps_train = importlib.import_module("ldvae.steps.train")
+    adata = anndata.read_h5ad(registered)
+    adata.X = sparse.csr_matrix(adata.X)
+    adata.write_h5ad(tmp_path / "counts.h5ad")
+    runs = []
+    for folder, most in ((tmp_path / "memory", 10**9), (tmp_path / "file", 0)):
+        monkeypatch.setattr(steps_train, "IN_MEMORY", most)
+        assert steps_train.read_registered(tmp_path / "counts.h5ad")[0].isbacked == (most == 0)
+        flags = train_flags(tmp_path / "counts.h5ad", folder, seed=1, max_epochs=5)
+        assert cli.main(["train", *flags]) == 0
+        factors = np.load(folder / "runs" / "one" / "factors.npz")
+        runs.append(json.loads((folder / "runs" / "one" / "metrics.json").read_text()) | dict(factors))
+    memory, file = runs
+    assert file["elbo_test"] == pytest.approx(memory["elbo_test"], rel=0.01)  # the order of the cells differs
+    np.testing.assert_array_equal(file["cells"], memory["cells"])
+    np.testing.assert_allclose(file["mean_expression"], memory["mean_expression"])
 
 
 @pytest.mark.thorough

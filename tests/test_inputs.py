@@ -36,7 +36,7 @@ from ldvae.io import (
     write_matrices,
 )
 from ldvae.io.chunks import LoadedMatrix
-from ldvae.steps.annotate import add_layers
+from ldvae.steps.annotate import layers_of
 from ldvae.steps.qc import others_apart
 
 # Of each case of ../shared/data/cases: how it is read, and the message; or the shape, the first gene and cell.
@@ -958,10 +958,11 @@ def test_raw_and_pairs_of_cells_and_genes_are_kept(n_files: int, chunked: bool, 
     some = np.arange(10, 50)
     of_kept = {name: matrix.take(some) for name, matrix in layers.items()}
     write_matrices(tmp_path / "layers.h5ad", of_kept, raw._replace(matrix=raw.matrix.take(some)))
-    found = add_layers(kept, tmp_path / "layers.h5ad")
-    expected = np.tile(np.log1p(X), (n_files, 1))[10:50]
-    np.testing.assert_array_equal(found.matrix.stored(np.arange(40)).toarray(), expected)
-    np.testing.assert_array_equal(kept.layers["input_X"].toarray(), expected[:, 5:])
+    own_layers, own_raw = layers_of(kept, tmp_path / "layers.h5ad")
+    expected, everyone = np.tile(np.log1p(X), (n_files, 1))[10:50], np.arange(40)
+    np.testing.assert_array_equal(own_raw.matrix.stored(everyone).toarray(), expected)
+    layer = own_layers["input_X"].stored(everyone) if chunked else kept.layers["input_X"]
+    np.testing.assert_array_equal(layer.toarray(), expected[:, 5:])
     assert kept.obsp["kin"].sum() == 2 * 40
     assert ("neighbors" in kept.uns) == (n_files == 1)  # of several files, each had its own
 

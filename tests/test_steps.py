@@ -22,8 +22,8 @@ FLAGS = {
     "project": ["--name", "other", "--input", "counts.h5ad"],
     "report": [],
 }
-# How often the model checks that entries are counts: once for all cells, in de once for the cells of each comparison.
-CHECKS = {"train": 1, "annotate": 1, "de": 2}
+# How often the model checks that entries are counts: once for all cells.
+CHECKS = {"train": 1, "annotate": 1, "de": 1}
 # The same for verbs that read the results of several datasets.
 FLAGS_OF_ALL = {"across": ["--datasets", "one", "two"], "index": []}
 

@@ -6,7 +6,7 @@
 """
 
 from ldvae.io.annotation import MAX_CELLS, group_names, meant_group, objects_to_categories, obs_column
-from ldvae.io.chunks import ChunkedCounts, ChunkedMatrix, RawMatrix, write_chunked, write_matrices
+from ldvae.io.chunks import ChunkedCounts, ChunkedMatrix, RawMatrix, write_chunked, write_matrices, write_rows
 from ldvae.io.formats import files_of, sha256_of_input
 from ldvae.io.hdf5 import read_h5ad, read_without_matrices
 from ldvae.io.messages import collected_warnings, first_names
@@ -45,6 +45,7 @@ __all__ = [
     "write_chunked",
     "write_json",
     "write_matrices",
+    "write_rows",
     "write_svgs",
     "write_table",
     "write_text",

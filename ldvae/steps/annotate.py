@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pandas as pd
 from anndata import AnnData
@@ -18,7 +19,7 @@ from scipy import sparse
 from ldvae import results as layout
 from ldvae.config import AnnotateConfig
 from ldvae.errors import InputError
-from ldvae.io import RawMatrix, atomic, read_h5ad, read_without_matrices, write_matrices
+from ldvae.io import ChunkedMatrix, RawMatrix, atomic, read_h5ad, read_without_matrices, write_matrices, write_rows
 from ldvae.methods import Sentence
 from ldvae.names import find_own, own_name
 from ldvae.neighbors import add_neighbors
@@ -36,22 +37,20 @@ def annotate(*, results: Path, config: AnnotateConfig = AnnotateConfig()) -> Non
     ----------
     results
         Folder of the results of the dataset, such as results/kang.
-    """
-    import scanpy
 
-    adata = read_h5ad(layout.COUNTS.existing(results))
-    raw = add_layers(adata, layout.LAYERS.existing(results))
+    Notes
+    -----
+    No matrix of all cells is ever in memory: counts, layers and raw go from file to file, some cells at a time.
+    """
+    adata, matrices, _ = read_without_matrices(layout.COUNTS.existing(results))
+    counts = matrices.pop("X")
+    layers, raw = layers_of(adata, layout.LAYERS.existing(results))
     run = layout.BEST.read(results)["run"]
-    if config.normalized_layer:
-        adata.layers["ldvae_normalized"] = normalized(adata, layout.MODEL.existing(results, run=run))
     n_latent = add_factors(adata, layout.FACTORS.existing(results, run=run))
     programs = add_programs(adata, results)
-    embedded = add_embedding(adata, config)  # before the counts are in memory twice: it needs the most
-    adata.layers[own_name("counts", adata.layers)] = adata.X.copy()
-    with warnings.catch_warnings():  # scanpy's own deprecations
-        warnings.simplefilter("ignore")
-        scanpy.pp.normalize_total(adata)
-        scanpy.pp.log1p(adata)
+    embedded = add_embedding(adata, config)
+    layers[own_name("counts", layers)] = counts
+    adata.uns["log1p"] = {"base": None}  # as scanpy tells it
     adata.uns["ldvae"] = {
         "version": metadata.version("ldvae"),
         "run": run,
@@ -65,11 +64,16 @@ def annotate(*, results: Path, config: AnnotateConfig = AnnotateConfig()) -> Non
         adata.uns["ldvae"]["embedded"] = embedded
     with atomic(layout.ANNOTATED.at(results)) as temporary:
         adata.write_h5ad(temporary, compression="gzip")
-        write_matrices(temporary, {}, raw, compression="gzip")
+        write_matrices(temporary, layers, raw, compression="gzip")
+        with h5py.File(temporary, "a") as file:
+            write_rows(file, "X", log_normalized(counts), adata.shape, "gzip")
+            if config.normalized_layer:
+                expression = expected(layout.COUNTS.at(results), layout.MODEL.existing(results, run=run))
+                write_rows(file["layers"], "ldvae_normalized", expression, adata.shape, "gzip")
 
 
-def add_layers(adata: AnnData, path: Path) -> RawMatrix | None:
-    """Add layers, obsp (with its entries of uns) and varp of the cells and genes that are modeled; returned is raw.
+def layers_of(adata: AnnData, path: Path) -> tuple[dict[str, ChunkedMatrix], RawMatrix | None]:
+    """Layers and raw of the cells and genes that are modeled; obsp (with its entries of uns) and varp are added.
 
     Parameters
     ----------
@@ -85,21 +89,36 @@ def add_layers(adata: AnnData, path: Path) -> RawMatrix | None:
             getattr(adata, kind)[name] = values.copy()
     adata.uns.update(own.uns)
     cells, genes = others.obs_names.get_indexer(adata.obs_names), others.var_names.get_indexer(adata.var_names)
-    for name, matrix in layers.items():
-        pieces = list(matrix.take(cells).take_columns(genes).pieces())
-        adata.layers[name] = sparse.vstack(pieces, format="csr") if matrix.is_sparse else np.concatenate(pieces)
-    return None if raw is None else raw._replace(matrix=raw.matrix.take(cells))
+    layers = {name: matrix.take(cells).take_columns(genes) for name, matrix in layers.items()}
+    return layers, None if raw is None else raw._replace(matrix=raw.matrix.take(cells))
 
 
-def normalized(adata: AnnData, model: Path) -> np.ndarray:
-    """The expression that the model expects of each cell, as shares of its counts, float32, shape (n_obs, n_vars)."""
+def log_normalized(counts: ChunkedMatrix) -> Iterator[sparse.csr_matrix]:
+    """log(1 + counts scaled to the median total), some cells at a time, as scanpy computes them of all at once."""
+    import scanpy
+
+    totals = np.concatenate([np.asarray(x.sum(axis=1)).ravel() for x in counts.pieces()])
+    median = np.median(totals[totals > 0])
+    for x in counts.pieces():
+        cells = AnnData(x)
+        with warnings.catch_warnings():  # scanpy's own deprecations
+            warnings.simplefilter("ignore")
+            scanpy.pp.normalize_total(cells, target_sum=median)
+            scanpy.pp.log1p(cells)
+        yield cells.X
+
+
+def expected(counts: Path, model: Path) -> Iterator[np.ndarray]:
+    """The expression that a model expects of each cell, as shares of its counts, float32, some cells at a time."""
     from ldvae.model import LinearSCVI
+    from ldvae.posterior import BATCH_SIZE
 
-    return (
-        LinearSCVI.load(model, adata.copy())
-        .get_normalized_expression(give_mean=True, return_numpy=True)
-        .astype(np.float32)
-    )
+    adata = read_h5ad(counts, backed="r")
+    fitted = LinearSCVI.load(model, adata)
+    for start in range(0, adata.n_obs, 32 * BATCH_SIZE):
+        cells = slice(start, min(start + 32 * BATCH_SIZE, adata.n_obs))
+        yield fitted.get_normalized_expression(indices=cells, give_mean=True, return_numpy=True)
+    adata.file.close()
 
 
 def add_factors(adata: AnnData, factors: Path) -> int:

@@ -44,6 +44,7 @@ from ldvae.rows import spaced
 
 if TYPE_CHECKING:
     from ldvae.model import LinearSCVI
+    from ldvae.posterior import Cells
 
 logger = logging.getLogger(__name__)
 
@@ -104,18 +105,20 @@ def de(*, results: Path, threads: int = 1, config: DeConfig = DeConfig()) -> Non
     Boyeau et al., PNAS 120, e2209124120 (2023); Squair et al., Nat. Commun. 12, 5692 (2021); Love et al., Genome Biol.
     15, 550 (2014).
     """
-
     from ldvae.model import LinearSCVI
+    from ldvae.posterior import encode
 
-    adata = read_h5ad(layout.COUNTS.existing(results))
+    adata = read_h5ad(layout.COUNTS.existing(results), backed="r")
     columns = {contrast.get(key) for contrast in config.contrasts for key in ("column", "within")}
     # A column of the user's that is called so is taken first.
     for name in {"leiden", "leiden_ldvae"} & columns - set(adata.obs):
         add_clusters(adata, layout.ANNOTATED.existing(results), name)
     with collected_warnings() as skipped:
         contrasts = find_contrasts(adata.obs, config)
-    # Without data: the cells of each block are given to it, and checked then.
-    model = LinearSCVI.load(layout.MODEL.existing(results, run=layout.BEST.read(results)["run"]), adata=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of small batches, which setup has seen
+        model = LinearSCVI.load(layout.MODEL.existing(results, run=layout.BEST.read(results)["run"]), adata)
+    cells = encode(model.module, model.source, np.arange(adata.n_obs))
     measured = read_h5ad(layout.FILTERED.existing(results), backed="r")
     position = measured.obs_names.get_indexer(adata.obs_names)
     bulks, doubtful = None, []
@@ -128,7 +131,7 @@ def de(*, results: Path, threads: int = 1, config: DeConfig = DeConfig()) -> Non
     rows: list[dict[str, Any]] = []
     with atomic(layout.DE.at(results)) as folder:
         folder.mkdir()
-        tables = chain.from_iterable(model_based(model, adata, block, config) for block in blocks(contrasts))
+        tables = chain.from_iterable(model_based(model, cells, block, config) for block in blocks(contrasts))
         for contrast, table, name, stem in zip(contrasts, tables, *distinct_names(contrasts), strict=True):
             ranked = all_genes(measured, position, contrast, config)
             n_pseudobulk, untested = None, ""
@@ -160,7 +163,8 @@ def de(*, results: Path, threads: int = 1, config: DeConfig = DeConfig()) -> Non
         summary = {"warnings": [*skipped, *doubtful], "settings": config.model_dump()}
         packages = ("ldvae", "numpy", "scipy", *(["pydeseq2"] if bulks is not None else []))
         write_json(summary | {"versions": versions(packages)}, folder / "summary.json")
-    measured.file.close()
+    for data in (adata, measured):
+        data.file.close()
 
 
 # Which cells
@@ -285,36 +289,43 @@ def blocks(contrasts: list[Contrast]) -> Iterator[list[Contrast]]:
         yield list(block)
 
 
-def model_based(
-    model: LinearSCVI, adata: AnnData, contrasts: list[Contrast], config: DeConfig
-) -> Iterator[pd.DataFrame]:
+def model_based(model: LinearSCVI, cells: Cells, contrasts: list[Contrast], config: DeConfig) -> Iterator[pd.DataFrame]:
     """The model's comparisons of a block, each indexed by gene, the likeliest changes first.
 
-    One call for all of them: the cells are encoded and their counts summed once.
+    Parameters
+    ----------
+    model
+        With its data, which stay on disk.
+    cells
+        All of its cells, encoded.
+    contrasts
+        The block: one pass over the counts of its cells sums them for all.
+    config
+        How to compare.
     """
-    rows = np.unique(np.concatenate([rows for contrast in contrasts for rows in (contrast.rows1, contrast.rows2)]))
-    # Not adata[rows].copy(), which has the counts in memory three times.
-    x = adata.X if len(rows) == adata.n_obs else adata.X[rows]
-    cells = AnnData(x, adata[rows].obs.copy(), adata.var)
-    cells.obs["contrast_group"] = group_names(cells.obs[contrasts[0].column]).fillna("nan").to_numpy()
-    group2 = contrasts[0].group2
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of small batches, which setup has seen
-        tables = model.differential_expression(
-            cells,
-            groupby="contrast_group",
-            group1=[contrast.group1 for contrast in contrasts],
-            group2=None if group2 == REST else group2,
-            mode="change",
-            delta=config.delta,
-            batch_correction=config.batch_correction,
-            fdr_target=config.fdr,
-            n_samples_overall=config.n_samples,
-            seed=config.seed,
-        )
+    import torch
+
+    from ldvae.differential import Comparison, DeOptions, differential_expression
+
+    options = DeOptions(
+        mode="change",
+        delta=config.delta,
+        batch_correction=config.batch_correction,
+        fdr_target=config.fdr,
+        n_samples_overall=config.n_samples,
+    )
+    tables = differential_expression(
+        model.module,
+        cells,
+        model.source,
+        [Comparison(contrast.rows1, contrast.rows2, contrast.group1, contrast.group2) for contrast in contrasts],
+        pd.Index(model.get_var_names()),
+        model.get_state_registry("batch").categorical_mapping,
+        options,
+        torch.Generator().manual_seed(config.seed),
+    )
     for contrast in contrasts:
-        table = tables[tables["group1"] == contrast.group1]
-        yield table.assign(comparison=contrast.name, group1=contrast.group1, group2=contrast.group2)
+        yield tables[tables["group1"] == contrast.group1].assign(comparison=contrast.name)
 
 
 def all_genes(measured: AnnData, position: np.ndarray, contrast: Contrast, config: DeConfig) -> pd.DataFrame:

@@ -39,6 +39,7 @@ from ldvae.train import Checkpoint, Fit, Interrupted
 
 logger = logging.getLogger(__name__)
 
+IN_MEMORY = 800_000_000  # bytes of the file of the counts, which take half as much again in memory
 COLLAPSED_KL = 0.01  # nats per cell; a factor with less KL has collapsed
 FIT_CELLS = 5000  # maximum number of held-out cells in the posterior predictive check
 LIKELIHOOD_CELLS = 1000  # maximum number of test cells for the marginal likelihood, the same for all runs …
@@ -181,8 +182,11 @@ def stop_on_signal() -> Iterator[StopSignal]:
 
 
 def read_registered(path: Path) -> tuple[AnnData, Registry, Split]:
-    """Counts as the step setup left them, what it registered of them, and their split; the model checks the counts."""
-    adata = read_h5ad(path)
+    """Counts as the step setup left them, what it registered of them, and their split; the model checks the counts.
+
+    Counts of a file larger than `IN_MEMORY` stay there, and the training reads them in each epoch.
+    """
+    adata = read_h5ad(path, backed="r" if path.stat().st_size > IN_MEMORY else None)
     key = find_own("split", adata.obs)
     if "ldvae_setup" not in adata.uns or key not in adata.obs:
         raise InputError(f"{path}: is not a file of `ldvae setup` (no uns['ldvae_setup'] or no obs['split']).")
