@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import sys
 import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -334,6 +335,16 @@ def test_a_large_batch_is_searched_for_doublets_in_random_parts(
     assert [len(cells) for cells in searched] == [30] * 6
     assert table["doublet_score"].tolist() == list(range(180))  # each cell has its own
     assert table["predicted_doublet"].sum() == 90
+
+
+@pytest.mark.thorough
+def test_neighbors_of_many_cells_are_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynndescent", None)  # the search that scanpy approximates with
+    counts = sparse.csr_matrix(np.random.default_rng(0).poisson(1.0, (2800, 400)).astype(np.float32))
+    batch = doublets.Batch(counts, np.arange(2800), tmp_path / "kept.npz")
+    found = doublets.of_batch(batch, QcConfig())
+    assert found.failure == ""
+    assert np.isfinite(found.score).all()
 
 
 @pytest.mark.thorough
