@@ -379,7 +379,6 @@ def sample_scales(
     batch_size: int = BATCH_SIZE,
 ) -> Scales:
     """Posterior samples of the cells `rows`, the same number for each batch, up to one."""
-    group = cells.take(rows)
     sizes = [len(part) for part in np.array_split(np.arange(test.n_samples_overall), len(batches))]
     if min(sizes) < 2:
         warnings.warn("very small sample size, please consider increasing n_samples_overall", UserWarning, stacklevel=4)
@@ -389,6 +388,7 @@ def sample_scales(
         if test.weights == "importance":
             if source is None:
                 raise InputError("weights='importance' needs the counts, which minified data do not hold.")
+            group = cells.take(rows)
             repeated = np.tile(np.arange(len(rows)), n // len(rows) + 1)
             candidates = settle(group.in_batch(batch).take(repeated), generator)
             weight = importance_weights(
@@ -396,7 +396,7 @@ def sample_scales(
             )
             kept = candidates.take(torch.multinomial(weight, n, replacement=True, generator=generator))
         else:
-            kept = sample_cells(group.in_batch(batch), n, generator)
+            kept = sample_cells(cells, rows, n, generator).in_batch(batch)
         drawn.append(decode(module, kept))
     codes = [-1 if batch is None else batch for batch in batches]
     return Scales(drawn[0] if len(drawn) == 1 else np.concatenate(drawn, axis=1), np.repeat(codes, sizes))

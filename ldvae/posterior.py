@@ -298,9 +298,10 @@ def normalized_expression(
     return out.numpy()
 
 
-def sample_cells(cells: Cells, n: int, generator: torch.Generator) -> Cells:
-    """Draw `n` cells with equal probability, and z and the library size of each from its posterior; see `settle`."""
-    return settle(cells.take(torch.randint(cells.n_obs, (n,), generator=generator)), generator)
+def sample_cells(cells: Cells, rows: np.ndarray, n: int, generator: torch.Generator) -> Cells:
+    """Draw `n` of the cells `rows` with equal probability, and z and the library size of each; see `settle`."""
+    drawn = torch.randint(len(rows), (n,), generator=generator)
+    return settle(cells.take(torch.as_tensor(rows)[drawn]), generator)
 
 
 def settle(cells: Cells, generator: torch.Generator) -> Cells:

@@ -48,6 +48,7 @@ from ldvae.model import LinearSCVI
 from ldvae.posterior import elbo_terms
 from ldvae.programs.find import SETTLED
 from ldvae.simulate import simulate
+from ldvae.steps.train import evaluate
 
 SCENARIOS = ("mixed", "gauss", "additive", "dominant", "trajectory")
 REAL = ("kang2018_stim_ctrl", "pbmc3k", "demo")
@@ -95,6 +96,7 @@ def main() -> None:
     halves.add_argument("--seeds", type=int, default=20)
     halves.add_argument("--half", type=int, default=5, help="fits in each of the two sets")
     halves.add_argument("--splits", type=int, default=6)
+    halves.add_argument("--warm", type=float, help="start from a fit of this share of the cells")
     halves.add_argument("--rotations", choices=("joint", "clean", "parts"), nargs="*", default=["clean"])
     choices = verbs.add_parser("choices")
     choices.add_argument("--data", type=Path, required=True)
@@ -143,17 +145,31 @@ def main() -> None:
 class Fits:
     """Fits of one dataset from several seeds, from the cache where it has them."""
 
-    def __init__(self, adata: AnnData, name: str, cache: Path, seeds: int, factors: int, epochs: int | None) -> None:
+    def __init__(
+        self,
+        adata: AnnData,
+        name: str,
+        cache: Path,
+        seeds: int,
+        factors: int,
+        epochs: int | None,
+        warm: float | None = None,
+    ) -> None:
         self.adata = adata
+        name += f"-warm{warm:g}" if warm else ""
         train = TrainConfig() if epochs is None else TrainConfig(max_epochs=epochs)
         self.arrays = []
         for seed in range(seeds):
             path = cache / f"{name}-k{factors}-e{epochs or 'default'}-s{seed}.npz"
             if not path.exists():
                 started, cpu = time.perf_counter(), time.process_time()
-                fits = fit_sweep(adata, SweepConfig(seeds=[seed]), model=ModelConfig(n_latent=factors), train=train)
+                if warm:
+                    model = warm_started(adata, seed, factors, train, warm)
+                else:
+                    fits = fit_sweep(adata, SweepConfig(seeds=[seed]), model=ModelConfig(n_latent=factors), train=train)
+                    model = next(iter(fits.models.values()))
                 seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
-                model = next(iter(fits.models.values()))
+                found = evaluate(model, split_cells(adata.n_obs, 0.8, 0.1))
                 theta = model.get_likelihood_parameters(indices=[0])["dispersions"]
                 path.parent.mkdir(parents=True, exist_ok=True)
                 np.savez(
@@ -161,9 +177,9 @@ class Fits:
                     scores=model.get_latent_representation(),
                     loadings=model.get_loadings(),
                     theta=np.ravel(theta),
-                    elbo=fits.runs["elbo_fitted"].iloc[0],
-                    elbo_se=fits.runs["elbo_fitted_se"].iloc[0],
-                    elbo_test=fits.runs["elbo_test"].iloc[0],
+                    elbo=found["elbo_fitted"],
+                    elbo_se=found["elbo_fitted_se"],
+                    elbo_test=found["elbo_test"],
                     seconds=seconds,
                     cpu=cpu,
                 )
@@ -199,6 +215,17 @@ class Fits:
     def cpu(self, n_fits: int | None = None) -> float:
         """CPU time of the first trainings, or all; nan where the cache does not have it."""
         return float(sum(fit.get("cpu", np.nan) for fit in self.arrays[:n_fits]))
+
+
+def warm_started(adata: AnnData, seed: int, factors: int, train: TrainConfig, share: float) -> LinearSCVI:
+    """A fit of a random share of the cells for all epochs, continued with all cells for that share of the epochs."""
+    split = split_cells(adata.n_obs, 0.8, 0.1)
+    some = np.random.default_rng(seed).permutation(split.train)[: round(share * len(split.train))]
+    model, config = LinearSCVI(adata, n_latent=factors, seed=seed), train.fit_config(len(split.train))
+    model.fit(split._replace(train=np.sort(some)), config, seed=seed)
+    rest = train.model_copy(update={"max_epochs": round(share * config.max_epochs), "kl_warmup": 0.0})
+    model.fit(split, rest.fit_config(len(split.train)), seed=seed)
+    return model
 
 
 def children_cpu() -> float:
@@ -608,7 +635,15 @@ def run_settings(cache: Path, data: Path, names: list[str], factors: list[int], 
 
 
 def run_halves(
-    cache: Path, data: Path, names: list[str], factors: int, seeds: int, half: int, splits: int, rotations: list[str]
+    cache: Path,
+    data: Path,
+    names: list[str],
+    factors: int,
+    seeds: int,
+    half: int,
+    splits: int,
+    rotations: list[str],
+    warm: float | None,
 ) -> None:
     """Programs of one set of fits against those of another: loadings, members, and what `settled` had foretold."""
     for name in names:
@@ -619,7 +654,9 @@ def run_halves(
             scenario, draw = name.rsplit("-", 1)
             adata = simulate(scenario, seed=int(draw)).to_anndata()
             LinearSCVI.setup_anndata(adata, batch_key="batch")
-        fits = Fits(adata, name, cache, seeds, factors, None)
+        fits = Fits(adata, name, cache, seeds, factors, None, warm)
+        elbo = np.mean([fit["elbo_test"] for fit in fits.arrays])
+        print(f"{name}: {fits.cpu() / seeds:.1f} s of CPU time for a fit, ELBO of test cells {elbo:.1f}")
         for rotation in rotations:
             rng, tables, ranks, forecasts = np.random.default_rng(0), [], [], []
             for _ in range(splits):
