@@ -15,7 +15,7 @@ FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--
 
 
 def main() -> None:
-    """Take a picture of the top of a report, with few colours, so that the file stays small."""
+    """Take a picture of the top of a report, with few colors, so that the file stays small."""
     page = Path(sys.argv[1]).resolve()
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if chromium is None:

@@ -182,8 +182,8 @@ def test_a_grid_has_axes_for_every_program():
     assert [ax.get_title(loc="left") for ax in axes] == ["P1", "P2", "P3"]
 
 
-def test_colours_of_many_levels_all_differ_visibly():
-    rgb = np.array([mpl.colors.to_rgb(colour) for colour in pl.palette(40)])
+def test_colors_of_many_levels_all_differ_visibly():
+    rgb = np.array([mpl.colors.to_rgb(color) for color in pl.palette(40)])
     distances = np.linalg.norm(rgb[:, None] - rgb[None], axis=-1)[np.triu_indices(40, 1)]
     assert distances.min() > 0.1
 

@@ -652,21 +652,21 @@ def test_times_are_written_for_reading(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
-def test_colours_of_few_levels_differ_for_colour_blind_readers() -> None:
-    """Distances between any two of the first colours stay visible in simulated deuteranopia (Machado et al., 2009)."""
+def test_colors_of_few_levels_differ_for_color_blind_readers() -> None:
+    """Distances between any two of the first colors stay visible in simulated deuteranopia (Machado et al., 2009)."""
     deuteranopia = np.array([[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]])
     from matplotlib.colors import to_rgb
 
-    rgb = np.array([to_rgb(colour) for colour in pl.palette(6)])
+    rgb = np.array([to_rgb(color) for color in pl.palette(6)])
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     seen = (linear @ deuteranopia.T).clip(0, 1) ** (1 / 2.2)
     distances = np.linalg.norm(seen[:, None] - seen[None], axis=-1)[np.triu_indices(6, 1)]
     assert distances.min() > 0.15
 
 
-def test_colours_given_by_the_annotated_file_are_kept() -> None:
+def test_colors_given_by_the_annotated_file_are_kept() -> None:
     assert pl.palette(2, ["red", "#00ff00", "blue"]) == ["#ff0000", "#00ff00"]
-    assert pl.palette(2, ["red", "not a colour"]) == pl.palette(2)
+    assert pl.palette(2, ["red", "not a color"]) == pl.palette(2)
     assert len(set(pl.palette(40))) == 40
 
 

@@ -109,22 +109,22 @@ def _main_effects(effects: pd.DataFrame, metas: pd.Index) -> pd.DataFrame:
 
 def _draw_effects(ax: Axes, rows: pd.DataFrame, metas: list[str]) -> None:
     pairs = list(dict.fromkeys(zip(rows["condition"], rows["reference"], strict=True)))
-    colours = dict(zip(pairs, palette(len(pairs)), strict=True))
+    colors = dict(zip(pairs, palette(len(pairs)), strict=True))
     ax.axvline(0, color=RULE, linewidth=0.8, zorder=0)
     for row in rows.itertuples():
         pair = (row.condition, row.reference)
         place = metas.index(row.program) + 0.5 * (pairs.index(pair) - (len(pairs) - 1) / 2) / len(pairs)
-        ax.plot([row.lower, row.upper], [place, place], color=colours[pair], linewidth=1.2, zorder=1)
-        face = colours[pair] if row.padj < 0.05 else PAPER
-        ax.scatter(row.effect, place, s=22, facecolor=face, edgecolor=colours[pair], zorder=2)
+        ax.plot([row.lower, row.upper], [place, place], color=colors[pair], linewidth=1.2, zorder=1)
+        face = colors[pair] if row.padj < 0.05 else PAPER
+        ax.scatter(row.effect, place, s=22, facecolor=face, edgecolor=colors[pair], zorder=2)
     ax.set(ylim=(len(metas) - 0.5, -0.5), yticks=[])
     ax.spines[["left", "right", "top"]].set_visible(False)
     first, second = pairs[0]
     title = f"{short(first)} − {short(second)}" if len(pairs) == 1 else "Conditions"
     ax.set_xlabel(f"{title} (SD, 95 % interval)", fontsize=8)
     if len(pairs) > 1:
-        for (condition, reference), colour in colours.items():
-            ax.plot([], [], color=colour, label=f"{short(condition)} − {short(reference)}")
+        for (condition, reference), color in colors.items():
+            ax.plot([], [], color=color, label=f"{short(condition)} − {short(reference)}")
         ax.legend(loc="lower left", bbox_to_anchor=(0, 1.0), fontsize=7)
 
 
@@ -237,9 +237,9 @@ def network(
         ax.plot(*zip(place[int(i)], place[int(j)], strict=True), **line)
     of = dict(zip(names, members["dataset"], strict=True))
     datasets = list(dict.fromkeys(of[name] for name in cosines.index))
-    for name, colour in zip(datasets, palette(len(datasets)), strict=True):
+    for name, color in zip(datasets, palette(len(datasets)), strict=True):
         own = np.array([place[k] for k in np.flatnonzero(members["dataset"] == name)])
-        ax.scatter(own[:, 0], own[:, 1], s=34, color=colour, label=short(name), zorder=2, linewidth=0)
+        ax.scatter(own[:, 0], own[:, 1], s=34, color=color, label=short(name), zorder=2, linewidth=0)
     for meta, rows in members.reset_index(drop=True).groupby("meta", sort=False):
         if len(rows) > 1:
             x, y = np.mean([place[k] for k in rows.index], axis=0)
@@ -284,16 +284,16 @@ def effects(table: pd.DataFrame, *, ax: Axes | None = None, show: Show = None, s
         raise InputError("pl.effects: the table has no rows; there is nothing to draw.")
     rows = table.head(MOST_ROWS)
     pairs = list(dict.fromkeys(zip(rows["condition"], rows["reference"], strict=True)))
-    colours = dict(zip(pairs, palette(len(pairs)), strict=True))
+    colors = dict(zip(pairs, palette(len(pairs)), strict=True))
     ax = new_axes(ax, show, save, (5.2, 0.9 + 0.21 * max(len(rows), 3)))
     ax.axvline(0, color=RULE, linewidth=0.8, zorder=0)
     for place, row in enumerate(rows.itertuples()):
-        colour = colours[row.condition, row.reference]
-        ax.plot([row.lower, row.upper], [place, place], color=colour, linewidth=1.2, zorder=1)
+        color = colors[row.condition, row.reference]
+        ax.plot([row.lower, row.upper], [place, place], color=color, linewidth=1.2, zorder=1)
         filled = row.padj < 0.05
-        ax.scatter(row.effect, place, s=26, color=colour if filled else PAPER, edgecolor=colour, zorder=2)
+        ax.scatter(row.effect, place, s=26, color=color if filled else PAPER, edgecolor=color, zorder=2)
     for condition, reference in pairs:
-        ax.plot([], [], color=colours[condition, reference], label=f"{short(condition)} against {short(reference)}")
+        ax.plot([], [], color=colors[condition, reference], label=f"{short(condition)} against {short(reference)}")
     of_cells = ["" if kind == "all cells" else f" in {short(kind)}" for kind in rows["cell_type"]]
     ax.set_yticks(range(len(rows)), [f"{name}{kind}" for name, kind in zip(rows["program"], of_cells, strict=True)])
     ax.set(xlabel="Difference of the mean scores (SD), 95 % interval", ylim=(len(rows) - 0.5, -0.5))

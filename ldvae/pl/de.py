@@ -72,8 +72,8 @@ def volcano(
     genes = table["gene"] if "gene" in table else table.index.to_series()
     evidence = drawn_evidence(table["bayes_factor"])
     ax = new_axes(ax, show, save, (4.5, 3.5))
-    for chosen, colour, alpha in ((~significant, MUTED, 0.35), (significant, RED, 0.7)):
-        points: Any = {"color": colour, "s": 8, "alpha": alpha, "linewidth": 0, "rasterized": True}
+    for chosen, color, alpha in ((~significant, MUTED, 0.35), (significant, RED, 0.7)):
+        points: Any = {"color": color, "s": 8, "alpha": alpha, "linewidth": 0, "rasterized": True}
         ax.scatter(table["lfc_mean"][chosen], evidence[chosen], **points)
     if delta is None and "delta" in table and len(table):
         delta = float(table["delta"].iloc[0])
@@ -120,7 +120,7 @@ def agreement(
     x, y
         Its columns.
     significant
-        Genes to colour; None takes those with `pseudobulk_padj` below 0.05.
+        Genes to color; None takes those with `pseudobulk_padj` below 0.05.
     labels
         Labels of the axes.
     ax
@@ -145,8 +145,8 @@ def agreement(
         significant = padj < 0.05
     ax = new_axes(ax, show, save, (4.5, 3.5))
     ax.axline((0, 0), slope=1, color=MUTED, linewidth=0.9)
-    for chosen, colour, alpha in ((~significant, MUTED, 0.35), (significant, BLUE, 0.7)):
-        points: Any = {"color": colour, "s": 8, "alpha": alpha, "linewidth": 0, "rasterized": True}
+    for chosen, color, alpha in ((~significant, MUTED, 0.35), (significant, BLUE, 0.7)):
+        points: Any = {"color": color, "s": 8, "alpha": alpha, "linewidth": 0, "rasterized": True}
         ax.scatter(table[x][chosen], table[y][chosen], **points)
     ax.set(xlabel=labels[0], ylabel=labels[1])
     finish(ax.figure, show, save)

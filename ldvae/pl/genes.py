@@ -55,11 +55,11 @@ def loadings(
     genes = strongest(table, program, n_genes)
     ax = new_axes(ax, show, save, (4.5, 0.65 + 0.158 * (len(genes) + 1)))
     ax.axvline(0, color=RULE, linewidth=0.8)
-    for side, colour in (("positive", RED), ("negative", BLUE)):
+    for side, color in (("positive", RED), ("negative", BLUE)):
         rows = genes[genes["side"] == side]
         if "lower" in rows:
-            ax.hlines(rows["position"], rows["lower"], rows["upper"], color=colour, linewidth=1.3, alpha=0.6)
-        ax.scatter(rows["loading"], rows["position"], color=colour, s=15, linewidth=0, zorder=3)
+            ax.hlines(rows["position"], rows["lower"], rows["upper"], color=color, linewidth=1.3, alpha=0.6)
+        ax.scatter(rows["loading"], rows["position"], color=color, s=15, linewidth=0, zorder=3)
     ax.set_yticks(genes["position"], [short(gene) for gene in genes["gene"]], style="italic")
     ax.set_ylim(genes["position"].max() + 0.7 if len(genes) else 1, -0.7)
     ax.tick_params(axis="y", length=0)

@@ -72,10 +72,10 @@ def training(
         if curves[1][0] in other:
             ax.plot(other["epoch"], other[curves[1][0]], color=MUTED, linewidth=0.6, alpha=0.45)
     later = []
-    for column, colour, label, dashes in curves:
+    for column, color, label, dashes in curves:
         if column in table and table[column].notna().any():
             seen = table[table[column].notna()]
-            ax.plot(seen["epoch"], seen[column], color=colour, linewidth=1.5, linestyle=dashes, label=label)
+            ax.plot(seen["epoch"], seen[column], color=color, linewidth=1.5, linestyle=dashes, label=label)
             later.append(table[column].to_numpy(dtype=float)[len(table) // 5 :])
     ax.axvline(table["epoch"].iloc[-1], color=INK, linewidth=0.8, linestyle=":")
     finite = np.concatenate(later)[np.isfinite(np.concatenate(later))]

@@ -157,9 +157,9 @@ def scores(
         values = table[name].to_numpy(dtype=float)
         order = np.argsort(values, kind="stable")
         low, high = np.nanquantile(values, [0.01, 0.99]) if len(values) else (0, 1)
-        colour: Any = {"c": values[order], "cmap": "viridis", "vmin": low, "vmax": max(high, low + 1e-9)}
+        color: Any = {"c": values[order], "cmap": "viridis", "vmin": low, "vmax": max(high, low + 1e-9)}
         size = _point_size(len(plane)) * (1 if single or ax is not None else 0.6)
-        points = one.scatter(plane[order, 0], plane[order, 1], s=size, linewidth=0, rasterized=True, **colour)
+        points = one.scatter(plane[order, 0], plane[order, 1], s=size, linewidth=0, rasterized=True, **color)
         plain_map(one)
         bar = one.figure.colorbar(points, ax=one, shrink=0.6, aspect=22, pad=0.01)
         bar.outline.set_visible(False)
@@ -177,7 +177,7 @@ def cells(
     by: Groups,
     *,
     basis: Any = "X_umap",
-    colours: Sequence[str] | None = None,
+    colors: Sequence[str] | None = None,
     ax: Axes | None = None,
     show: Show = None,
     save: Save = None,
@@ -192,8 +192,8 @@ def cells(
         Column of obs, or the group of each cell as a Series.
     basis
         Name of an entry of obsm, or coordinates, shape (n_obs, 2).
-    colours
-        One per level; None takes scanpy's `uns["{by}_colors"]` if there, else colours that all differ.
+    colors
+        One per level; None takes scanpy's `uns["{by}_colors"]` if there, else colors that all differ.
     ax
         Axes to draw on; None makes a figure.
     show
@@ -211,15 +211,15 @@ def cells(
     """
     groups, plane = _groups(data, by, "cells"), _plane(data, basis, "cells")
     levels = list(groups.cat.categories)
-    if colours is None:
-        colours = palette(len(levels), getattr(data, "uns", {}).get(f"{by}_colors") if isinstance(by, str) else None)
+    if colors is None:
+        colors = palette(len(levels), getattr(data, "uns", {}).get(f"{by}_colors") if isinstance(by, str) else None)
     ax = new_axes(ax, show, save, (6.6, 4.6))
     order = np.random.default_rng(0).permutation(len(plane))
-    rgb = np.array([to_rgb(colour) for colour in colours] or [(0.5, 0.5, 0.5)])
+    rgb = np.array([to_rgb(color) for color in colors] or [(0.5, 0.5, 0.5)])
     codes = groups.cat.codes.to_numpy()
-    colour = np.where(codes[:, None] < 0, 0.6, rgb[np.maximum(codes, 0)])[order]
+    color = np.where(codes[:, None] < 0, 0.6, rgb[np.maximum(codes, 0)])[order]
     size = _point_size(len(plane)) * 2
-    ax.scatter(plane[order, 0], plane[order, 1], c=colour, s=size, linewidth=0, rasterized=True)
+    ax.scatter(plane[order, 0], plane[order, 1], c=color, s=size, linewidth=0, rasterized=True)
     plain_map(ax)
     figure_of(ax).draw_without_rendering()
     names = Names(ax, 9)
@@ -302,7 +302,7 @@ def dotplot(
     show: Show = None,
     save: Save = None,
 ) -> Axes:
-    """Programs by groups of cells: colour is the mean score, size the share of cells with a score above 1 SD.
+    """Programs by groups of cells: color is the mean score, size the share of cells with a score above 1 SD.
 
     Parameters
     ----------
@@ -339,9 +339,9 @@ def dotplot(
     ax = new_axes(ax, show, save, (width, height))
     y, x = np.divmod(np.arange(means.size), means.shape[1])
     largest = 110
-    colour: Any = {"c": means.to_numpy().ravel(), "cmap": "RdBu_r", "vmin": -end, "vmax": end}
+    color: Any = {"c": means.to_numpy().ravel(), "cmap": "RdBu_r", "vmin": -end, "vmax": end}
     sizes = 4 + (largest - 4) * share.to_numpy().ravel()
-    dots = ax.scatter(x, y, s=sizes, edgecolor=MUTED, linewidth=0.5, **colour)
+    dots = ax.scatter(x, y, s=sizes, edgecolor=MUTED, linewidth=0.5, **color)
     ax.set_xticks(range(means.shape[1]), [short(level) for level in means.columns], rotation=90)
     ax.set_yticks(range(len(names)), [short(name) for name in names])
     ax.xaxis.tick_top()

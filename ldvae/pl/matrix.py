@@ -1,4 +1,4 @@
-"""Tables as colours: programs by genes, by groups, by runs."""
+"""Tables as colors: programs by genes, by groups, by runs."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ def heatmap(
     show: Show = None,
     save: Save = None,
 ) -> Axes:
-    """A table as colours, with its numbers written where there is room (at most 12 columns).
+    """A table as colors, with its numbers written where there is room (at most 12 columns).
 
     Parameters
     ----------
     matrix
         Rows by columns; NaN stays empty.
     value
-        What a value is, for the colour bar.
+        What a value is, for the color bar.
     limits
-        Ends of the colour scale; None makes it symmetric around 0.
+        Ends of the color scale; None makes it symmetric around 0.
     cmap
-        Name of a matplotlib colour map.
+        Name of a matplotlib color map.
     italic
         The columns are genes.
     ax

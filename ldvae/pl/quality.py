@@ -107,7 +107,7 @@ def _violins(
 ) -> None:
     log = metric in LOGARITHMIC
     for row, (name, of_batch) in enumerate(by_batch.items()):
-        for above, colour, part in ((True, MUTED, of_batch), (False, BLUE, of_batch[of_batch["kept"].astype(bool)])):
+        for above, color, part in ((True, MUTED, of_batch), (False, BLUE, of_batch[of_batch["kept"].astype(bool)])):
             values = part[metric].dropna().to_numpy(dtype=float)
             if len(values) > MOST_CELLS:
                 values = np.random.default_rng(0).choice(values, MOST_CELLS, replace=False)
@@ -117,7 +117,7 @@ def _violins(
             half: Any = {"orientation": "horizontal", "side": "low" if above else "high"}
             parts: Any = ax.violinplot(_logged(values, log), [row], widths=0.85, showextrema=False, **half)
             for body in parts["bodies"]:
-                body.set(facecolor=colour, edgecolor="none", alpha=0.45 if above else 0.75)
+                body.set(facecolor=color, edgecolor="none", alpha=0.45 if above else 0.75)
         for limit in limits.get(name, {}).values():
             if limit is not None and np.isfinite(limit):
                 ax.plot([_logged(limit, log)] * 2, [row - 0.46, row + 0.46], color=RED, linewidth=1.4)
@@ -187,12 +187,12 @@ def qc_scatter(
     for chosen, marker, size in ((kept, "o", 4), (~kept, "x", 9)):
         shown = cells[chosen]
         label = f"{'kept' if marker == 'o' else 'removed'} ({len(shown):,})"
-        colour: Any = {"color": BLUE if marker == "o" else MUTED}
+        color: Any = {"color": BLUE if marker == "o" else MUTED}
         if has_mt:
             top = max(1e-9, float(cells["pct_counts_mt"].quantile(0.99)))
-            colour = {"c": shown["pct_counts_mt"], "cmap": "viridis", "vmin": 0, "vmax": top}
+            color = {"c": shown["pct_counts_mt"], "cmap": "viridis", "vmin": 0, "vmax": top}
         points: Any = {"s": size, "marker": marker, "linewidth": 0 if marker == "o" else 0.7, "rasterized": True}
-        dots = ax.scatter(shown["total_counts"], shown["n_genes_by_counts"], label=label, **points, **colour)
+        dots = ax.scatter(shown["total_counts"], shown["n_genes_by_counts"], label=label, **points, **color)
     if has_mt:
         bar = ax.figure.colorbar(dots, ax=ax, shrink=0.7, aspect=22, pad=0.02, label=METRIC_TITLES["pct_counts_mt"])
         bar.outline.set_visible(False)

@@ -57,7 +57,7 @@ def donors(
         raise InputError(f"pl.donors: there is no program {program!r}; the table has {found}.")
     types = list(dict.fromkeys(rows["cell_type"]))
     conditions = list(dict.fromkeys(rows["condition"]))
-    colours = dict(zip(conditions, palette(len(conditions)), strict=True))
+    colors = dict(zip(conditions, palette(len(conditions)), strict=True))
     step = 0.7 / max(len(conditions), 1)
     offset = {name: (k - (len(conditions) - 1) / 2) * step for k, name in enumerate(conditions)}
     ax = new_axes(ax, show, save, (max(4.5, 1.2 + 0.28 * len(types) * max(len(conditions), 1)), 3.2))
@@ -69,7 +69,7 @@ def donors(
             ax.plot(pair["x"], pair[value], color=MUTED, linewidth=0.5, alpha=0.6, zorder=1)
     for name in conditions:
         own = rows["condition"] == name
-        points: Any = {"color": colours[name], "s": 16, "linewidth": 0, "alpha": 0.85, "zorder": 2}
+        points: Any = {"color": colors[name], "s": 16, "linewidth": 0, "alpha": 0.85, "zorder": 2}
         ax.scatter(x[own], rows[value][own], label=short(name), **points)
         means = rows[own].groupby("cell_type", sort=False)[value].mean()
         middle = np.array([types.index(kind) for kind in means.index]) + offset[name]

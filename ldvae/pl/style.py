@@ -1,4 +1,4 @@
-"""Colours and type of every figure, and how a figure is made, shown and saved."""
+"""Colors and type of every figure, and how a figure is made, shown and saved."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from matplotlib.patheffects import withStroke
 
 from ldvae.errors import InputError
 
-# Colours of the Okabe-Ito palette, which colour-blind readers can tell apart; no yellow, which is lost on white.
+# Colors of the Okabe-Ito palette, which color-blind readers can tell apart; no yellow, which is lost on white.
 BLUE, ORANGE, GREEN, PURPLE, RED, SKY = "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9"
 
-# The report replaces these four by the colours of the page's light or dark theme.
+# The report replaces these four by the colors of the page's light or dark theme.
 INK, MUTED, RULE, PAPER = "#1c1e21", "#686d76", "#d5d8dd", "#fefefe"
 
 #: Size of a figure with one pair of axes, in inches.
@@ -114,7 +114,7 @@ def need(table: pd.DataFrame, columns: Sequence[str], function: str, source: str
 
 @lru_cache
 def _distinct(n: int) -> tuple[str, ...]:
-    """Okabe-Ito and then, one after another, the colour that differs most from all before it."""
+    """Okabe-Ito and then, one after another, the color that differs most from all before it."""
     base = [BLUE, ORANGE, GREEN, PURPLE, RED, SKY, "#8a8a8a"]
     if n <= len(base):
         return tuple(base[:n])
@@ -124,14 +124,14 @@ def _distinct(n: int) -> tuple[str, ...]:
     # Neither lost on white nor on a dark page.
     visible = (lab[:, 0] > 0.38) & (lab[:, 0] < 0.82)
     rgb, lab = rgb[visible], lab[visible]
-    chosen = [to_rgb(colour) for colour in base]
-    distance = np.min([np.linalg.norm(lab - _oklab(np.array(colour)), axis=1) for colour in chosen], axis=0)
+    chosen = [to_rgb(color) for color in base]
+    distance = np.min([np.linalg.norm(lab - _oklab(np.array(color)), axis=1) for color in chosen], axis=0)
     while len(chosen) < n:
         best = int(np.argmax(distance))
         red, green, blue = (float(value) for value in rgb[best])
         chosen.append((red, green, blue))
         distance = np.minimum(distance, np.linalg.norm(lab - lab[best], axis=1))
-    return tuple(to_hex(colour) for colour in chosen)
+    return tuple(to_hex(color) for color in chosen)
 
 
 def _oklab(rgb: np.ndarray) -> np.ndarray:
@@ -145,19 +145,19 @@ def _oklab(rgb: np.ndarray) -> np.ndarray:
 
 
 def palette(n: int, given: Sequence[str] | None = None) -> list[str]:
-    """Colours for the levels of a column.
+    """Colors for the levels of a column.
 
     Parameters
     ----------
     n
         Number of levels.
     given
-        Colours to keep if they suffice, such as scanpy's `uns["{column}_colors"]`.
+        Colors to keep if they suffice, such as scanpy's `uns["{column}_colors"]`.
 
     Returns
     -------
     list of str
-        `n` colours as hexadecimal text; the first seven are those of Okabe and Ito, all differ.
+        `n` colors as hexadecimal text; the first seven are those of Okabe and Ito, all differ.
 
     Examples
     --------
@@ -165,8 +165,8 @@ def palette(n: int, given: Sequence[str] | None = None) -> list[str]:
     >>> pl.palette(2)
     ['#0072b2', '#e69f00']
     """
-    if given is not None and len(given) >= n and all(is_color_like(colour) for colour in given):
-        return [to_hex(colour) for colour in given[:n]]
+    if given is not None and len(given) >= n and all(is_color_like(color) for color in given):
+        return [to_hex(color) for color in given[:n]]
     return list(_distinct(n))
 
 

@@ -21,7 +21,7 @@ from ldvae.pl.style import INK, MUTED, PAPER, RULE, STYLE
 SVG = "http://www.w3.org/2000/svg"
 XLINK = "http://www.w3.org/1999/xlink"
 
-# Drawn in these colours, a part of a figure follows the page's light or dark theme.
+# Drawn in these colors, a part of a figure follows the page's light or dark theme.
 THEME = {INK: "var(--ink)", MUTED: "var(--muted)", RULE: "var(--rule)", PAPER: "var(--paper)"}
 
 
@@ -116,7 +116,7 @@ def inline(svg: str, *, prefix: str, label: str, width: int) -> str:
     """Make matplotlib's SVG an element of a page.
 
     Ids that nothing refers to are dropped and the others start with `prefix`, so that figures on one page do not
-    draw each other's parts; theme colours become CSS variables; text takes the page's font.
+    draw each other's parts; theme colors become CSS variables; text takes the page's font.
 
     Parameters
     ----------
@@ -161,13 +161,13 @@ def inline(svg: str, *, prefix: str, label: str, width: int) -> str:
 
 
 def _themed(style: str) -> str:
-    for colour, variable in THEME.items():
-        style = style.replace(colour, variable)
+    for color, variable in THEME.items():
+        style = style.replace(color, variable)
     return re.sub(r"font-family:[^;]*;? ?", "", style)
 
 
 def _smaller(image: str) -> str:
-    """A PNG as a data URI, with at most 256 colours: points on a map need no more, and a page has many maps."""
+    """A PNG as a data URI, with at most 256 colors: points on a map need no more, and a page has many maps."""
     head, data = image.split(",", 1)
     buffer = io.BytesIO()
     picture = Image.open(io.BytesIO(base64.b64decode(data))).convert("RGBA")

@@ -139,7 +139,7 @@ def heatmap(
     cmap: str = "RdBu_r",
     italic: bool = False,
 ) -> Drawing:
-    """A table as colours; each of its cells tells its number when pointed at."""
+    """A table as colors; each of its cells tells its number when pointed at."""
     ax = pl.heatmap(matrix, value=value, limits=limits, cmap=cmap, italic=italic, show=False)
     n_rows, n_columns = matrix.shape
     block = pd.DataFrame(
@@ -235,9 +235,9 @@ def program_donors(program: str, means: pd.DataFrame, tests: pd.DataFrame) -> Dr
     )
 
 
-def cells_map(umap: np.ndarray, groups: pd.Series, colours: Sequence[str], note: str) -> Drawing:
+def cells_map(umap: np.ndarray, groups: pd.Series, colors: Sequence[str], note: str) -> Drawing:
     """The cells, colored and labeled by the levels of a column."""
-    ax = pl.cells(None, groups, basis=umap, colours=colours, show=False)
+    ax = pl.cells(None, groups, basis=umap, colors=colors, show=False)
     caption = f"Each point is a cell, colored by {groups.name}.{note}"
     return Drawing(name="umap", figure=figure_of(ax), title="UMAP of the cells", caption=caption)
 

@@ -52,7 +52,7 @@ class Results:
     umap: np.ndarray | None
     #: Genes by which the map can be colored: log(1 + counts per 10,000) of the cells drawn (`drawn_cells`), by name.
     expression: pd.DataFrame = field(default_factory=pd.DataFrame)
-    #: Colours of the levels of a categorical column where the annotated file holds them (scanpy's `{column}_colors`).
+    #: Colors of the levels of a categorical column where the annotated file holds them (scanpy's `{column}_colors`).
     colors: dict[str, list[str]] = field(default_factory=dict)
     contrasts: pd.DataFrame
     #: de/summary.json.

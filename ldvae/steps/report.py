@@ -222,7 +222,7 @@ def refuse_other_options(
 
 
 def _read_annotated(path: Path) -> dict[str, Any]:
-    """Annotation, program scores, UMAP and colours of the cells, without reading their expression."""
+    """Annotation, program scores, UMAP and colors of the cells, without reading their expression."""
     import h5py
     from anndata.io import read_elem
 
@@ -237,7 +237,7 @@ def _read_annotated(path: Path) -> dict[str, Any]:
         settings, versions = (
             json.loads(read_elem(uns[key])) if key in uns else {} for key in ("ldvae/settings", "ldvae/versions")
         )
-        colors = {key.removesuffix("_colors"): [str(colour) for colour in read_elem(uns[key])] for key in keys}
+        colors = {key.removesuffix("_colors"): [str(color) for color in read_elem(uns[key])] for key in keys}
     return {
         "obs": obs,
         "scores": scores,

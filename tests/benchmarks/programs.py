@@ -937,10 +937,10 @@ def draw_contradiction(cache: Path, path: Path) -> None:
         heaviest = np.argsort(-sign[program] * found.weighted.to_numpy()[:, column[program]])[:30]
         own = int((np.abs(made.loadings.iloc[heaviest, program]) > 0).sum())
         on = made.scores.to_numpy()[:, program] > 0.5
-        for cells, label, colour in ((~on, "other cells", "0.6"), (on, made.scores.columns[program], "C3")):
+        for cells, label, color in ((~on, "other cells", "0.6"), (on, made.scores.columns[program], "C3")):
             rows = shown[cells[shown]]
             axes.scatter(
-                score[rows], share[rows][:, heaviest].mean(axis=1), s=6, color=colour, label=label.replace("_", " ")
+                score[rows], share[rows][:, heaviest].mean(axis=1), s=6, color=color, label=label.replace("_", " ")
             )
         title = {"joint": "before: rotation alone", "clean": "after: clean loadings"}[rotation]
         axes.set_title(f"{title}\nagreement {agreement[program]:.2f}; {own} of 30 genes are its own", fontsize=10)

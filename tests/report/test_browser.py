@@ -169,8 +169,8 @@ def test_the_arrow_keys_read_the_points_aloud(page: Any) -> None:
     assert page.locator("#tip").is_hidden()
 
 
-def test_the_map_takes_the_colour_that_is_chosen(page: Any) -> None:
-    canvas, select = page.locator("#map canvas"), page.locator("#map-colour")
+def test_the_map_takes_the_color_that_is_chosen(page: Any) -> None:
+    canvas, select = page.locator("#map canvas"), page.locator("#map-color")
     pixels = """node => {
         const { data } = node.getContext("2d").getImageData(0, 0, node.width, node.height);
         return data.reduce((hash, value) => (hash * 31 + value) | 0, 0);
@@ -198,7 +198,7 @@ def test_the_map_takes_the_colour_that_is_chosen(page: Any) -> None:
     assert "cell_type" in page.locator("#tip").inner_text()
 
 
-def test_the_map_takes_the_colour_of_a_measured_gene(page: Any, results: dict[str, Any]) -> None:
+def test_the_map_takes_the_color_of_a_measured_gene(page: Any, results: dict[str, Any]) -> None:
     from anndata import read_h5ad
 
     counts = read_h5ad(results["results"] / "qc/filtered.h5ad")
@@ -367,12 +367,12 @@ def test_names_from_the_data_stay_text_in_what_scripts_make(page: Any) -> None:
 
 def test_the_theme_can_be_turned(browser: Any, results: dict[str, Any]) -> None:
     with Tab(browser, results["output"], color_scheme="light") as page:
-        colour = "getComputedStyle(document.body).backgroundColor"
-        before = page.evaluate(colour)
+        color = "getComputedStyle(document.body).backgroundColor"
+        before = page.evaluate(color)
         page.get_by_role("button", name="Dark").click()
-        assert page.evaluate(colour) != before
+        assert page.evaluate(color) != before
         page.get_by_role("button", name="Light").click()
-        assert page.evaluate(colour) == before
+        assert page.evaluate(color) == before
 
 
 def test_on_paper_it_is_light_whole_and_without_controls(browser: Any, results: dict[str, Any]) -> None:

@@ -27,8 +27,8 @@ def section(page: Page, results: Results, groups: dict[str, pd.Series], cells: n
     note = sampled_note(len(cells), len(results.obs))
     first = next(iter(groups), None)
     column = groups[first].iloc[cells] if first else pd.Series(["cells"] * len(cells), dtype="category", name="nothing")
-    colours = {name: pl.palette(len(group.cat.categories), results.colors.get(name)) for name, group in groups.items()}
-    drawing = page.draw(figures.cells_map(umap, column, colours[first] if first else ["#0072b2"], note))
+    colors = {name: pl.palette(len(group.cat.categories), results.colors.get(name)) for name, group in groups.items()}
+    drawing = page.draw(figures.cells_map(umap, column, colors[first] if first else ["#0072b2"], note))
     low, high = umap.min(axis=0), umap.max(axis=0)
     span = max(float((high - low).max()), 1e-9)
     position = np.round((umap - (low + high) / 2) / span * 60_000 + 32_768).astype("<u2")
@@ -41,7 +41,7 @@ def section(page: Page, results: Results, groups: dict[str, pd.Series], cells: n
                 "kind": "categorical",
                 "group": "Annotation",
                 "levels": [str(level) for level in group.cat.categories],
-                "colours": colours[name],
+                "colors": colors[name],
                 "values": in_base64(np.where(codes < 0, 255, codes.astype(np.int16)).astype(np.uint8)),
             }
         )

@@ -75,7 +75,7 @@
     setTimeout(() => URL.revokeObjectURL(link.href), 10000);
   };
   const title = () => (document.querySelector("h1")?.textContent ?? "ldvae").replace(/[^\w.-]+/g, "_");
-  /* A figure as a document of its own, on white, in the colours of the light theme. */
+  /* A figure as a document of its own, on white, in the colors of the light theme. */
   const LIGHT = { ink: "#1c1e21", muted: "#686d76", rule: "#d5d8dd", paper: "#fefefe" };
   const drawing = (svg) => {
     const copy = svg.cloneNode(true), [, , width, height] = svg.getAttribute("viewBox").split(" ").map(Number);
@@ -349,8 +349,8 @@
       }
       const parts = [make("h4", { className: "gene" }, name)];
       if (document.getElementById("map-gene") && at(cells.genes.name, name.toLowerCase()) >= 0) {
-        const button = make("button", { type: "button" }, "Colour the map by it");
-        button.addEventListener("click", () => document.dispatchEvent(new CustomEvent("colourby", { detail: name })));
+        const button = make("button", { type: "button" }, "Color the map by it");
+        button.addEventListener("click", () => document.dispatchEvent(new CustomEvent("colorby", { detail: name })));
         parts.push(make("p", {}, button));
       }
       if (row < 0) parts.push(make("p", { className: "note" }, "Measured, but not among the genes of the model: its effects are those of a regression of its counts on the scores."));
@@ -401,7 +401,7 @@
         for (const i of drawOrder) {
           const value = values[i], muted = value === 255 || (alone !== null && value !== alone);
           if (muted !== (pass === 0)) continue;
-          context.fillStyle = muted ? faded : continuous ? steps[value] : variable.colours[value];
+          context.fillStyle = muted ? faded : continuous ? steps[value] : variable.colors[value];
           context.beginPath();
           context.arc(at.dx + at.scale * xs[i], at.dy - at.scale * ys[i], size, 0, 6.3);
           context.fill();
@@ -449,7 +449,7 @@
       }
       legend.replaceChildren(...variable.levels.map((level, code) => {
         const swatch = make("span", { className: "swatch" });
-        swatch.style.background = variable.colours[code];
+        swatch.style.background = variable.colors[code];
         const button = make("button", { type: "button", "aria-pressed": "false" }, swatch, level);
         button.addEventListener("click", () => {
           alone = alone === code ? null : code;
@@ -479,7 +479,7 @@
     /* Genes: one byte a cell, gene after gene, deflated as in page.py; unpacked when the first is asked for. */
     const wanted = document.getElementById("map-gene"), genes = cells.genes;
     let unpacked = null;
-    const colourBy = async (text) => {
+    const colorBy = async (text) => {
       const row = genes.name.findIndex((name) => name.toLowerCase() === text.trim().toLowerCase());
       if (row < 0) return false;
       unpacked ??= new Response(new Blob([bytes(genes.values)]).stream().pipeThrough(new DecompressionStream("deflate"))).arrayBuffer();
@@ -488,11 +488,11 @@
       paint({ name: genes.name[row], kind: "continuous", low: 0, high: genes.high[row] }, all.subarray(row * n, (row + 1) * n));
       return true;
     };
-    document.addEventListener("colourby", async (event) => { if (await colourBy(event.detail)) map.scrollIntoView(); });
+    document.addEventListener("colorby", async (event) => { if (await colorBy(event.detail)) map.scrollIntoView(); });
     if (wanted) {
       map.querySelector("datalist").append(...genes.name.map((name) => make("option", { value: name })));
       wanted.addEventListener("change", async () => {
-        const known = !wanted.value || await colourBy(wanted.value);
+        const known = !wanted.value || await colorBy(wanted.value);
         wanted.setCustomValidity(known ? "" : `${wanted.value} is not among the ${genes.name.length} genes of the map.`);
         wanted.reportValidity();
       });
