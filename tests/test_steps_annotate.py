@@ -18,7 +18,7 @@ from ldvae.config import AnnotateConfig
 from ldvae.errors import InputError
 from ldvae.io import write_table
 from ldvae.neighbors import add_neighbors
-from ldvae.steps.annotate import add_embedding, annotate, methods
+from ldvae.steps.annotate import add_embedding, annotate, methods, placed
 
 CELLS = [f"c{i}" for i in range(90)]
 GENES = [f"G{i}" for i in range(30)]
@@ -185,6 +185,12 @@ def test_many_cells_whose_neighbors_are_approximate(tmp_path: Path) -> None:
     assert pd.crosstab(adata.obs["leiden"], cloud).max().sum() > 0.99 * len(cloud)
     assert adata.obsm["X_umap"].shape == (len(cloud), 2)
     adata.write_h5ad(tmp_path / "written.h5ad")
+    # Cells placed among these get the cluster of their cloud, and a position inside it.
+    more = np.concatenate([adata.obsm["X_ldvae"], adata.obsm["X_ldvae"] + 0.01])
+    clusters = adata.obs["leiden"].cat.codes
+    onto, into = placed(more, np.arange(8_400), adata.obsm["X_umap"], clusters, AnnotateConfig())
+    assert (into[8_400:] == clusters).mean() > 0.99
+    assert np.median(np.linalg.norm(onto[8_400:] - onto[:8_400], axis=1)) < 0.1 * onto.std()
 
 
 @pytest.mark.slow  # half a minute in which numba compiles pynndescent

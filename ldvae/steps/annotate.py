@@ -22,7 +22,7 @@ from ldvae.errors import InputError
 from ldvae.io import ChunkedMatrix, RawMatrix, atomic, read_h5ad, read_without_matrices, write_matrices, write_rows
 from ldvae.methods import Sentence
 from ldvae.names import find_own, own_name
-from ldvae.neighbors import add_neighbors
+from ldvae.neighbors import add_neighbors, search_among
 from ldvae.provenance import versions
 
 logger = logging.getLogger(__name__)
@@ -204,9 +204,7 @@ def placed(
     config
         Number of neighbors.
     """
-    from sklearn.neighbors import NearestNeighbors
-
-    search = NearestNeighbors(n_neighbors=config.n_neighbors).fit(latent[rows])
+    nearest_in_sample = search_among(latent[rows], config.n_neighbors, seed=config.seed)
     onto = np.empty((len(latent), positions.shape[1]), np.float32)
     into = np.empty(len(latent), np.int64)
     onto[rows], into[rows] = positions, clusters
@@ -214,7 +212,7 @@ def placed(
     n_clusters = int(clusters.max()) + 1
     for start in range(0, len(others), CELLS_PLACED):
         own = others[start : start + CELLS_PLACED]
-        distance, nearest = search.kneighbors(latent[own])
+        nearest, distance = nearest_in_sample(latent[own])
         weight = 1 / np.maximum(distance, 1e-12)
         weight /= weight.sum(axis=1, keepdims=True)
         onto[own] = (positions[nearest] * weight[:, :, None]).sum(axis=1)
