@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from scipy import sparse
 
 from ldvae import results as layout
 from ldvae.config import AcrossConfig
 from ldvae.errors import InputError, suggestion
-from ldvae.io import read_h5ad, write_json, write_svgs, write_table, write_text
+from ldvae.io import read_without_matrices, write_json, write_svgs, write_table, write_text
 from ldvae.programs import (
     Frame,
     MetaPrograms,
@@ -157,14 +158,15 @@ def score_cells(
     scores, obs = [], []
     metas = list(found.table.index)
     for name in frames:
-        data = read_h5ad(layout.FILTERED.existing(results / name))
+        data, matrices, _ = read_without_matrices(layout.FILTERED.existing(results / name))
         own = [meta for meta in metas if meta not in shared and found.table.at[meta, "datasets"] == name]
         chosen = [*shared, *own]
         cells = [f"{name}:{cell}" for cell in data.obs_names]
         batch = batches(data, name)
         model = meta_frame(found, frames, chosen)
-        counted = data[:, data.var_names.isin(model.genes)]
-        made = project(model, counted.X, list(counted.var_names), cells=cells, batch=batch).scores
+        modeled = data.var_names.isin(model.genes)
+        counts = sparse.vstack(list(matrices["X"].take_columns(modeled).pieces()), format="csr")
+        made = project(model, counts, list(data.var_names[modeled]), cells=cells, batch=batch).scores
         scores.append(made.reindex(columns=metas))
         logger.info("%s: %d cells scored on %d meta-programs.", name, len(cells), len(chosen))
         obs.append(data.obs.set_axis(pd.Index(cells, name="cell")).astype(object).assign(dataset=name))

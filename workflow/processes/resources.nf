@@ -4,13 +4,11 @@ include { capped } from '../slurm'
 
 // times: processes that read the files, each for itself.
 def memory(step, files, task, times = 1) {
-    def asked = resources(step)
-    def wanted = [asked.mem_mb, asked.mem_mb_large].findAll().collect { line -> scaled(line, files, task.attempt) }.min()
-    return "${capped(task, 'mem_mb', times * wanted)} MB"
+    return "${capped(task, 'mem_mb', times * wanted(step, 'mem_mb', files, task.attempt))} MB"
 }
 
 def time(step, files, task) {
-    return "${capped(task, 'minutes', scaled(resources(step).minutes, files, task.attempt))} min"
+    return "${capped(task, 'minutes', wanted(step, 'minutes', files, task.attempt))} min"
 }
 
 // Time of a training: by its values (training cells times genes times epochs), where `ldvae setup` left its summary with the counts.
@@ -18,8 +16,8 @@ def time_to_train(meta, counts, task) {
     def values = values_to_train(meta, counts)
     if (values) {
         def asked = resources('train')
-        def wanted = (asked.minutes[0] + asked.minutes_per_1e9_values * values / 1e9) * 2 ** (task.attempt - 1)
-        return "${capped(task, 'minutes', Math.ceil(wanted) as long)} min"
+        def minutes = (asked.minutes[0] + asked.minutes_per_1e9_values * values / 1e9) * 2 ** (task.attempt - 1)
+        return "${capped(task, 'minutes', Math.ceil(minutes) as long)} min"
     }
     return time('train', counts, task)
 }
@@ -61,6 +59,12 @@ def image(engine, kind) {
 
 def resources(step) {
     return new org.yaml.snakeyaml.Yaml().load(file("${moduleDir}/../resources.yaml").text)[step]
+}
+
+// Of two lines the smaller result.
+def wanted(step, what, files, attempt) {
+    def asked = resources(step)
+    return [asked[what], asked["${what}_large".toString()]].findAll().collect { line -> scaled(line, files, attempt) }.min()
 }
 
 def scaled(base_and_per_mb, files, attempt) {
