@@ -177,9 +177,11 @@ def test_qc_asks_for_less_where_a_large_input_is_read_in_parts(tmp_path, config,
         dataset = {**config["datasets"]["a"], "input": str(large)}
         said = Workplace(tmp_path / str(megabytes), {**config, "datasets": {"a": dataset}}, stubs).snakemake("-n")
         block = next(block for block in said.split("\nrule ") if block.startswith("qc:"))
-        asked[megabytes] = int(re.search(r"mem_mb=(\d+)", block)[1])
-    assert 4000 < asked[10] < 4300
-    assert 21_900 < asked[2000] < 22_100  # 12000 + 5 x, where 4000 + 20 x would be 44,000
+        asked[megabytes] = [int(re.search(rf"{what}=(\d+)", block)[1]) for what in ("mem_mb", "runtime")]
+    assert 4000 < asked[10][0] < 4300
+    assert 20 <= asked[10][1] < 30
+    assert 13_900 < asked[2000][0] < 14_200  # 12000 + x, where 4000 + 20 x would be 44,000
+    assert 430 < asked[2000][1] < 460  # 240 + x / 10, where 20 + x / 2 would be 1,068
 
 
 def test_training_alone_asks_for_a_gpu_unless_told_to_use_the_cpu(tmp_path, config, stubs):
