@@ -157,7 +157,7 @@ def project(
     >>> projection.scores.shape, projection.missing
     ((50, 4), [])
     """
-    position, matched = _matched(frame, np.asarray(genes, dtype=str), var)
+    position, matched = matched_genes(frame, genes, var)
     here = position >= 0
     counts = sparse.csr_matrix(counts)[:, position[here]].astype(np.float64)
     basis, offset, theta = frame.basis[here], frame.offset[here], frame.theta[here]
@@ -189,6 +189,35 @@ def project(
         outside=pd.Series(misfit > _limit(frame.usual), names, name="outside"),
         matched=matched,
     )
+
+
+def matched_genes(frame: Frame, genes: Sequence[str], var: pd.DataFrame | None = None) -> tuple[np.ndarray, str]:
+    """Column of each gene of the programs, -1 where there is none, and which names were matched; see `project`."""
+    ours = {"gene names": pd.Index(frame.genes)}
+    if len(frame.ids):
+        ours["gene identifiers"] = pd.Index([_without_version(name) for name in frame.ids])
+    theirs = {"the names of the data": pd.Index([_without_version(name) for name in genes])}
+    for column, values in () if var is None else var.items():
+        if not pd.api.types.is_numeric_dtype(values) and values.nunique() > 1:
+            theirs[f"their column {column}"] = pd.Index([_without_version(str(name)) for name in values])
+    best: tuple[int, np.ndarray, str] | None = None
+    for own, wanted in ours.items():
+        for other, found in theirs.items():
+            first = ~found.duplicated() & (found != "")
+            columns = pd.Series(np.flatnonzero(first), found[first]).reindex(wanted).fillna(-1)
+            at = columns.to_numpy(dtype=int, copy=True)  # pandas 2.2 under numpy 2: np.array(columns) is a view
+            at[(wanted == "") | wanted.duplicated()] = -1
+            if best is None or (at >= 0).sum() > best[0]:
+                best = int((at >= 0).sum()), at, f"{own} with {other}"
+    if best is None or not best[0]:
+        case = set(pd.Index(frame.genes).str.upper()) & set(pd.Index(genes).str.upper())
+        hint = " They differ by capital letters: are they of another species?" if case else ""
+        raise InputError(
+            f"None of the {len(frame.genes)} genes of the programs (such as {', '.join(frame.genes[:3])}) is among the "
+            f"{len(genes)} genes of the data (such as {', '.join(genes[:3])}). Use data with the same kind of names."
+            f"{hint}"
+        )
+    return best[1], best[2]
 
 
 def calibrate(
@@ -238,35 +267,6 @@ def with_identifiers(frame: Frame, var: pd.DataFrame) -> Frame:
 def _limit(usual: np.ndarray) -> float:
     """Misfit above which a cell is outside."""
     return float(usual[99]) if len(usual) else np.inf
-
-
-def _matched(frame: Frame, genes: np.ndarray, var: pd.DataFrame | None) -> tuple[np.ndarray, str]:
-    """Column of each gene of the programs, -1 where there is none, and which names were matched."""
-    ours = {"gene names": pd.Index(frame.genes)}
-    if len(frame.ids):
-        ours["gene identifiers"] = pd.Index([_without_version(name) for name in frame.ids])
-    theirs = {"the names of the data": pd.Index([_without_version(name) for name in genes])}
-    for column, values in () if var is None else var.items():
-        if not pd.api.types.is_numeric_dtype(values) and values.nunique() > 1:
-            theirs[f"their column {column}"] = pd.Index([_without_version(str(name)) for name in values])
-    best: tuple[int, np.ndarray, str] | None = None
-    for own, wanted in ours.items():
-        for other, found in theirs.items():
-            first = ~found.duplicated() & (found != "")
-            columns = pd.Series(np.flatnonzero(first), found[first]).reindex(wanted).fillna(-1)
-            at = columns.to_numpy(dtype=int, copy=True)  # pandas 2.2 under numpy 2: np.array(columns) is a view
-            at[(wanted == "") | wanted.duplicated()] = -1
-            if best is None or (at >= 0).sum() > best[0]:
-                best = int((at >= 0).sum()), at, f"{own} with {other}"
-    if best is None or not best[0]:
-        case = set(pd.Index(frame.genes).str.upper()) & set(pd.Index(genes).str.upper())
-        hint = " They differ by capital letters: are they of another species?" if case else ""
-        raise InputError(
-            f"None of the {len(frame.genes)} genes of the programs (such as {', '.join(frame.genes[:3])}) is among the "
-            f"{len(genes)} genes of the data (such as {', '.join(genes[:3])}). Use data with the same kind of names."
-            f"{hint}"
-        )
-    return best[1], best[2]
 
 
 def _without_version(name: str) -> str:

@@ -6,12 +6,14 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from scipy import sparse
 
 from ldvae import programs as gene_programs
 from ldvae import results as layout
 from ldvae.config import ProjectConfig
-from ldvae.io import first_names, obs_column, read_input, reading_options, write_json, write_table
+from ldvae.io import ChunkedCounts, first_names, obs_column, read_input, reading_options, write_json, write_table
 from ldvae.steps.programs import read_model
 
 logger = logging.getLogger(__name__)
@@ -48,13 +50,16 @@ def project(
         frame, about = gene_programs.read_reference(programs)
     else:
         frame = read_model(layout.PROGRAMS_MODEL.existing(results))
-    adata = read_input(input, names, **(reading_options(config) | {"gene_names": config.gene_column}))
+    adata = read_input(input, names, **(reading_options(config) | {"gene_names": config.gene_column}), chunked=True)
+    position, _ = gene_programs.matched_genes(frame, list(adata.var_names), adata.var)
+    modeled = np.unique(position[position >= 0])
+    counts: ChunkedCounts = adata.uns.pop("ldvae_counts").take_columns(modeled)
     batch_key = config.batch_key or adata.uns.get("ldvae_file_key")
     result = gene_programs.project(
         frame,
-        adata.X,
-        list(adata.var_names),
-        var=adata.var,
+        sparse.vstack([x for _, x in counts.chunks()], format="csr"),
+        list(adata.var_names[modeled]),
+        var=adata.var.iloc[modeled],
         cells=list(adata.obs_names),
         batch=obs_column(adata.obs, batch_key).to_numpy() if batch_key else None,
         adjust=config.adjust,
