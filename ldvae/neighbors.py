@@ -82,9 +82,17 @@ def search_among(points: np.ndarray, n_neighbors: int, *, seed: int) -> Callable
 
         exact = NearestNeighbors(n_neighbors=n_neighbors).fit(points)
         return lambda others: exact.kneighbors(others)[::-1]
+    import scanpy
     from pynndescent import NNDescent
 
-    index = NNDescent(points, n_neighbors=n_neighbors, random_state=seed, **size_of_search(len(points)))
+    # What it finds depends on the number of its threads: the same on every machine.
+    index = NNDescent(
+        points,
+        n_neighbors=n_neighbors,
+        random_state=seed,
+        n_jobs=scanpy.settings.n_jobs,
+        **size_of_search(len(points)),
+    )
     index.prepare()
     return lambda others: index.query(others, k=n_neighbors)
 

@@ -3,10 +3,12 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from anndata.io import read_h5ad
 
 import ldvae.data.present
-from ldvae import cli, results
+from ldvae import LinearSCVI, cli, results
 from ldvae.results import FILES, File, inputs, outputs
 from ldvae.steps import VERBS
 
@@ -72,6 +74,7 @@ def test_each_verb_reads_what_it_declares_and_nothing_else(tmp_path, monkeypatch
         checks.append(1)
         verify(*arguments)
 
+    monkeypatch.setattr("ldvae.posterior.BATCH_SIZE", 4)
     monkeypatch.setattr(File, "at", noted)
     monkeypatch.setattr(ldvae.data.present, "verify_counts", counted)
     for verb, flags in FLAGS.items():
@@ -92,6 +95,10 @@ def test_each_verb_reads_what_it_declares_and_nothing_else(tmp_path, monkeypatch
             assert {str(path.relative_to(folder)) for path in written(folder) - before} == expected, verb
             copied(outputs(verb), folder, made)
     assert len(results.runs_of(made)) == 2
+    best = results.MODEL.at(made, run=results.BEST.read(made)["run"])
+    expected = LinearSCVI.load(best, read_h5ad(results.COUNTS.at(made)))
+    layer = read_h5ad(results.ANNOTATED.at(made)).layers["ldvae_normalized"]  # written 128 cells at a time
+    np.testing.assert_allclose(layer, expected.get_normalized_expression(give_mean=True), rtol=1e-5)
     together = tmp_path / "together"
     for verb, flags in FLAGS_OF_ALL.items():
         folder = tmp_path / verb

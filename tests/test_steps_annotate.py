@@ -55,7 +55,9 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def annotated(inputs: Path) -> AnnData:
-    annotate(results=inputs, config=AnnotateConfig(resolution=0.5))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ldvae.io.chunks.ROWS", 20)  # cells in memory at once
+        annotate(results=inputs, config=AnnotateConfig(resolution=0.5))
     return anndata.read_h5ad(inputs / "annotated.h5ad")
 
 

@@ -208,7 +208,10 @@ def read_h5ad(path: Path, **options: Any) -> AnnData:
 
 
 def read_without_matrices(path: Path) -> tuple[AnnData, dict[str, ChunkedMatrix], RawMatrix | None]:
-    """An h5ad file without X that an earlier step wrote; its layers and raw, which are read some rows at a time."""
+    """An h5ad file that an earlier step wrote, without its matrices; and these: X and layers by name, and raw.
+
+    The matrices stay in the file, and are read some rows at a time.
+    """
     layers, raw = {}, None
     with reading(path, "h5ad"):
         stored = read_anndata(path)

@@ -40,7 +40,7 @@ def annotate(*, results: Path, config: AnnotateConfig = AnnotateConfig()) -> Non
 
     Notes
     -----
-    No matrix of all cells is ever in memory: counts, layers and raw go from file to file, some cells at a time.
+    Counts, layers and raw are never in memory as a whole: they go from file to file, some cells at a time.
     """
     adata, matrices, _ = read_without_matrices(layout.COUNTS.existing(results))
     counts = matrices.pop("X")

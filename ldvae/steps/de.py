@@ -118,7 +118,7 @@ def de(*, results: Path, threads: int = 1, config: DeConfig = DeConfig()) -> Non
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of small batches, which setup has seen
         model = LinearSCVI.load(layout.MODEL.existing(results, run=layout.BEST.read(results)["run"]), adata)
-    cells = encode(model.module, model.source, np.arange(adata.n_obs))
+    cells = encode(model.module, model.source, np.arange(adata.n_obs if contrasts else 1))
     measured = read_h5ad(layout.FILTERED.existing(results), backed="r")
     position = measured.obs_names.get_indexer(adata.obs_names)
     bulks, doubtful = None, []
@@ -314,16 +314,19 @@ def model_based(model: LinearSCVI, cells: Cells, contrasts: list[Contrast], conf
         fdr_target=config.fdr,
         n_samples_overall=config.n_samples,
     )
-    tables = differential_expression(
-        model.module,
-        cells,
-        model.source,
-        [Comparison(contrast.rows1, contrast.rows2, contrast.group1, contrast.group2) for contrast in contrasts],
-        pd.Index(model.get_var_names()),
-        model.get_state_registry("batch").categorical_mapping,
-        options,
-        torch.Generator().manual_seed(config.seed),
-    )
+    chosen = [Comparison(contrast.rows1, contrast.rows2, contrast.group1, contrast.group2) for contrast in contrasts]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of few samples for many batches
+        tables = differential_expression(
+            model.module,
+            cells,
+            model.source,
+            chosen,
+            pd.Index(model.get_var_names()),
+            model.get_state_registry("batch").categorical_mapping,
+            options,
+            torch.Generator().manual_seed(config.seed),
+        )
     for contrast in contrasts:
         yield tables[tables["group1"] == contrast.group1].assign(comparison=contrast.name)
 

@@ -106,7 +106,8 @@ def train(
     name = run or fitted.id
     layout.METRICS.at(results, run=name).parent.mkdir(parents=True, exist_ok=True)
     with stop_on_signal() as stopping:
-        adata, registry, split = read_registered(layout.COUNTS.existing(results))
+        counts = layout.COUNTS.existing(results)
+        adata, registry, split = read_registered(counts, whole=where.type == "cuda")
         linear = LinearSCVI(adata, **dict(architecture), registry=registry, seed=seed)
         linear.module.to(where)
         logger.info("run %s: %d cells to train on, %d genes.", name, len(split.train), adata.n_vars)
@@ -181,12 +182,13 @@ def stop_on_signal() -> Iterator[StopSignal]:
             signal.signal(number, handler)
 
 
-def read_registered(path: Path) -> tuple[AnnData, Registry, Split]:
+def read_registered(path: Path, whole: bool = False) -> tuple[AnnData, Registry, Split]:
     """Counts as the step setup left them, what it registered of them, and their split; the model checks the counts.
 
-    Counts of a file larger than `IN_MEMORY` stay there, and the training reads them in each epoch.
+    Counts of a file larger than `IN_MEMORY` stay there, and the training reads them in each epoch; not so with `whole`,
+    as a GPU would wait for them.
     """
-    adata = read_h5ad(path, backed="r" if path.stat().st_size > IN_MEMORY else None)
+    adata = read_h5ad(path, backed="r" if path.stat().st_size > IN_MEMORY and not whole else None)
     key = find_own("split", adata.obs)
     if "ldvae_setup" not in adata.uns or key not in adata.obs:
         raise InputError(f"{path}: is not a file of `ldvae setup` (no uns['ldvae_setup'] or no obs['split']).")

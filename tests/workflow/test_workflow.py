@@ -180,7 +180,7 @@ def test_qc_asks_for_less_where_a_large_input_is_read_in_parts(tmp_path, config,
         asked[megabytes] = [int(re.search(rf"{what}=(\d+)", block)[1]) for what in ("mem_mb", "runtime")]
     assert 4000 < asked[10][0] < 4300
     assert 20 <= asked[10][1] < 30
-    assert 13_900 < asked[2000][0] < 14_200  # 12000 + x, where 4000 + 20 x would be 44,000
+    assert 15_900 < asked[2000][0] < 16_200  # 12000 + 2 x, where 4000 + 20 x would be 44,000
     assert 430 < asked[2000][1] < 460  # 240 + x / 10, where 20 + x / 2 would be 1,068
 
 
