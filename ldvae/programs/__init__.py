@@ -16,7 +16,7 @@ from .effects import effects_on_all_genes
 from .enrichment import enrichment, ranked_enrichment
 from .find import Programs, find_programs, gene_sets, split_sides, top_genes
 from .labels import describe
-from .projection import Frame, Projection, calibrate, frame, matched_genes, project
+from .projection import Frame, Projection, calibrate, frame, project
 from .reference import Reference, read_reference, write_reference
 from .rotation import Alignment, Rotation, align_scores, clean_loadings, drop_baseline, orient, parts, rotate
 from .stability import Stability, stability
@@ -53,7 +53,6 @@ __all__ = [
     "information",
     "known_donors",
     "loadings_of",
-    "matched_genes",
     "meta_frame",
     "meta_programs",
     "orient",

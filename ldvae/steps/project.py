@@ -14,6 +14,7 @@ from ldvae import programs as gene_programs
 from ldvae import results as layout
 from ldvae.config import ProjectConfig
 from ldvae.io import ChunkedCounts, first_names, obs_column, read_input, reading_options, write_json, write_table
+from ldvae.programs.projection import matched_genes
 from ldvae.steps.programs import read_model
 
 logger = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ def project(
     else:
         frame = read_model(layout.PROGRAMS_MODEL.existing(results))
     adata = read_input(input, names, **(reading_options(config) | {"gene_names": config.gene_column}), chunked=True)
-    position, _ = gene_programs.matched_genes(frame, list(adata.var_names), adata.var)
+    position, _ = matched_genes(frame, list(adata.var_names), adata.var)
     modeled = np.unique(position[position >= 0])
     counts: ChunkedCounts = adata.uns.pop("ldvae_counts").take_columns(modeled)
     batch_key = config.batch_key or adata.uns.get("ldvae_file_key")
