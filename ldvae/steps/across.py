@@ -165,8 +165,8 @@ def score_cells(
         batch = batches(data, name)
         model = meta_frame(found, frames, chosen)
         modeled = data.var_names.isin(model.genes)
-        counts = sparse.vstack(list(matrices["X"].take_columns(modeled).pieces()), format="csr")
-        made = project(model, counts, list(data.var_names[modeled]), cells=cells, batch=batch).scores
+        counts = matrices["X"].take_columns(modeled).stored(np.arange(data.n_obs))
+        made = project(model, sparse.csr_matrix(counts), list(data.var_names[modeled]), cells=cells, batch=batch).scores
         scores.append(made.reindex(columns=metas))
         logger.info("%s: %d cells scored on %d meta-programs.", name, len(cells), len(chosen))
         obs.append(data.obs.set_axis(pd.Index(cells, name="cell")).astype(object).assign(dataset=name))

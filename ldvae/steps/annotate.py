@@ -116,7 +116,7 @@ def expected(counts: Path, model: Path) -> Iterator[np.ndarray]:
     adata = read_h5ad(counts, backed="r")
     fitted = LinearSCVI.load(model, adata)
     for start in range(0, adata.n_obs, 32 * BATCH_SIZE):
-        cells = slice(start, min(start + 32 * BATCH_SIZE, adata.n_obs))
+        cells = slice(start, start + 32 * BATCH_SIZE)
         yield fitted.get_normalized_expression(indices=cells, give_mean=True, return_numpy=True)
     adata.file.close()
 

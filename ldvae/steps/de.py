@@ -118,7 +118,7 @@ def de(*, results: Path, threads: int = 1, config: DeConfig = DeConfig()) -> Non
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of small batches, which setup has seen
         model = LinearSCVI.load(layout.MODEL.existing(results, run=layout.BEST.read(results)["run"]), adata)
-    cells = encode(model.module, model.source, np.arange(adata.n_obs if contrasts else 1))
+    cells = encode(model.module, model.source, np.arange(adata.n_obs))
     measured = read_h5ad(layout.FILTERED.existing(results), backed="r")
     position = measured.obs_names.get_indexer(adata.obs_names)
     bulks, doubtful = None, []

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import sparse
 
 from ldvae import programs as gene_programs
 from ldvae import results as layout
@@ -58,7 +57,7 @@ def project(
     batch_key = config.batch_key or adata.uns.get("ldvae_file_key")
     result = gene_programs.project(
         frame,
-        sparse.vstack([x for _, x in counts.chunks()], format="csr"),
+        counts.read(np.arange(adata.n_obs)),
         list(adata.var_names[modeled]),
         var=adata.var.iloc[modeled],
         cells=list(adata.obs_names),
