@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from importlib.metadata import PackageNotFoundError, metadata, requires
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import pytest
@@ -39,13 +39,15 @@ def test_the_pinned_versions_can_be_installed_together():
     conflicts = []
     for name, one in pinned.items():
         try:
-            needed = requires(name) or []
+            found = distribution(name)
         except PackageNotFoundError:  # of another platform
             continue
-        python = metadata(name).get("Requires-Python", "")
+        if found.version != version[name]:  # nothing here tells what the pinned version needs
+            continue
+        python = found.metadata.get("Requires-Python", "")
         if not SpecifierSet(python).contains(oldest):
             conflicts.append(f"{name} needs Python {python}, which leaves out {oldest}")
-        for need in map(Requirement, needed):
+        for need in map(Requirement, found.requires or []):
             other = canonicalize_name(need.name)
             applies = any(not need.marker or need.marker.evaluate({"extra": extra}) for extra in ("", *one.extras))
             if applies and other in version and not need.specifier.contains(version[other], prereleases=True):

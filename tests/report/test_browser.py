@@ -209,7 +209,7 @@ def test_the_map_takes_the_color_of_a_measured_gene(page: Any, results: dict[str
     gene = names[len(names) // 2]
     wanted.fill(gene)
     wanted.press("Enter")
-    page.wait_for_function(f"document.getElementById('map-title').textContent.includes({gene!r})")
+    sync_api.expect(title).to_contain_text(gene)
     highest = float(np.log1p(1e4 * np.max(share[:, counts.var_names.get_loc(gene)])))
     shown = page.locator("#map .legend span").last.inner_text()
     assert float(shown) == pytest.approx(highest, abs=0.011)
@@ -338,7 +338,7 @@ def test_links_lead_where_they_say(page: Any) -> None:
     second = page.locator("details.contrast").nth(1)
     assert second.get_attribute("open") is None
     page.evaluate("location.hash = '#contrast-de-2'")
-    page.wait_for_function("document.getElementById('contrast-de-2').open")
+    sync_api.expect(second).to_have_attribute("open", "")
 
 
 def test_without_scripts_figures_and_first_rows_are_there(browser: Any, results: dict[str, Any]) -> None:
