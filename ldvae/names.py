@@ -5,8 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ldvae.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def file_names(paths: Sequence[str | Path]) -> list[str]:
@@ -53,6 +57,20 @@ def own_name(name: str, taken: Iterable[str]) -> str:
     taken = list(taken)
     # One that an earlier run left behind makes way, so that `find_own` cannot take it for the new one.
     return f"{name}_ldvae" if {name, f"{name}_ldvae"} & set(taken) else name
+
+
+def with_columns(table: pd.DataFrame, added: pd.DataFrame) -> pd.DataFrame:
+    """A table of obs or var with columns that ldvae adds, called as `own_name` says.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> var = pd.DataFrame({"mean": [1.0], "mean_ldvae": [2.0]}, ["CD3D"])
+    >>> with_columns(var, pd.DataFrame({"mean": [3.0]}, ["CD3D"])).to_dict("list")
+    {'mean': [1.0], 'mean_ldvae': [3.0]}
+    """
+    added = added.rename(columns=lambda name: own_name(name, table.columns))
+    return table.drop(columns=list(added), errors="ignore").join(added)
 
 
 def find_own(name: str, present: Iterable[str]) -> str:

@@ -1,8 +1,9 @@
-"""Selection of cells: row numbers from a mask, row numbers, names of cells, or a query of obs; or evenly spaced."""
+"""Selection of cells: row numbers from a mask, row numbers, names, or a query of obs; by names; or evenly spaced."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,32 @@ from ldvae.errors import InputError
 
 Rows = str | slice | Sequence[int] | Sequence[bool] | Sequence[str] | np.ndarray | pd.Series | pd.Index
 FORMS = "a mask (dtype bool), row numbers (integers), a list of names from adata.obs_names, or a query of adata.obs"
+
+
+def positions_in(path: Path, present: pd.Index, wanted: pd.Index, kind: str) -> np.ndarray:
+    """Where a file of the results has each of some cells or genes, shape (len(wanted),).
+
+    Parameters
+    ----------
+    path
+        The file, for the message.
+    present, wanted
+        Names in the file, and names to find there.
+    kind
+        ``cells`` or ``genes``.
+
+    Raises
+    ------
+    InputError
+        If some are not there: other results were made of another run of quality control.
+    """
+    position = present.get_indexer(wanted)
+    if len(absent := wanted[position < 0]):
+        raise InputError(
+            f"{path}: lacks {len(absent):,} of the {len(wanted):,} {kind} that are asked of it, e.g. {absent[0]}. A "
+            "step before was run again since: run all steps after it again, in their order."
+        )
+    return position
 
 
 def rows_of(given: Any, obs: pd.DataFrame, name: str = "indices", *, none_selected: bool = False) -> np.ndarray:

@@ -77,6 +77,13 @@ def test_factors_of_the_best_run_and_programs_are_aligned_by_name(annotated: Ann
 
 
 @pytest.mark.thorough
+def test_more_neighbors_than_cells_in_the_sample_are_all_of_them(inputs: Path, tmp_path: Path) -> None:
+    shutil.copytree(inputs, tmp_path / "r")
+    config = AnnotateConfig(n_neighbors=80).model_copy(update={"max_cells": 60})
+    annotate(results=tmp_path / "r", config=config)
+    assert np.isfinite(anndata.read_h5ad(tmp_path / "r" / "annotated.h5ad").obsm["X_umap"]).all()
+
+
 def test_of_many_cells_a_sample_is_embedded_and_the_others_are_placed_in_it(inputs: Path, tmp_path: Path) -> None:
     shutil.copytree(inputs, tmp_path / "r")
     config = AnnotateConfig(resolution=0.5, n_neighbors=10).model_copy(update={"max_cells": 60})
@@ -162,10 +169,14 @@ def test_files_of_another_run_are_refused(inputs: Path, tmp_path: Path) -> None:
         loadings = pd.read_csv(inputs / "programs" / "loadings.tsv", sep="\t", index_col=0)
         write_table(loadings[1:], folder / "programs" / "loadings.tsv", index="gene")
 
+    def other_layers(folder: Path) -> None:
+        anndata.read_h5ad(inputs / "qc" / "layers.h5ad")[5:].copy().write_h5ad(folder / "qc" / "layers.h5ad")
+
     wrong = {
         "its 90 cells are not the 50 of the counts file": fewer_cells,
         r"k4-s0-bbbbbb/factors\.npz is not there .*`ldvae train` writes it": another_run,
         "lacks 1 of the 30 names in the counts": fewer_genes,
+        r"layers\.h5ad: lacks 4 of the 90 cells": other_layers,
     }
     for number, (message, change) in enumerate(wrong.items()):
         folder = shutil.copytree(inputs, tmp_path / str(number))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
+import anndata
 import numpy as np
 import pandas as pd
 import pytest
@@ -62,6 +64,29 @@ def test_entries_expand_to_contrasts(counts: AnnData) -> None:
     assert contrasts_of(counts, {"column": "condition", "group1": "stim"}) == ["stim vs rest"]
     within = {"column": "condition", "group1": "stim", "group2": "ctrl", "within": "type"}
     assert contrasts_of(counts, within) == ["stim vs ctrl in B/c", "stim vs ctrl in T"]
+
+
+def test_a_comparison_named_twice_is_made_once(counts: AnnData) -> None:
+    twice = [{"column": "type"}, {"column": "type", "group1": "T"}, {"column": "type"}]
+    assert contrasts_of(counts, *twice) == ["B/c vs rest", "T vs rest"]
+
+
+def test_a_column_without_a_value_is_told(counts: AnnData, caplog: pytest.LogCaptureFixture) -> None:
+    obs = counts.obs.assign(empty=pd.Series(np.nan, counts.obs_names, dtype=object))
+    with pytest.raises(InputError, match="obs column 'empty' has no value in any cell"):
+        find_contrasts(obs, DeConfig(contrasts=[{"column": "empty"}]))
+    entries = [{"column": "type", "within": "empty"}, {"column": "type"}]
+    assert [c.name for c in find_contrasts(obs, DeConfig(contrasts=entries))] == ["B/c vs rest", "T vs rest"]
+    assert "obs column 'empty' has no value in any cell. The comparison is skipped." in caplog.text
+
+
+def test_counts_of_another_quality_control_are_refused(tables: tuple[pd.DataFrame, Path], tmp_path: Path) -> None:
+    results = shutil.copytree(tables[1].parent, tmp_path / "r")
+    anndata.read_h5ad(results / "qc" / "filtered.h5ad")[:200].copy().write_h5ad(results / "qc" / "filtered.h5ad")
+    with pytest.raises(
+        InputError, match=r"filtered\.h5ad: lacks 41 of the 240 cells that are asked of it, e\.g\. c199"
+    ):
+        de(results=results, config=DeConfig(contrasts=[{"column": "type"}], n_samples=100))
 
 
 def test_groups_that_yaml_reads_otherwise_are_found(counts: AnnData) -> None:

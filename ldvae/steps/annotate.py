@@ -21,9 +21,10 @@ from ldvae.config import AnnotateConfig
 from ldvae.errors import InputError
 from ldvae.io import ChunkedMatrix, RawMatrix, atomic, read_h5ad, read_without_matrices, write_matrices, write_rows
 from ldvae.methods import Sentence
-from ldvae.names import find_own, own_name
+from ldvae.names import find_own, own_name, with_columns
 from ldvae.neighbors import add_neighbors, search_among
 from ldvae.provenance import versions
+from ldvae.rows import positions_in
 
 logger = logging.getLogger(__name__)
 
@@ -83,12 +84,13 @@ def layers_of(adata: AnnData, path: Path) -> tuple[dict[str, ChunkedMatrix], Raw
         The file that the step qc wrote.
     """
     others, layers, raw = read_without_matrices(path)
-    own = others[adata.obs_names, adata.var_names]
+    cells = positions_in(path, others.obs_names, adata.obs_names, "cells")
+    genes = positions_in(path, others.var_names, adata.var_names, "genes")
+    own = others[cells, genes]
     for kind in ("obsp", "varp"):
         for name, values in getattr(own, kind).items():
             getattr(adata, kind)[name] = values.copy()
     adata.uns.update(own.uns)
-    cells, genes = others.obs_names.get_indexer(adata.obs_names), others.var_names.get_indexer(adata.var_names)
     layers = {name: matrix.take(cells).take_columns(genes) for name, matrix in layers.items()}
     return layers, None if raw is None else raw._replace(matrix=raw.matrix.take(cells))
 
@@ -142,8 +144,7 @@ def add_factors(adata: AnnData, factors: Path) -> int:
 
 def add_columns(adata: AnnData, table: pd.DataFrame) -> None:
     """Add columns to obs, in place."""
-    table = table.rename(columns=lambda name: own_name(name, adata.obs))
-    adata.obs = adata.obs.drop(columns=list(table), errors="ignore").join(table)
+    adata.obs = with_columns(adata.obs, table)
 
 
 def add_programs(adata: AnnData, results: Path) -> list[str]:
@@ -169,23 +170,32 @@ def add_embedding(adata: AnnData, config: AnnotateConfig) -> np.ndarray | None:
     """Add neighbors in the latent space, and from them UMAP and Leiden clusters.
 
     Of more cells than `config.max_cells`, a random sample gets its own neighbors, UMAP and clusters; every other cell
-    gets the mean position of its nearest cells in the sample, the closer ones counting more, and the cluster that most
-    of them are in. Neighbors are then not kept. Returned are the rows of the sample, ascending; None for all cells.
+    gets the mean position of its nearest cells in the sample and the cluster that most of them are in, the closer ones
+    counting more in both. Neighbors are then not kept. Returned are the rows of the sample, ascending; None for all.
     """
-    if adata.n_obs <= config.max_cells:
-        embed(adata, config)
-        return None
-    rows = np.sort(np.random.default_rng(config.seed).choice(adata.n_obs, config.max_cells, replace=False))
-    logger.info("UMAP and clusters are of %d of %d cells; the others are placed among them.", len(rows), adata.n_obs)
-    latent = adata.obsm[find_own("X_ldvae", adata.obsm)]
-    sample = AnnData(obs=pd.DataFrame(index=adata.obs_names[rows]), obsm={"X_ldvae": latent[rows]})
-    embed(sample, config)
-    positions, clusters = placed(latent, rows, sample.obsm["X_umap"], sample.obs["leiden"].cat.codes, config)
-    names = sample.obs["leiden"].cat.categories
-    taken = "X_umap" in adata.obsm or "umap" in adata.uns
-    adata.obsm["X_umap_ldvae" if taken else "X_umap"] = positions
-    adata.obs[own_name("leiden", [*adata.obs, *adata.uns])] = pd.Categorical.from_codes(clusters, names)
-    return rows
+    rep = find_own("X_ldvae", adata.obsm)
+    latent = adata.obsm[rep]
+    taken = ["neighbors"] if {"connectivities", "distances"} & set(adata.obsp) else []
+    neighbors = own_name("neighbors", [*adata.uns, *taken])
+    umap = "X_umap_ldvae" if "X_umap" in adata.obsm or "umap" in adata.uns else "X_umap"
+    leiden = own_name("leiden", [*adata.obs, *adata.uns])
+    n_obs, is_sample = adata.n_obs, adata.n_obs > config.max_cells
+    rows = np.arange(n_obs)
+    if is_sample:
+        rows = np.sort(np.random.default_rng(config.seed).choice(n_obs, config.max_cells, replace=False))
+        logger.info("UMAP and clusters are of %d of %d cells; the others are placed among them.", len(rows), n_obs)
+    # Without the user's data: scanpy takes entries of uns for its own, whatever they are.
+    cells = AnnData(obs=pd.DataFrame(index=adata.obs_names[rows]), obsm={rep: latent[rows]})
+    embed(cells, config, neighbors=neighbors, umap=umap, leiden=leiden)
+    if is_sample:
+        positions, clusters = placed(latent, rows, cells.obsm[umap], cells.obs[leiden].cat.codes, config)
+        adata.obsm[umap] = positions
+        adata.obs[leiden] = pd.Categorical.from_codes(clusters, cells.obs[leiden].cat.categories)
+    else:
+        adata.obsp.update(cells.obsp)
+        adata.uns.update(cells.uns)
+        adata.obsm[umap], adata.obs[leiden] = cells.obsm[umap], cells.obs[leiden]
+    return rows if is_sample else None
 
 
 def placed(
@@ -204,7 +214,7 @@ def placed(
     config
         Number of neighbors.
     """
-    nearest_in_sample = search_among(latent[rows], config.n_neighbors, seed=config.seed)
+    nearest_in_sample = search_among(latent[rows], min(config.n_neighbors, len(rows)), seed=config.seed)
     onto = np.empty((len(latent), positions.shape[1]), np.float32)
     into = np.empty(len(latent), np.int64)
     onto[rows], into[rows] = positions, clusters
@@ -223,22 +233,17 @@ def placed(
     return onto, into
 
 
-def embed(adata: AnnData, config: AnnotateConfig) -> None:
-    """Add neighbors, UMAP and Leiden clusters of all cells."""
+def embed(adata: AnnData, config: AnnotateConfig, *, neighbors: str, umap: str, leiden: str) -> None:
+    """Add neighbors in the one representation of all cells, UMAP and Leiden clusters, under these names."""
     import scanpy
 
-    n_neighbors = min(config.n_neighbors, adata.n_obs - 1)
-    taken = ["neighbors"] if {"connectivities", "distances"} & set(adata.obsp) else []
-    neighbors = own_name("neighbors", [*adata.uns, *taken])
-    leiden = own_name("leiden", [*adata.obs, *adata.uns])
-    has_umap = "X_umap" in adata.obsm or "umap" in adata.uns
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         add_neighbors(
             adata,
-            n_neighbors,
+            min(config.n_neighbors, adata.n_obs - 1),
             seed=config.seed,
-            use_rep=find_own("X_ldvae", adata.obsm),
+            use_rep=next(iter(adata.obsm)),
             key_added=None if neighbors == "neighbors" else neighbors,
         )
         # The spectral start of UMAP needs more cells than it has dimensions.
@@ -249,7 +254,7 @@ def embed(adata: AnnData, config: AnnotateConfig) -> None:
             init_pos=start,
             random_state=config.seed,
             neighbors_key=neighbors,
-            key_added="X_umap_ldvae" if has_umap else None,
+            key_added=None if umap == "X_umap" else umap,
         )
         scanpy.tl.leiden(
             adata,
@@ -286,6 +291,7 @@ def methods(settings: dict[str, Any], clustered: bool, n_obs: int) -> Iterator[S
     if n_obs > (most := settings.get("max_cells", n_obs)):
         text += (
             f"; both are of a random sample of {most:,} cells, and each other cell was placed at the weighted mean of "
-            "its nearest cells in the sample" + (", in the cluster of most of them" if clustered else "")
+            "its nearest cells in the sample"
+            + (", in the cluster that most of them are in (the closer ones count more)" if clustered else "")
         )
     yield Sentence(text + ".", REFERENCES, tuple(tools))

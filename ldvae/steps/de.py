@@ -40,7 +40,7 @@ from ldvae.pl.style import styled
 from ldvae.programs import doubtful_replicates, known_donors
 from ldvae.programs.associations import is_no_label
 from ldvae.provenance import versions
-from ldvae.rows import spaced
+from ldvae.rows import positions_in, spaced
 
 if TYPE_CHECKING:
     from ldvae.model import LinearSCVI
@@ -115,16 +115,19 @@ def de(*, results: Path, threads: int = 1, config: DeConfig = DeConfig()) -> Non
         add_clusters(adata, layout.ANNOTATED.existing(results), name)
     with collected_warnings() as skipped:
         contrasts = find_contrasts(adata.obs, config)
+    replicates, doubtful = None, []
+    if config.replicate_key is not None:
+        replicates = group_names(existing_column(adata.obs, config.replicate_key))
+        doubtful = doubtful_replicates(replicates, config.replicate_key)
+    filtered = layout.FILTERED.existing(results)
+    measured = read_h5ad(filtered, backed="r")
+    position = positions_in(filtered, measured.obs_names, adata.obs_names, "cells")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of small batches, which setup has seen
         model = LinearSCVI.load(layout.MODEL.existing(results, run=layout.BEST.read(results)["run"]), adata)
     cells = encode(model.module, model.source, np.arange(adata.n_obs))
-    measured = read_h5ad(layout.FILTERED.existing(results), backed="r")
-    position = measured.obs_names.get_indexer(adata.obs_names)
-    bulks, doubtful = None, []
-    if config.replicate_key is not None:
-        replicates = group_names(existing_column(adata.obs, config.replicate_key))
-        doubtful = doubtful_replicates(replicates, config.replicate_key)
+    bulks = None
+    if replicates is not None:
         keys = [adata.obs[name] for name in sorted(str(column) for column in columns if column)]
         bulks = sum_by_replicate(measured, position, known_donors(replicates).to_numpy(), keys)
 
@@ -177,7 +180,8 @@ def add_clusters(adata: AnnData, annotated: Path, name: str) -> None:
 
     with h5py.File(annotated) as file:
         obs = read_elem(file["obs"])
-    adata.obs[name] = obs[find_own("leiden", obs)].reindex(adata.obs_names)
+    position = positions_in(annotated, obs.index, adata.obs_names, "cells")
+    adata.obs[name] = obs[find_own("leiden", obs)].iloc[position]
 
 
 def find_contrasts(obs: pd.DataFrame, config: DeConfig) -> list[Contrast]:
@@ -188,13 +192,19 @@ def find_contrasts(obs: pd.DataFrame, config: DeConfig) -> list[Contrast]:
     obs
         Of all cells. Cells without a value of a column belong to none of its groups, nor to the rest.
     config
-        Contrasts: a mapping without group1 means each group in turn, one with `within` each group of that column.
+        Contrasts: a mapping without group1 means each group in turn, one with `within` each group of that column; what
+        is named twice is compared once.
     """
     if not config.contrasts:
         raise InputError("There is nothing to compare; name contrasts, such as [{'column': 'cell_type'}].")
-    found, absent = [], []
+    found, absent, asked = [], [], set()
     for given in config.contrasts:
         groups = levels(obs, given["column"])
+        insides = levels(obs, given["within"]) if given.get("within") else pd.Categorical([""] * len(obs))
+        if not (len(groups.categories) and len(insides.categories)):
+            name = given["column"] if len(insides.categories) else given["within"]
+            absent.append(f"contrasts: obs column {name!r} has no value in any cell.")
+            continue
         entry = {
             key: meant_group(str(name), groups.categories) if key.startswith("group") else str(name)
             for key, name in given.items()
@@ -220,7 +230,6 @@ def find_contrasts(obs: pd.DataFrame, config: DeConfig) -> list[Contrast]:
             )
             continue
         within = entry.get("within", "")
-        insides = levels(obs, within) if within else pd.Categorical([""] * len(obs))
         if unlabeled := [name for name in insides.categories if within and is_no_label(str(name))]:
             n_cells = np.isin(insides, unlabeled).sum()
             logger.warning(
@@ -235,6 +244,9 @@ def find_contrasts(obs: pd.DataFrame, config: DeConfig) -> list[Contrast]:
                 in_group2 = ~in_group1 & ~groups.isna() if second == REST else np.asarray(groups == second)
                 rows = (np.flatnonzero(in_group1 & in_level), np.flatnonzero(in_group2 & in_level))
                 contrast = Contrast(entry["column"], first, second, within, inside, *rows)
+                if contrast[:5] in asked:
+                    continue
+                asked.add(contrast[:5])
                 if min(map(len, rows)) < config.min_cells:
                     sizes = (len(rows[0]), len(rows[1]), config.min_cells)
                     logger.warning(

@@ -40,7 +40,7 @@ from ldvae.programs.enrichment import methods as methods_of_enrichment
 from ldvae.programs.find import methods as methods_of_consensus
 from ldvae.programs.projection import CELLS_JUDGED, with_identifiers
 from ldvae.provenance import versions
-from ldvae.rows import spaced
+from ldvae.rows import positions_in, spaced
 from ldvae.steps.qc import TYPE_COLUMNS
 from ldvae.steps.select import find, read_factors, read_programs
 
@@ -185,7 +185,7 @@ def on_all_genes(scores: pd.DataFrame, filtered: Path) -> pd.DataFrame:
     """
     measured = read_h5ad(filtered, backed="r")
     chosen = spaced(len(scores), MAX_CELLS)
-    position = measured.obs_names.get_indexer(scores.index[chosen])
+    position = positions_in(filtered, measured.obs_names, scores.index[chosen], "cells")
     order = np.argsort(position)
     counts = sparse.csr_matrix(measured.X[position[order]])
     measured.file.close()

@@ -23,6 +23,7 @@ from ldvae.names import find_own
 from ldvae.report.dataset import render_report
 from ldvae.report.results import Results
 from ldvae.report.sections.cells import drawn_cells
+from ldvae.rows import positions_in
 from ldvae.steps.annotate import methods as methods_of_cells
 from ldvae.steps.de import methods as methods_of_contrasts
 from ldvae.steps.programs import methods as methods_of_programs
@@ -265,7 +266,7 @@ def read_expression(filtered: Path, cells: pd.Index, genes: list[str]) -> pd.Dat
     """log(1 + counts per 10,000) of some genes in some cells, of all measured genes, shape (n_cells, n_genes)."""
     measured = read_h5ad(filtered, backed="r")
     genes = [gene for gene in genes if gene in measured.var_names]
-    position = measured.obs_names.get_indexer(cells)
+    position = positions_in(filtered, measured.obs_names, cells, "cells")
     order = np.argsort(position)
     counts = sparse.csr_matrix(measured.X[position[order]])
     columns = measured.var_names.get_indexer(genes)

@@ -30,7 +30,7 @@ from ldvae.io import (
     write_table,
 )
 from ldvae.methods import Sentence, counted
-from ldvae.names import own_name
+from ldvae.names import own_name, with_columns
 from ldvae.provenance import versions
 from ldvae.steps.variable import BatchSums, seurat_v3, sum_by_batch
 
@@ -63,8 +63,7 @@ def setup(*, results: Path, config: SetupConfig = SetupConfig()) -> None:
         counts: ChunkedCounts = adata.uns.pop("ldvae_counts")
         fields = registered_fields(adata, batch_key_of_qc(filtered), config)
         chosen = choose_genes(adata, counts, str(fields["batch_key"]) or None, config)
-        added = chosen.table.drop(columns=["chosen", "reason"])
-        adata.var = adata.var.join(added.rename(columns=lambda name: own_name(name, adata.var.columns)))
+        adata.var = with_columns(adata.var, chosen.table.drop(columns=["chosen", "reason"]))
         genes = chosen.table["chosen"].to_numpy(bool)
         result = adata[:, genes].copy()
         n_genes = np.concatenate([x[:, genes].getnnz(axis=1) for _, x in counts.chunks()])
