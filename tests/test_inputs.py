@@ -967,6 +967,53 @@ def test_raw_and_pairs_of_cells_and_genes_are_kept(n_files: int, chunked: bool, 
     assert ("neighbors" in kept.uns) == (n_files == 1)  # of several files, each had its own
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("chunked", [False, True])
+def test_neighbors_of_an_old_scanpy_are_kept_for_the_cells_that_are_kept(chunked: bool, tmp_path: Path) -> None:
+    adata = plain()
+    graph = sparse.csr_matrix(np.eye(60))
+    adata.uns["neighbors"] = {"connectivities": graph, "distances": 2 * graph, "params": {"n_neighbors": 3}}
+    adata.obs["half"] = np.where(np.arange(60) < 30, "first", "second")
+    path = h5ad(tmp_path, adata)
+    read = read_input([path], layers=True, chunked=chunked, subset_key="half", subset=["first"])
+    assert read.uns["neighbors"]["connectivities_key"] == "connectivities"
+    assert read.obsp["distances"].sum() == 2 * 30
+    others = others_apart(read[5:20].copy())
+    assert others.obsp["connectivities"].shape == (15, 15)
+    assert "neighbors" not in read_input([path], subset_key="half", subset=["first"]).uns
+
+
+def test_raws_that_share_no_gene_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    paths = []
+    for i in range(2):
+        adata = plain()
+        adata.raw = AnnData(adata.X, adata.obs, pd.DataFrame(index=[f"{name}_{i}" for name in adata.var_names]))
+        adata.obs_names = [f"{name}_{i}" for name in BARCODES]
+        adata.write_h5ad(tmp_path / f"{i}.h5ad")
+        paths.append(tmp_path / f"{i}.h5ad")
+    read = read_input(paths, layers=True, chunked=True)
+    assert "ldvae_raw" not in read.uns
+    assert "raw is left out: those of the 2 files share no gene." in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_layer_with_a_slash_in_its_name_has_an_underscore(chunked: bool, tmp_path: Path) -> None:
+    path = h5ad(tmp_path, plain())
+    with h5py.File(path, "a") as file:
+        anndata.io.write_elem(file.require_group("layers/spliced"), "all", sparse.csr_matrix(X))
+        anndata.io.write_elem(file["layers"], "plain", X)
+    read = read_input([path], layers=True, chunked=chunked)
+    layers = read.uns["ldvae_layers"] if chunked else {name: x for name, x in read.layers.items() if name is not None}
+    assert set(layers) == {"spliced_all", "plain"}
+
+
+def test_names_of_10x_are_utf_8_whatever_their_type_says(tmp_path: Path) -> None:
+    names = [name.encode() for name in SYMBOLS]
+    names[3] = "TNFα".encode()
+    assert read_input([h5_of_10x(tmp_path / "counts.h5", name=names)]).var_names[3] == "TNFα"
+
+
 # Random data
 
 text = st.one_of(

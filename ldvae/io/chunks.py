@@ -206,7 +206,7 @@ class ChunkedMatrix:
         if not blocks:
             blocks = [part.stored(0, 0) for part in self.parts]
         if self.is_sparse:
-            blocks = [sparse.csr_matrix(block) for block in blocks]
+            blocks = [block if sparse.issparse(block) else sparse.csr_matrix(as_numbers(block)) for block in blocks]
         if len(blocks) > 1:
             blocks = [sparse.vstack(blocks, format="csr") if self.is_sparse else np.concatenate(blocks)]
         x = blocks[0].astype(self.dtype, copy=False)

@@ -101,7 +101,18 @@ def matrices_of(store: Any) -> dict[str, str]:
 
     x = {"X": "X"} if there("X") else {}
     raw = next(({"raw": key} for key in ("raw/X", "raw.X") if there(key)), {})
-    return x | {layer_name(name, x | raw): f"layers/{name}" for name in store.get("layers", ())} | raw
+    layers = matrices_below(store["layers"]) if "layers" in store else []
+    return x | {layer_name(name, x | raw): f"layers/{name}" for name in layers} | raw
+
+
+def matrices_below(group: Any, prefix: str = "") -> list[str]:
+    """Names of the matrices of a group; HDF5 and zarr keep one whose name has a slash in a group of its own."""
+    found: list[str] = []
+    for name in group:
+        item = group[name]
+        is_matrix = not hasattr(item, "keys") or "encoding-type" in item.attrs or "h5sparse_format" in item.attrs
+        found += [prefix + name] if is_matrix else matrices_below(item, f"{prefix}{name}/")
+    return found
 
 
 def stored_matrices(path: Path, file: Any, keys: Mapping[str, str]) -> dict[str, StoredMatrix | ByEntries]:
@@ -266,11 +277,11 @@ def read_h5(path: Path, genome: str | None) -> Stored:
             features = {name: values for name, values in group["features"].items() if isinstance(values, h5py.Dataset)}
             var = pd.DataFrame(
                 {
-                    new: features[old].asstr()[:]
+                    new: features[old].asstr("utf-8")[:]
                     for old, new in (("id", "gene_ids"), ("feature_type", "feature_types"), ("genome", "genome"))
                     if old in features
                 },
-                index=features["name"].asstr()[:],
+                index=features["name"].asstr("utf-8")[:],
             )
             # Antibodies belong to no genome, and peaks to that of the genes.
             genomes = sorted(set(var.get("genome", pd.Series(dtype=str))) - {""})
@@ -288,8 +299,10 @@ def read_h5(path: Path, genome: str | None) -> Stored:
         if "matrix" not in file:
             key = genome or genomes[0]
             group = file[key]
-            var = pd.DataFrame({"gene_ids": group["genes"].asstr()[:]}, index=group["gene_names"].asstr()[:])
-        obs = pd.DataFrame(index=group["barcodes"].asstr()[:])
+            var = pd.DataFrame(
+                {"gene_ids": group["genes"].asstr("utf-8")[:]}, index=group["gene_names"].asstr("utf-8")[:]
+            )
+        obs = pd.DataFrame(index=group["barcodes"].asstr("utf-8")[:])
     own = np.ones(len(var), bool)
     if genome is not None and "genome" in var:
         own = (var["genome"] == genome).to_numpy()
@@ -358,6 +371,6 @@ def loom_attributes(group: Any) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
     arrays: dict[str, np.ndarray] = {}
     for name, values in group.items():
         if isinstance(values, h5py.Dataset) and values.ndim:
-            read = values[:] if values.dtype.kind in "biuf" else values.asstr()[:]
+            read = values[:] if values.dtype.kind in "biuf" else values.asstr("utf-8")[:]
             (columns if values.ndim == 1 else arrays)[name] = read
     return pd.DataFrame(columns), arrays

@@ -22,7 +22,7 @@ from ldvae.io.formats import FORMATS, opened_input, samples_of
 from ldvae.io.matrices import as_csr, as_numbers, round_off
 from ldvae.io.messages import first_names, reading
 from ldvae.io.several import concatenate, shared_genes, warn_of_copies
-from ldvae.io.stored import Stored, has_neighbors
+from ldvae.io.stored import Stored, has_neighbors, neighbors_in_obsp
 from ldvae.names import file_names
 
 logger = logging.getLogger(__name__)
@@ -195,6 +195,9 @@ def chunked_matrices(files: Sequence[Matrices], columns: Sequence[np.ndarray], l
     raws = [(file.raw, file.raw_var) for file in files if file.raw is not None and file.raw_var is not None]
     if len(raws) == len(files):
         var = shared_genes([var for _, var in raws])
+        if not len(var):
+            logger.warning("raw is left out: those of the %d files share no gene.", len(files))
+            return found
         own = [of_file.index.get_indexer(var.index) for _, of_file in raws]
         found["ldvae_raw"] = RawMatrix(ChunkedMatrix(same_genes([raw for raw, _ in raws], own)), var)
     return found
@@ -320,7 +323,7 @@ def counts_of(
     stays = chunked and not (transpose and stored.can_turn)  # what is turned is read as a whole
     if counts:
         with reading(where, kind):
-            on_disk = unread(stored, chosen, scratch, where) if stays else None
+            on_disk = unread(stored, chosen, scratch, where, counts=True) if stays else None
             on_disk = None if on_disk is None or on_disk.dtype.kind == "b" else on_disk
             x = as_csr(stored.matrices[chosen]()) if on_disk is None else on_disk
             others = dict(stored.others(["obsm", "varm", "uns", *(["obsp", "varp"] if layers else [])]))
@@ -424,7 +427,7 @@ def totals_of_counts(x: StoredMatrix, where: str, var_names: pd.Index) -> np.nda
 TURNED = {"obsm": "varm", "varm": "obsm", "obsp": "varp", "varp": "obsp"}
 
 
-def unread(stored: Stored, name: str, scratch: Path | None, where: str) -> StoredMatrix | None:
+def unread(stored: Stored, name: str, scratch: Path | None, where: str, *, counts: bool = False) -> StoredMatrix | None:
     """A matrix of a file of which some rows can be read, written by rows if need be; None: it is read as a whole.
 
     Parameters
@@ -435,12 +438,18 @@ def unread(stored: Stored, name: str, scratch: Path | None, where: str) -> Store
         The matrix.
     scratch
         Where a matrix is written that is not stored by rows, unless it is small; None: nowhere.
+    counts
+        Do not write it if its first entries are no counts: the whole matrix shows what is wrong.
     """
     matrix = stored.on_disk.get(name)
     if matrix is None or isinstance(matrix, StoredMatrix):
         return matrix
     if scratch is None or matrix.n_stored <= FEW:
         return None
+    if counts:
+        rows, columns, values = next(iter(matrix.pieces()))
+        if not is_counts(round_off(sparse.csr_matrix((values, (rows, columns)), matrix.shape), where)):
+            return None
     number = list(stored.matrices).index(name)
     return write_by_rows(matrix, scratch.with_name(f"{scratch.name}-{number}.h5"), f"{where}: {name}")
 
@@ -492,6 +501,7 @@ def refuse_matrix(stored: Stored, where: str, kind: str, chosen: str, problem: s
 
 def keep_others(adata: AnnData, others: Mapping[str, Mapping[str, Any]], where: str) -> None:
     """Add layers, obsm, varm, uns, obsp and varp of a file, in place, as far as anndata takes them."""
+    others = neighbors_in_obsp(others)
     for kind, values in others.items():
         for name, value in values.items():
             if name.startswith("ldvae_") or (has_neighbors(value) and "obsp" not in others):

@@ -53,3 +53,20 @@ def layer_name(name: str, taken: Iterable[str]) -> str:
 def has_neighbors(value: Any) -> bool:
     """Whether an entry of uns is of scanpy's neighbors, whose matrices are in obsp."""
     return isinstance(value, Mapping) and "connectivities_key" in value
+
+
+def neighbors_in_obsp(others: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """What a file has (obsm, uns, …, by name) with the matrices of scanpy's neighbors in obsp.
+
+    scanpy up to 1.4 had them in uns. anndata moves them when some of the cells are taken, and not before.
+    """
+    found = {kind: dict(values) for kind, values in others.items()}
+    for name, value in others.get("uns", {}).items():
+        own = [key for key in ("connectivities", "distances") if isinstance(value, Mapping) and key in value]
+        if own:
+            places = {key: key if name == "neighbors" else f"{name}_{key}" for key in own}
+            if "obsp" in found:
+                found["obsp"].update({places[key]: value[key] for key in own})
+            rest = {key: entry for key, entry in value.items() if key not in own}
+            found["uns"][name] = rest | {f"{key}_key": place for key, place in places.items()}
+    return found
