@@ -1,6 +1,7 @@
 """`ldvae across`: what datasets share, from the files of the steps before; the page; and its place in the config."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import anndata as ad
@@ -191,12 +192,34 @@ def test_stubs_are_written_for_every_file(tmp_path):
     assert "--datasets a b" in json.loads(layout.ACROSS_SUMMARY.at(tmp_path).read_text())["stub"]
 
 
-def test_mistakes_are_told(finished, tmp_path):
+def test_cells_without_a_donor_are_left_out_as_elsewhere(finished, tmp_path, caplog):
+    root, names = finished[0], ["d0", "d1", "d2"]
+    for name in names:
+        shutil.copytree(root / name, tmp_path / name)
+        if name == "d2":
+            continue  # without the column
+        adata = ad.read_h5ad(layout.FILTERED.at(tmp_path / name))
+        donor = np.array([f"p{i // 2 % 4}" for i in range(N_CELLS)], object)
+        donor[:6], donor[6:12] = None, "unassigned"
+        adata.obs["donor"] = donor
+        adata.write_h5ad(layout.FILTERED.at(tmp_path / name))
+    across(results=tmp_path, datasets=names, config=AcrossConfig(condition_key="stim", replicate_key="donor"))
+    means = layout.META_DONOR_MEANS.read_table(tmp_path)
+    assert set(means["donor"]) == {f"{name}: p{i}" for name in names[:2] for i in range(4)}
+    assert (means["dataset"] == means["donor"].str.split(":").str[0]).all()
+    assert "d2 has no obs column 'donor': conditions are compared without its cells." in caplog.text
+    assert "d0: donor 'unassigned' (6 cells) is not the name of a donor" in caplog.text
+
+
+def test_mistakes_are_told(finished, monkeypatch):
     root, _ = finished
     with pytest.raises(InputError, match="expected two datasets or more, found d0"):
         across(results=root, datasets=["d0"])
     with pytest.raises(InputError, match="no obs column 'stimulus' in the datasets"):
         across(results=root, datasets=["d0", "d1"], config=AcrossConfig(condition_key="stimulus"))
+    monkeypatch.setattr("ldvae.steps.across.score_cells", None)  # before any cell is scored
+    with pytest.raises(InputError, match="no obs column 'person' in the datasets"):
+        across(results=root, datasets=["d0", "d1"], config=AcrossConfig(replicate_key="person"))
 
 
 # ---------------------------------------------------------------- the config

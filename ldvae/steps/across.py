@@ -21,13 +21,15 @@ from ldvae.programs import (
     MetaPrograms,
     compare_across,
     donor_means,
+    doubtful_replicates,
+    known_donors,
     meta_frame,
     meta_programs,
     project,
 )
 from ldvae.provenance import versions
 from ldvae.report.across import Compared, contrasts_in_words, doubts, findings, render_across
-from ldvae.steps.programs import read_model, write_gmt, write_model
+from ldvae.steps.programs import read_model, read_obs, write_gmt, write_model
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +56,7 @@ def across(*, results: Path, datasets: list[str], config: AcrossConfig = AcrossC
             raise InputError(f"{results} has no results of {name!r}.{suggestion(name, known)}")
         frames[name] = read_model(layout.PROGRAMS_MODEL.existing(folder))
         labels[name] = layout.PROGRAMS.read_table(folder)["label"].fillna("")
+    check_columns(results, list(frames), config)
     found = meta_programs(frames, min_similarity=config.min_similarity, min_presence=config.min_presence)
     sides = top_genes(found, config.n_top)
     members = found.members.copy()
@@ -151,6 +154,25 @@ def long_table(found: MetaPrograms) -> pd.DataFrame:
     ]
 
 
+def check_columns(results: Path, datasets: Sequence[str], config: AcrossConfig) -> None:
+    """Refuse keys that are obs columns of no dataset; warn of datasets that lack one, and of doubtful donors."""
+    columns: dict[str, pd.DataFrame] = {
+        name: read_obs(layout.FILTERED.existing(results / name))[0] for name in datasets
+    }
+    known = list(dict.fromkeys(column for obs in columns.values() for column in obs))
+    for key in (config.condition_key, config.replicate_key, config.cell_type_key):
+        if key is None:
+            continue
+        if key not in known:
+            raise InputError(f"across: no obs column {key!r} in the datasets.{suggestion(key, known)}")
+        for name in [name for name, obs in columns.items() if key not in obs]:
+            logger.warning("%s has no obs column %r: conditions are compared without its cells.", name, key)
+        if key == config.replicate_key:
+            for name in [name for name, obs in columns.items() if key in obs]:
+                for line in doubtful_replicates(columns[name][key], key):
+                    logger.warning("%s: %s", name, line)
+
+
 def score_cells(
     results: Path, found: MetaPrograms, frames: dict[str, Frame], shared: Sequence[str]
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -183,12 +205,9 @@ def contrasts(
     scores: pd.DataFrame, obs: pd.DataFrame, shared: Sequence[str], config: AcrossConfig
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Mean scores of the donors, and the comparison of conditions; without rows where no condition is given."""
-    for key in (config.condition_key, config.replicate_key, config.cell_type_key):
-        if key is not None and key not in obs:
-            raise InputError(f"across: no obs column {key!r} in the datasets.{suggestion(key, list(obs.columns))}")
     donor = obs["dataset"]
     if config.replicate_key is not None:
-        known = obs[config.replicate_key]
+        known = known_donors(obs[config.replicate_key])
         donor = (obs["dataset"] + ": " + known.astype(str)).where(known.notna())
     table = pd.DataFrame({"donor": donor, "condition": ""}, obs.index)
     rows = obs.index
@@ -203,6 +222,6 @@ def contrasts(
     if not len(shared):
         scored = scores.iloc[:0]
     means = donor_means(scored, table, donor="donor", condition="condition", cell_type=kind)
-    dataset = dict(zip(donor, obs["dataset"], strict=True))
+    dataset = obs["dataset"].groupby(donor).first().to_dict()
     means.insert(3, "dataset", means["donor"].map(dataset).astype(object))
     return means, compare_across(means, dataset)
