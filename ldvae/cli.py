@@ -6,12 +6,17 @@ import inspect
 import itertools
 import json
 import logging
+import multiprocessing
 import os
+import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import BrokenExecutor
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -45,11 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         datefmt="%H:%M:%S",
         force=True,
     )
-    if verb == "check":
-        logging.getLogger().handlers[0].addFilter(_each_warning_once())
+    logging.getLogger().handlers[0].addFilter(_each_warning_once())
     try:
         _prepare_environment(arguments)
-        _run(verb, arguments)
+        with _terminated_in_order():
+            _run(verb, arguments)
     except (Exception, KeyboardInterrupt) as error:
         if told := _not_ours(error):
             message, code = told
@@ -64,8 +69,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if arguments else 2
 
 
+@contextmanager
+def _terminated_in_order() -> Iterator[None]:
+    """Let SIGTERM inside the block end the process as an error does, so that no temporary file stays."""
+
+    def leave(number: int, _: object) -> None:
+        for worker in multiprocessing.active_children():  # the end would wait for them
+            worker.kill()
+        sys.exit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _each_warning_once() -> Callable[[logging.LogRecord], bool]:
-    """A filter that drops a warning that was shown already: `check` reads headers, then counts."""
+    """A filter that drops a warning that was shown already: `check` and `qc` read headers, then counts."""
     shown: set[str] = set()
 
     def is_new(record: logging.LogRecord) -> bool:
@@ -91,6 +115,12 @@ def _not_ours(error: BaseException) -> tuple[str, int] | None:
             return f"{error.filename or 'input or output'}: {error.strerror or error}.", 1
         case MemoryError():
             return f"out of memory ({error}); give the job more.", 1
+        case BrokenExecutor():
+            return (
+                "one of its processes was killed, most likely for want of memory: give the job more of it, or fewer "
+                "threads (--threads), each of which has its own.",
+                1,
+            )
         case KeyboardInterrupt():
             return "interrupted.", 130
     return None

@@ -530,7 +530,10 @@ def resume(path: Path, module: LDVAE, optimizer: torch.optim.Optimizer, mark: st
         if header["crc"] != checksum(tensors):
             raise ValueError("its checksum does not match: the file is damaged")
         if header["fingerprint"] != mark:
-            raise ValueError("it belongs to other data, other parameters or another seed")
+            raise ValueError(
+                "it belongs to other data, other parameters or another seed, or the counts were in memory then and are "
+                "read from their file now, or the other way round"
+            )
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as why:
         aside = path.with_name(f"{path.name}.refused-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}")
         path.rename(aside)

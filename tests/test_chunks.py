@@ -34,7 +34,7 @@ from ldvae.io import (
     read_without_matrices,
     write_matrices,
 )
-from ldvae.io.chunks import StoredMatrix
+from ldvae.io.chunks import ChunkedMatrix, LoadedMatrix, StoredMatrix
 from ldvae.steps import doublets
 from ldvae.steps.qc import qc
 
@@ -153,6 +153,40 @@ def test_a_matrix_that_is_cut_short_is_refused_before_it_is_sorted(raw: AnnData,
     (tmp_path / "matrix.mtx").write_text("\n".join([*lines[:-1], "301 1 1"]))
     with pytest.raises(InputError, match="an entry lies outside of the 180 by 300 matrix"):
         read_input([tmp_path], chunked=True, scratch=tmp_path / "scratch")
+
+
+@pytest.mark.usefixtures("large")
+def test_what_is_no_counts_is_not_sorted_and_nothing_stays_after_a_refusal(
+    raw: AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw.X = raw.X.tocsc()
+    raw.write_h5ad(tmp_path / "counts.h5ad")
+    with pytest.raises(InputError, match="min_counts"):
+        qc(results=tmp_path / "r", input=[str(tmp_path / "counts.h5ad")], config=QcConfig(min_counts=10**8))
+    assert not list((tmp_path / "r").rglob("*"))[1:]  # but for the folder qc
+    raw.X = raw.X.log1p()
+    raw.write_h5ad(tmp_path / "log.h5ad")
+    monkeypatch.setattr(read, "write_by_rows", None)
+    with pytest.raises(InputError, match="X holds non-integer values"):
+        read_input([tmp_path / "log.h5ad"], chunked=True, scratch=tmp_path / "scratch")
+
+
+def test_columns_are_looked_for_before_anything_is_read(
+    raw: AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw.write_h5ad(tmp_path / "counts.h5ad")
+    monkeypatch.setattr("ldvae.steps.qc.measure", None)
+    for key in ("batch_key", "labels_key"):
+        with pytest.raises(InputError, match="no obs column 'nope'"):
+            qc(results=tmp_path / "r", input=[str(tmp_path / "counts.h5ad")], **{key: "nope"})
+
+
+def test_half_precision_beside_sparse_is_single_precision() -> None:
+    x = np.arange(6, dtype=np.float16).reshape(2, 3)
+    matrix = ChunkedMatrix((LoadedMatrix(x), LoadedMatrix(sparse.csr_matrix(x.astype(np.float32)))))
+    rows = matrix.stored(np.arange(4))
+    assert rows.dtype == np.float32
+    np.testing.assert_array_equal(rows.toarray(), np.vstack([x, x]))
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from concurrent.futures.process import BrokenProcessPool
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -515,3 +516,34 @@ def test_check_says_each_warning_once_and_of_which_dataset(tmp_path, capsys):
     assert said.err.count("1 terms are in more than one line") == 1, said
     assert said.out.count("datasets.a.programs.gene_sets: 1 of 2 sets of") == 1, said
     assert "such as 'other'; nothing will be found of them." in said.out
+
+
+def test_sigterm_leaves_no_temporary_file(tmp_path):
+    code = f"""
+import time
+from ldvae import cli
+from ldvae.io import atomic
+def write(*_):
+    with atomic(__import__("pathlib").Path({str(tmp_path / "table.tsv")!r})) as temporary:
+        temporary.write_text("half")
+        print("writing", flush=True)
+        time.sleep(60)
+cli._run = write
+raise SystemExit(cli.main(["report"]))
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "writing\n"
+        process.terminate()
+    assert process.returncode == 128 + signal.SIGTERM
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_killed_worker_is_told_as_want_of_memory(monkeypatch, capsys):
+    def broken(*_):
+        raise BrokenProcessPool("A process in the process pool was terminated abruptly")
+
+    monkeypatch.setattr(cli, "_run", broken)
+    assert cli.main(["qc"]) == 1
+    said = capsys.readouterr().err
+    assert "one of its processes was killed, most likely for want of memory" in said
+    assert "Traceback" not in said

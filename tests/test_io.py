@@ -5,7 +5,9 @@ from __future__ import annotations
 import gzip
 import json
 import logging
+import os
 import shutil
+import time
 from pathlib import Path
 
 import anndata
@@ -490,6 +492,20 @@ def test_a_folder_replaces_a_folder(tmp_path: Path) -> None:
             (temporary / content).touch()
     assert [path.name for path in (tmp_path / "model").iterdir()] == ["two"]
     assert list(tmp_path.iterdir()) == [tmp_path / "model"]
+
+
+def test_what_a_killed_process_left_is_removed_a_day_later(tmp_path: Path) -> None:
+    old, new, other = (
+        tmp_path / name for name in (".0123abcd-counts.h5ad", ".4567abcd-counts.h5ad", ".0123abcd-a.tsv")
+    )
+    for path in (old, new, other):
+        path.write_text("half")
+    (tmp_path / ".89ababcd-counts.h5ad").mkdir()
+    for path in (old, other, tmp_path / ".89ababcd-counts.h5ad"):
+        os.utime(path, (time.time() - 2 * 24 * 3600,) * 2)
+    with io.atomic(tmp_path / "counts.h5ad") as temporary:
+        temporary.write_text("whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [other.name, new.name, "counts.h5ad"]
 
 
 def test_tables_come_back_as_they_were_written(tmp_path: Path) -> None:

@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
+import glob
 import gzip
 import hashlib
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+LEFT_AFTER_S = 24 * 3600  # without a change; no writer rests so long
+
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, for a file or a folder, and give it that name when the block succeeds.
 
-    A killed process leaves nothing that looks finished, and of two that write the same path the last one wins.
+    A killed process leaves nothing that looks finished, and of two that write the same path the last one wins. What one
+    left that was killed more than a day ago is removed.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".????????-{glob.escape(path.name)}"):
+        with suppress(FileNotFoundError):  # its writer has just finished
+            if left.stat().st_mtime < time.time() - LEFT_AFTER_S:
+                remove(left)
     # The name ends as the final one does: many writers choose the format by the suffix.
     temporary = path.with_name(f".{uuid.uuid4().hex[:8]}-{path.name}")
     try:
@@ -37,10 +46,15 @@ def atomic(path: Path) -> Iterator[Path]:
         else:
             os.replace(temporary, path)
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        else:
-            temporary.unlink(missing_ok=True)
+        remove(temporary)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder with all that it holds, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_text(text: str, path: Path) -> None:

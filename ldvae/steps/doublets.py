@@ -149,12 +149,17 @@ def run_apart(tasks: Iterator[tuple[int, Batch]], config: QcConfig, threads: int
     context = multiprocessing.get_context("spawn")  # a fork would share the state of numba's and BLAS's threads
     with ProcessPoolExecutor(threads, mp_context=context, initializer=start_worker) as pool:
         running: dict[Future[Doublets], int] = {}
-        for i, task in tasks:
-            running[pool.submit(of_batch, task, config)] = i
-            if len(running) == threads:
+        try:
+            for i, task in tasks:
+                running[pool.submit(of_batch, task, config)] = i
+                if len(running) == threads:
+                    yield from finished(running)
+            while running:
                 yield from finished(running)
-        while running:
-            yield from finished(running)
+        except BaseException:  # the pool would wait for batches that take minutes
+            for worker in multiprocessing.active_children():
+                worker.kill()
+            raise
 
 
 def finished(running: dict[Future[Doublets], int]) -> Iterator[tuple[int, Doublets]]:

@@ -107,9 +107,30 @@ def qc(
     Outliers lie further than `n_mads` median absolute deviations (not rescaled to standard deviations) from the median
     of their batch, as in Heumos et al., Nat. Rev. Genet. 24, 550 (2023); log(1 + value) of counts and genes is used.
     """
-    kept_in = layout.QC_SUMMARY.at(results).with_name(".doublets")
-    scratch = kept_in.with_name(".by-rows")
+    scratch = layout.QC_SUMMARY.at(results).with_name(".by-rows")
     shutil.rmtree(scratch, ignore_errors=True)  # of one that was killed
+    try:
+        control(results, input, names, batch_key, labels_key, threads, config, scratch)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def control(
+    results: Path,
+    input: list[str],
+    names: list[str] | None,
+    batch_key: str | None,
+    labels_key: str | None,
+    threads: int,
+    config: QcConfig,
+    scratch: Path,
+) -> None:
+    """As `qc`, with a folder for large matrices that are not stored by rows."""
+    kept_in = scratch.with_name(".doublets")
+    if batch_key is not None or labels_key is not None:  # a wrong name is told before the counts are read
+        heads = read_input(input, names, **reading_options(config), counts=False)
+        batches(heads, batch_key)
+        known_types(heads.obs, labels_key)
     with collected_warnings() as messages:
         adata = read_input(
             input,
@@ -216,8 +237,7 @@ def qc(
         },
         layout.QC_SUMMARY.at(results),
     )
-    for folder in (kept_in, scratch):
-        shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(kept_in, ignore_errors=True)
 
 
 def batches(adata: AnnData, batch_key: str | None) -> pd.Series:
@@ -250,6 +270,17 @@ def others_apart(adata: AnnData) -> AnnData:
     return others
 
 
+def known_types(obs: pd.DataFrame, labels_key: str | None) -> str | None:
+    """Obs column of the types: the one given, which must be there, else the first that is called so; None for none."""
+    if labels_key is not None:
+        if column_name(labels_key) not in obs:
+            raise InputError(f"There is no obs column {labels_key!r} (labels_key).{suggestion(labels_key, obs)}")
+        return column_name(labels_key)
+    columns = {str(name).lower().replace(".", "_"): str(name) for name in obs}
+    found = (columns[name] for name in TYPE_COLUMNS if name in columns)
+    return next((name for name in found if 2 <= obs[name].nunique() <= 200), None)
+
+
 def types_of_cells(
     obs: pd.DataFrame, counts: ChunkedCounts, labels_key: str | None, seed: int
 ) -> tuple[pd.Series, str]:
@@ -270,13 +301,8 @@ def types_of_cells(
         Types as text, missing for cells without one; and the obs column that holds them, or "clusters": Leiden clusters
         of the cells with counts (of at most `MAX_CELLS_CLUSTERED` of them), or "" for too few cells.
     """
-    if labels_key is not None and column_name(labels_key) not in obs:
-        raise InputError(f"There is no obs column {labels_key!r} (labels_key).{suggestion(labels_key, obs)}")
-    columns = {str(name).lower().replace(".", "_"): name for name in obs}
-    known = [columns[n] for n in TYPE_COLUMNS if n in columns and 2 <= obs[columns[n]].nunique() <= 200]
-    if labels_key is not None or known:
-        name = known[0] if labels_key is None else column_name(labels_key)
-        return group_names(obs[name]), str(name)
+    if (name := known_types(obs, labels_key)) is not None:
+        return group_names(obs[name]), name
     types = pd.Series(np.nan, index=obs.index, dtype=object)
     cells = np.flatnonzero(np.concatenate([x.getnnz(axis=1) for _, x in counts.chunks()]) > 0)
     if len(cells) > MAX_CELLS_CLUSTERED:
