@@ -295,8 +295,10 @@ def test_differential_expression_of_given_samples_is_the_references(
     for name, expected in table["columns"].items():
         if name in ("comparison", "group1", "group2"):
             assert list(result[name]) == expected
-        elif name.startswith(("proba", "bayes", "is_de", "delta")):
+        elif name.startswith(("proba", "is_de", "delta")):
             np.testing.assert_array_equal(result[name], expected, err_msg=name)
+        elif name.startswith("bayes"):  # logarithms, whose last bits depend on numpy
+            np.testing.assert_allclose(result[name], expected, rtol=1e-12, atol=1e-12, err_msg=name)
         else:
             # The reference computes in single precision here and there.
             np.testing.assert_allclose(result[name], expected, rtol=2e-6, atol=2e-6, err_msg=name)
