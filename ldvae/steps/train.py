@@ -323,7 +323,7 @@ def predictive_check(linear: LinearSCVI, split: Split) -> pd.DataFrame:
             sums[name] = sums.get(name, 0) + (member.double() @ values.double().cpu()).numpy()
         sums["n_cells"] = sums.get("n_cells", 0) + member.sum(dim=1, keepdim=True).numpy()
     n_cells = sums.pop("n_cells")
-    means = {name: values / n_cells for name, values in sums.items()}
+    means = {name: values / np.maximum(n_cells, 1) for name, values in sums.items()}  # without cells: not told below
     table = {
         f"{kind}_{name}": values
         for kind in ("observed", "predicted")
