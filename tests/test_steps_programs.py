@@ -351,6 +351,14 @@ def test_programs_refuse_missing_runs_and_files_that_are_no_gene_sets(dataset, t
         programs(results=root, config=ProgramsConfig())
 
 
+def test_programs_refuse_counts_of_other_cells(dataset, tmp_path):
+    results = shutil.copytree(dataset[0], tmp_path / "r")
+    path = results / "setup" / "counts.h5ad"
+    ad.read_h5ad(path)[7:].copy().write_h5ad(path)
+    with pytest.raises(InputError, match=r"counts\.h5ad: lacks 7 of the 500 cells"):
+        programs(results=results)
+
+
 def test_the_step_simulate_writes_counts_with_their_truth(tmp_path):
     config = SimulateConfig(n_obs=40, n_vars=120, seed=3)
     simulate(output=tmp_path / "made.h5ad", config=config)

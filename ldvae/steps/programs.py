@@ -65,7 +65,9 @@ def programs(*, results: Path, config: ProgramsConfig = ProgramsConfig()) -> Non
         found = read_programs(layout.CHOSEN_PROGRAMS.existing(results))
     for warning in found.warnings:
         logger.warning(warning)
-    obs, batch_key, labels_key = read_obs(layout.COUNTS.existing(results))
+    counts = layout.COUNTS.existing(results)
+    obs, batch_key, labels_key = read_obs(counts)
+    obs = obs.iloc[positions_in(counts, obs.index, found.scores.index, "cells")]
     technical = [*technical_columns(config.technical, obs), batch_key or "batch"]
     related = associations(found.scores, obs, variables=config.variables, technical=technical)
     libraries = [enrichment(found, read_gmt(Path(file)), Path(file).stem) for file in config.gene_sets]
@@ -104,7 +106,7 @@ def programs(*, results: Path, config: ProgramsConfig = ProgramsConfig()) -> Non
     write_table(all_genes, layout.ALL_GENES.at(results))
     write_table(ranked_sets(all_genes, list(found.scores), config.gene_sets), layout.RANKED_SETS.at(results))
     model = frame(found, factors.mean, factors.theta)
-    write_model(judged(model, layout.COUNTS.existing(results), batch_key), layout.PROGRAMS_MODEL.at(results))
+    write_model(judged(model, counts, batch_key), layout.PROGRAMS_MODEL.at(results))
     write_json(
         {
             "rank": found.rank,
