@@ -82,7 +82,8 @@ def rank_sum_test(
     auc, p = [], []
     for start in range(0, len(expressed), step):
         block = expressed[start : start + step]
-        one, two = (part[:, block].toarray() for part in shares)
+        # SciPy computes p in the type of the values: in float32 it would be zero below 1e-45.
+        one, two = (part[:, block].toarray().astype(np.float64) for part in shares)
         test = stats.mannwhitneyu(one, two, axis=0, method="asymptotic", use_continuity=False)  # as scanpy
         auc.append(test.statistic / (len(rows1) * len(rows2)))
         p.append(test.pvalue)

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from anndata import AnnData
-from scipy import sparse
+from scipy import sparse, stats
 
 from ldvae.markers import rank_sum_test
 
@@ -44,6 +44,17 @@ def test_auc_is_the_share_of_pairs_that_group_one_wins(counts):
     table = rank_sum_test(counts, [f"g{i}" for i in range(40)], one, two)
     assert table.loc["g3", "auc"] == pytest.approx(expected, abs=1e-6)
     assert table.loc["g3", "detected1"] == (counts.toarray()[one, 3] > 0).mean()
+
+
+def test_p_values_below_those_that_float32_holds_are_told():
+    values = np.zeros((400, 2), dtype=np.float32)
+    values[:, 1] = np.arange(400) % 7 + 5
+    values[:200, 0] = np.arange(200) % 11 + 1
+    table = rank_sum_test(sparse.csr_matrix(values), ["marker", "other"], np.arange(200), np.arange(200, 400))
+    shares = (values[:, 0] / values.sum(axis=1)).astype(np.float64)
+    expected = stats.mannwhitneyu(shares[:200], shares[200:], method="asymptotic", use_continuity=False).pvalue
+    assert 0 < expected < 1e-45
+    np.testing.assert_allclose(table.loc["marker", "wilcoxon_p"], expected, rtol=1e-6)
 
 
 def test_a_gene_without_counts_is_no_evidence(counts):
