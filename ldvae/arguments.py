@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from anndata import AnnData
 
-from ldvae.errors import InputError
+from ldvae.errors import InputError, other_type
 from ldvae.likelihoods import LIKELIHOODS
 
 logger = logging.getLogger(__name__)
@@ -359,7 +359,10 @@ def codes_of(given: Any, categories: Sequence[Any]) -> list[int | None]:
     for name in [given] if one else given:
         code = code_of(name, categories)
         if name is not None and code is None:
-            raise InputError(f'"{name}" not a valid batch category. There are {", ".join(map(str, categories))}.')
+            raise InputError(
+                f'"{name}" not a valid batch category. There are {", ".join(map(str, categories))}.'
+                + other_type(name, categories)
+            )
         codes.append(code)
     if not codes:
         raise InputError(f"The list of batches is empty. There are {', '.join(map(str, categories))}.")

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ldvae.errors import InputError, MissingKeyError
+from ldvae.errors import InputError, MissingKeyError, counted, other_type
 from ldvae.module import LDVAE
 from ldvae.posterior import (
     BATCH_SIZE,
@@ -202,7 +202,7 @@ def comparisons(
                 )
         if both:
             warnings.warn(
-                f"{both} cells are in idx1 and in idx2; they count in the second group alone.",
+                f"idx1 and idx2 share {counted(both, 'cell')}; shared cells count in the second group alone.",
                 UserWarning,
                 stacklevel=4,
             )
@@ -241,7 +241,9 @@ def comparisons(
         for name, mask in zip((group, group2), masks, strict=True):
             if not mask.any():
                 known = ", ".join(map(str, present[:20]))
-                raise InputError(f"Group {name!r} of obs[{groupby!r}] has no cells; there are {known}.")
+                raise InputError(
+                    f"Group {name!r} of obs[{groupby!r}] has no cells; there are {known}." + other_type(name, present)
+                )
         rest = "Rest" if group2 is None else group2
         made.append(Comparison(np.flatnonzero(masks[0]), np.flatnonzero(masks[1]), group, rest))
     return made
@@ -350,7 +352,10 @@ def batches_of(names: Sequence[Any] | None, categories: Sequence[Any], test: DeO
         return [None]
     known = list(categories)
     if unknown := [name for name in names or () if name not in known]:
-        raise InputError(f"{unknown[0]!r} is not a valid batch category; there are {', '.join(map(str, known))}.")
+        raise InputError(
+            f"{unknown[0]!r} is not a valid batch category; there are {', '.join(map(str, known))}."
+            + other_type(unknown[0], known)
+        )
     return sorted(known.index(name) for name in (known if names is None else names))
 
 

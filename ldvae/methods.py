@@ -60,16 +60,3 @@ def numbered(paragraphs: Iterable[Iterable[Sentence]]) -> Methods:
 
     texts = [" ".join(numbers(sentence) for sentence in paragraph) for paragraph in paragraphs]
     return Methods([text for text in texts if text], list(known.values()))
-
-
-def counted(n: int, noun: str) -> str:
-    """A number with its noun: "1 program", "2,000 programs"."""
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"
-
-
-def listed(items: Iterable[object], most: int = 8) -> str:
-    """Items as a phrase: "a, b and c", cut after `most`."""
-    names = [str(item) for item in items]
-    if len(names) > most:
-        names = [*names[: most - 1], f"{len(names) - most + 1} more"]
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

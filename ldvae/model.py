@@ -132,7 +132,7 @@ class LinearSCVI:
     log_variational
         The encoders see log(1 + counts).
     registry
-        Of another model, to build one without data.
+        Of another model (`model.registry`, `LinearSCVI.load_registry`), to build one without data.
     seed
         Seed of the initial weights, and of the training unless `train` is given one; none: `ldvae.settings.seed`;
         otherwise the one that `torch.manual_seed` was last given; otherwise a fresh one, which the log and the saved
@@ -180,7 +180,7 @@ class LinearSCVI:
             raise InputError("adata or registry must be provided.")
         if registry is None:
             registry = registered(adata)
-        self._registry = registry if isinstance(registry, Registry) else Registry.from_dict(dict(registry))
+        self._registry = Registry.of(registry)
         check_size(self._registry, self.config)
         default = default_seed(SEED_OF_TORCH) if seed is None else seed
         self.seed = fresh_seed() if default is None else default
@@ -741,31 +741,58 @@ class LinearSCVI:
         """Id of the run: empty, unless another is set."""
         return self.run_id_
 
+    @run_id.setter
+    def run_id(self, value: str) -> None:
+        self.run_id_ = value
+
     @property
     def get_normalized_function_name(self) -> str:
         """Name of the method that gives normalized expression."""
         return self.get_normalized_function_name_
+
+    @get_normalized_function_name.setter
+    def get_normalized_function_name(self, value: str) -> None:
+        self.get_normalized_function_name_ = value
 
     @property
     def train_indices(self) -> np.ndarray | None:
         """Rows of the cells that the model was trained on, in its data as they are now."""
         return self._part("train")
 
+    @train_indices.setter
+    def train_indices(self, value: Rows | None) -> None:
+        self._set_part("train", value)
+
     @property
     def validation_indices(self) -> np.ndarray | None:
         """Rows of the cells that it was validated on."""
         return self._part("validation")
+
+    @validation_indices.setter
+    def validation_indices(self, value: Rows | None) -> None:
+        self._set_part("validation", value)
 
     @property
     def test_indices(self) -> np.ndarray | None:
         """Rows of the test cells."""
         return self._part("test")
 
+    @test_indices.setter
+    def test_indices(self, value: Rows | None) -> None:
+        self._set_part("test", value)
+
     train_indices_, validation_indices_, test_indices_ = train_indices, validation_indices, test_indices
 
     def _part(self, name: str) -> np.ndarray | None:
         """Rows of a part of the split; None for a model that was not trained here or before it was saved."""
         return None if self._trained_on is None else self._trained_on.rows(name, self.adata, self._registry)
+
+    def _set_part(self, name: str, value: Rows | None) -> None:
+        """Note other rows for a part of the split, as scvi-tools lets users do; the other parts stay."""
+        parts = {part: np.zeros(0, np.int64) if (rows := self._part(part)) is None else rows for part in Split._fields}
+        adata = self._own_adata()
+        parts[name] = rows_of([] if value is None else value, adata.obs, f"{name}_indices", none_selected=True)
+        self._trained_on = TrainedOn(Split(**parts), name_hashes(adata.obs_names), self._own().snapshot)
 
     @property
     def device(self) -> torch.device:
@@ -1602,11 +1629,12 @@ class LinearSCVI:
         """
         self._check_trained()
         of = self._of(adata)
+        columns = ", ".join(map(str, of.adata.obs.columns))
+        if sample_key is None:
+            raise InputError(f"Give sample_key, a column of adata.obs with the sample of each cell ({columns}).")
+        if sample_key not in of.adata.obs:
+            raise MissingKeyError(f"sample_key {sample_key!r} not found in adata.obs ({columns}).")
         data, cells = of.adata, self._cells(of, None, None)
-        if sample_key not in data.obs:
-            raise MissingKeyError(
-                f"sample_key {sample_key!r} not found in adata.obs ({', '.join(map(str, data.obs.columns))})."
-            )
         data.obsm["da_log_probs"] = posterior.sample_densities(
             cells,
             data.obs[sample_key],
@@ -1876,6 +1904,7 @@ class LinearSCVI:
         model.is_trained_, model.history_ = saved.is_trained, saved.history or None
         model._trained_on = None if saved.split is None else TrainedOn(saved.split, saved.cells)
         model.run_name_ = saved.run_name or model.run_name_
+        model.run_id_ = saved.run_id
         model.to_device(where)
         path = adata_path(directory, prefix or "")
         if adata is None and path is not None:
@@ -1941,6 +1970,7 @@ class LinearSCVI:
             is_trained=self.is_trained_,
             minified=self.minified_data_type,
             run_name=self.run_name_,
+            run_id=self.run_id_,
             seed=self.seed,
         )
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ldvae.errors import InputError
+from ldvae.errors import InputError, counted
 
 Rows = str | slice | Sequence[int] | Sequence[bool] | Sequence[str] | np.ndarray | pd.Series | pd.Index
 FORMS = "a mask (dtype bool), row numbers (integers), a list of names from adata.obs_names, or a query of adata.obs"
@@ -109,7 +109,8 @@ def from_list(given: Any, obs: pd.DataFrame, name: str) -> np.ndarray:
     ):
         raise InputError(f"{name} is a {type(given).__name__}; expected {FORMS}.")
     if isinstance(given, np.ma.MaskedArray) and np.ma.is_masked(given):
-        raise InputError(f"{name} has {int(np.ma.count_masked(given))} masked values; give those that are meant alone.")
+        masked = counted(int(np.ma.count_masked(given)), "masked value")
+        raise InputError(f"{name} has {masked}; give those that are meant alone.")
     if isinstance(given, (list, tuple)) and len({isinstance(v, (bool, np.bool_)) for v in given}) == 2:
         given = np.array([*given, None], dtype=object)[:-1]  # NumPy would take True for row 1
     values = plain_values(given, name)
@@ -135,7 +136,8 @@ def plain_values(given: Any, name: str) -> np.ndarray:
     """The values as a numpy array; those of pandas' own dtypes without missing ones."""
     if isinstance(given, (pd.Series, pd.Index, pd.api.extensions.ExtensionArray)):
         if n_missing := int(pd.isna(given).sum()):
-            raise InputError(f"{name} has {n_missing} missing values among {len(given)}; fill them, or leave them out.")
+            missing = counted(n_missing, "missing value")
+            raise InputError(f"{name} has {missing} among {len(given)}; fill them, or leave them out.")
         dtype = given.dtype
         if isinstance(dtype, pd.CategoricalDtype):
             given = np.asarray(given)
@@ -171,7 +173,7 @@ def of_one_type(values: np.ndarray, name: str) -> np.ndarray:
 def from_mask(given: Any, mask: np.ndarray, obs: pd.DataFrame, name: str) -> np.ndarray:
     """Rows where a mask is true."""
     if len(mask) != len(obs):
-        raise InputError(f"{name} is a mask of {len(mask)} cells, but there are {len(obs)}.")
+        raise InputError(f"{name} is a mask of {counted(len(mask), 'cell')}, but there are {len(obs)}.")
     index = given.index if isinstance(given, pd.Series) else None
     # A Series may be in another order of the same cells: its names decide, unless they are pandas' own numbers.
     if index is not None and not index.equals(obs.index) and not index.equals(pd.RangeIndex(len(obs))):

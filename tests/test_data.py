@@ -164,7 +164,7 @@ def test_the_variance_of_a_batch_is_left_alone_unless_it_is_far_below_that_of_th
     logs = pd.Series(np.log(dense.sum(axis=1)))
     with pytest.warns(UserWarning, match="fewer than 3 cells"):
         counts = counts_of(adata, batch_key="lane")
-    with pytest.warns(UserWarning, match=r"hardly vary in 2 of 4 batches: alone \(1 cells\), same \(100 cells\)"):
+    with pytest.warns(UserWarning, match=r"hardly vary in 2 of 4 batches: alone \(1 cell\), same \(100 cells\)"):
         _, variances = library_prior(counts, 4, ["alone", "pair", "rest", "same"])
     own = logs.groupby(adata.obs["lane"].to_numpy()).var(ddof=0)
     within = (2 * own["pair"] + 197 * own["rest"] + 100 * own["same"]) / 299

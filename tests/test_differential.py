@@ -8,10 +8,12 @@ from anndata import AnnData, read_h5ad
 from scipy import sparse, stats
 
 from ldvae import InputError, LinearSCVI, posterior
+from ldvae.arguments import codes_of
 from ldvae.differential import (
     CountStatistics,
     DeOptions,
     Scales,
+    batches_of,
     compare,
     comparisons,
     credible_interval,
@@ -65,7 +67,7 @@ def test_cells_can_be_given_by_rows_mask_or_query(obs, idx1):
     (pair,) = comparisons(obs, idx1=idx1)
     np.testing.assert_array_equal(pair.rows1, [0, 1])
     np.testing.assert_array_equal(pair.rows2, [2, 3, 4])
-    with pytest.warns(UserWarning, match="1 cells are in idx1 and in idx2"):
+    with pytest.warns(UserWarning, match="idx1 and idx2 share 1 cell;"):
         (pair,) = comparisons(obs, idx1=idx1, idx2="n == 2 or n == 5")
     assert (list(pair.rows1), list(pair.rows2)) == ([0], [1, 4])  # a cell in both belongs to group 2
     assert pair.group1 is None
@@ -101,7 +103,7 @@ def test_a_subset_limits_the_groups_and_leaves_the_others_in_the_rest(obs):
         ({"idx1": "n > 0"}, "idx1 selects all 5 cells; there is none left to compare them with. Give idx2"),
         ({"groupby": "kind", "group1": "a", "group2": "a"}, r"group1 and group2 are both 'a' of obs\['kind'\]"),
         ({"idx1": [9]}, "idx1 names row 9, but there are 5 cells"),
-        ({"idx1": [True]}, "idx1 is a mask of 1 cells, but there are 5"),
+        ({"idx1": [True]}, "idx1 is a mask of 1 cell, but there are 5"),
     ],
 )
 def test_groups_that_do_not_exist_are_named(obs, arguments, message):
@@ -209,6 +211,21 @@ def test_overlapping_batches_are_a_warning_and_disjoint_ones_are_not():
 def test_unknown_batches_are_refused(model):
     with pytest.raises(InputError, match="'d9' is not a valid batch category; there are d1, d2, d3"):
         model.differential_expression(groupby="label", batch_correction=True, batchid1=["d9"])
+
+
+def test_a_number_given_as_text_is_told_as_such(obs):
+    obs["number"] = [0, 0, 1, 1, 2]
+    with pytest.raises(
+        InputError, match=r"Group '1' .* are 0, 1, 2. Found '1' \(text\); there is 1 \(a number\)"
+    ):
+        comparisons(obs, "number", "1")
+    with pytest.raises(InputError, match=r"\"2\" not a valid .* 0, 1, 2. Found '2' \(text\); there is 2 \(a number\)"):
+        codes_of("2", (0, 1, 2))
+    with pytest.raises(InputError, match=r"Found 1 \(a number\); there is '1' \(text\)"):
+        batches_of([1], ["0", "1"], DeOptions(batch_correction=True))
+    obs["number"] = [0, 0, 1, 1, np.nan]
+    with pytest.raises(InputError, match=r"Found '1' \(text\); there is 1.0 \(a number\)"):
+        comparisons(obs, "number", "1")
 
 
 # ---------------------------------------------------------------- which conclusions

@@ -15,7 +15,8 @@ import pytest
 
 from ldvae import markers
 from ldvae.config import DeConfig, ProgramsConfig
-from ldvae.methods import Sentence, listed, numbered
+from ldvae.errors import listed
+from ldvae.methods import Sentence, numbered
 from ldvae.programs import donors, effects, find, rotation
 from ldvae.steps import annotate, de, doublets, qc, report, select, setup, train
 

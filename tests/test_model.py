@@ -207,6 +207,45 @@ def test_a_model_can_be_made_of_a_registry_and_given_data_later():
     second.train(1, enable_progress_bar=False)
 
 
+def every_field() -> AnnData:
+    """Data whose registry has all that a registry can have."""
+    adata = make_adata()
+    adata.obs["day"] = pd.to_datetime("2026-01-01") + pd.to_timedelta(np.arange(120) % 3, unit="D")
+    adata.obs["size"] = 1.5
+    adata.layers["counts"] = adata.X
+    LinearSCVI.setup_anndata(
+        adata,
+        batch_key="day",
+        layer="counts",
+        size_factor_key="size",
+        categorical_covariate_keys=["sex", "lane"],
+        continuous_covariate_keys=["age"],
+    )
+    return adata
+
+
+@pytest.mark.parametrize("make", [make_adata, every_field, lambda: fitted().adata])
+def test_a_model_can_be_made_of_the_public_registry(make, tmp_path):
+    adata = make()
+    first = LinearSCVI(adata, n_hidden=8, n_latent=3, seed=0)
+    first.save(tmp_path / "model")
+    for registry in (first.registry, first.registry_, LinearSCVI.load_registry(tmp_path / "model")):
+        second = LinearSCVI(registry=registry, n_hidden=8, n_latent=3, seed=0)
+        assert second._registry == first._registry
+        assert second.get_loadings().equals(first.get_loadings())
+        second.adata = adata.copy()
+        second.is_trained = first.is_trained = True
+        np.testing.assert_array_equal(second.get_latent_representation(), first.get_latent_representation())
+
+
+@pytest.mark.parametrize("wrong", [{}, {"field_registries": {}}, {"setup_args": {}}, "model", 3])
+def test_a_registry_that_is_none_says_where_there_is_one(wrong):
+    with pytest.raises(InputError, match=r"registry is not that of a model .* give `model\.registry`"):
+        LinearSCVI(registry=wrong)
+    with pytest.raises(InputError, match="different class: found SCVI"):
+        LinearSCVI(registry=make_model().registry | {"model_name": "SCVI"})
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("scenario", "n_orders"), [("mixed", 2), ("gauss", 1)])
 def test_known_programs_lie_in_the_span_of_the_fitted_loadings_in_any_order_of_cells(scenario, n_orders):
@@ -406,6 +445,30 @@ def test_the_split_is_found_again_by_the_names_of_the_cells():
     rows = model.train_indices
     model.adata.obs_names = [f"{name}-2" for name in model.adata.obs_names]
     np.testing.assert_array_equal(model.train_indices, rows)  # the same cells under other names
+
+
+def test_what_users_set_on_a_model_of_scvi_tools_can_be_set_and_is_saved(tmp_path):
+    model = fitted()
+    validation = model.validation_indices
+    model.train_indices = np.arange(3)
+    model.test_indices_ = [f"cell{i}" for i in (7, 5)]
+    model.run_id, model.run_name, model.get_normalized_function_name = "42", "mine", "get_normalized_expression"
+    model.save(tmp_path / "model")
+    for given in (model, LinearSCVI.load(tmp_path / "model", model.adata.copy())):
+        np.testing.assert_array_equal(given.train_indices, [0, 1, 2])
+        np.testing.assert_array_equal(given.validation_indices, validation)
+        np.testing.assert_array_equal(given.test_indices, [7, 5])
+        assert (given.run_id, given.run_name) == ("42", "mine")
+    model.train_indices = None
+    assert len(model.train_indices) == 0
+    with pytest.raises(InputError, match="train_indices names row 500"):
+        model.train_indices = [500]
+    untrained = make_model()
+    untrained.validation_indices = np.arange(120) < 4
+    np.testing.assert_array_equal(untrained.validation_indices, np.arange(4))
+    model.deregister_manager()
+    with pytest.raises(InputError, match="no data"):
+        model.train_indices = [0]
 
 
 def test_the_split_of_a_loaded_model_is_found_again_in_whatever_data_it_is_given(tmp_path):
@@ -647,7 +710,7 @@ def test_a_cell_alone_in_its_batch_does_not_spoil_the_fit_and_is_named(request, 
     adata.obs.loc[adata.obs_names[5], "batch"] = "alone"
     with (
         pytest.warns(UserWarning, match="alone has fewer than 3 cells"),
-        pytest.warns(UserWarning, match=r"hardly vary in 1 of \d batches: alone \(1 cells\)"),
+        pytest.warns(UserWarning, match=r"hardly vary in 1 of \d batches: alone \(1 cell\)"),
     ):
         odd = negative_elbo(adata)
     assert np.isfinite(odd).all()

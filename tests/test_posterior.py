@@ -420,6 +420,8 @@ def test_abundance_is_the_density_of_each_cell_among_the_cells_of_each_sample(mo
     assert table["d2"].iloc[9] == pytest.approx(expected, rel=1e-4)
     model.differential_abundance(sample_key="batch", num_cells_posterior=5)
     assert not np.allclose(reference_adata.obsm["da_log_probs"], table)
+    with pytest.raises(InputError, match=r"Give sample_key, a column of adata.obs .*batch"):
+        model.differential_abundance()
     with pytest.raises(InputError, match="sample_key 'donor' not found"):
         model.differential_abundance(sample_key="donor")
 

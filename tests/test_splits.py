@@ -39,7 +39,7 @@ def test_each_level_becomes_a_dataset_whose_name_is_safe_for_paths(counts):
 def test_levels_and_cells_that_are_left_out_are_told_before_the_run(counts):
     notes = " ".join(expand_checked({"datasets": {"t": {"input": counts, "split_by": "patient"}}}).notes)
     assert "datasets.t.split_by: small (20) has fewer than 100 cells and is left out" in notes
-    assert "5 cells have no patient and are left out" in notes
+    assert "left out, without a patient: 5 cells" in notes
     few = {"input": counts, "split_by": {"column": "patient", "min_cells": 20}}
     assert "t-small" in expand_checked({"datasets": {"t": few}}).datasets
 
@@ -48,7 +48,7 @@ def test_levels_can_be_left_out_by_name(counts):
     split = {"column": "patient", "leave_out": ["small", 2]}  # a number, as YAML reads it
     plan = expand_checked({"datasets": {"t": {"input": counts, "split_by": split}}})
     assert list(plan.datasets) == ["t-P_1_a", "t-p_1_a-2"]
-    assert plan.notes[0].endswith("150 cells of 2, small are left out (split_by.leave_out).")
+    assert plan.notes[0].endswith("left out (split_by.leave_out): 150 cells of 2, small.")
     assert not any("fewer than" in note for note in plan.notes)
 
 

@@ -455,7 +455,7 @@ def test_models_that_the_reference_does_not_have_are_not_exported(reference_adat
     adata.obs["age"] = np.arange(adata.n_obs) / 100
     LinearSCVI.setup_anndata(adata, continuous_covariate_keys=["age"])
     model = LinearSCVI(adata, n_hidden=8, n_latent=3, dispersion="gene-cell")
-    with pytest.raises(InputError, match=r"no dispersion 'gene-cell' and no continuous covariates"):
+    with pytest.raises(InputError, match=r"does not have dispersion 'gene-cell' and continuous covariates"):
         model.export_scvi_tools(tmp_path / "exported")
     assert not (tmp_path / "exported").exists()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldvae.config.options import SECTIONS
-from ldvae.errors import InputError, suggestion
+from ldvae.errors import InputError, counted, suggestion
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -140,8 +140,8 @@ def _kept(column: pd.Series, least: int, leave_out: Sequence[object], name: str,
             )
         without = groups.isin(unwanted)
         notes.append(
-            f"datasets.{name}.split_by: {int(without.sum())} cells of {', '.join(sorted(unwanted))} are left out "
-            "(split_by.leave_out)."
+            f"datasets.{name}.split_by: left out (split_by.leave_out): {counted(int(without.sum()), 'cell')} of "
+            f"{', '.join(sorted(unwanted))}."
         )
         groups = groups[~without]
     sizes = {str(level): int(n) for level, n in groups.value_counts(sort=False).sort_index().items() if n}
@@ -160,7 +160,7 @@ def _kept(column: pd.Series, least: int, leave_out: Sequence[object], name: str,
             "left out (split_by.min_cells)."
         )
     if missing := int(groups.isna().sum()):
-        notes.append(f"datasets.{name}.split_by: {missing} cells have no {column.name} and are left out.")
+        notes.append(f"datasets.{name}.split_by: left out, without a {column.name}: {counted(missing, 'cell')}.")
     suffixes: dict[str, str] = {}
     taken: set[str] = set()
     for level in kept:

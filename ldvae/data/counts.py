@@ -14,7 +14,7 @@ from anndata.abc import CSRDataset
 from scipy import sparse
 from torch import Tensor
 
-from ldvae.errors import InputError
+from ldvae.errors import InputError, counted
 
 PRIOR_CELLS = 5  # weight, in cells, of the variance within all batches in the prior of one batch
 LEAST_VARIANCE = 1e-4  # of a posterior (`ldvae.module.VAR_EPS`)
@@ -271,7 +271,7 @@ def library_prior(
     floor = (within_variance(counts) * PRIOR_CELLS / (n + PRIOR_CELLS)).clamp(min=1e-8).float()
     low = (n > 0) & (variances < floor)
     if names is not None and low.any():
-        told = ", ".join(f"{names[k]} ({int(n[k])} cells)" for k in low.nonzero()[:5, 0].tolist())
+        told = ", ".join(f"{names[k]} ({counted(int(n[k]), 'cell')})" for k in low.nonzero()[:5, 0].tolist())
         warnings.warn(
             f"The total counts hardly vary in {int(low.sum())} of {n_batch} batches: {told}. The prior variance of the "
             "log library size there is taken in part from all batches.",

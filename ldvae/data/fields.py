@@ -15,7 +15,7 @@ from scipy import sparse
 from ldvae.categories import as_saved, as_text
 from ldvae.data.counts import Covariates
 from ldvae.data.registry import Registry
-from ldvae.errors import InputError, MissingKeyError
+from ldvae.errors import InputError, MissingKeyError, counted
 
 MINIFIED_KEY = "_scvi_adata_minify_type"  # in adata.uns, as in scvi-tools
 MINIFIED_CELL_KEY = "ldvae_latent_checksum"  # in adata.obs: checksum of what was kept of a minified cell
@@ -77,7 +77,7 @@ def obs_column(adata: AnnData, key: str | None, *, numbers: bool = False) -> pd.
     column = adata.obs[key]
     if n_missing := int(column.isna().sum()):
         raise InputError(
-            f"obs[{key!r}] has {n_missing} missing values (NaN) among {len(column)} cells. "
+            f"obs[{key!r}] has {counted(n_missing, 'missing value')} (NaN) among {len(column)} cells. "
             + (
                 "Fill them, or remove these cells."
                 if numbers

@@ -17,7 +17,7 @@ from ldvae.data.counts import BackedCounts, Counts, as_csr, row_blocks
 from ldvae.data.fields import MINIFIED_CELL_KEY, MINIFIED_TYPES, matrix, minified_type, read_covariates
 from ldvae.data.genes import check_genes
 from ldvae.data.registry import Registry
-from ldvae.errors import InputError
+from ldvae.errors import InputError, counted
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ class Snapshot(NamedTuple):
         """Descriptions of what has changed since; `where` names the matrix."""
         found = []
         if len(self.cells) != len(now.cells):
-            found.append(f"{len(self.cells)} cells are now {len(now.cells)}")
+            found.append(f"{counted(len(self.cells), 'cell')}, now {len(now.cells)}")
         elif not same_index(self.cells, now.cells):
             found.append("the names or the order of the cells")
         if not same_index(self.genes, now.genes):

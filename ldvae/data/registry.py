@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from ldvae.categories import decoded, encoded
 from ldvae.config import ModelConfig
 from ldvae.data.counts import DataShape
-from ldvae.errors import InputError
+from ldvae.errors import InputError, counted
 
 SETUP_KEY = "_ldvae_setup"  # in adata.uns: arguments of setup_anndata, as JSON
 
@@ -151,11 +152,73 @@ class Registry:
         return plain
 
     @classmethod
+    def of(cls, given: Registry | Mapping[str, Any]) -> Registry:
+        """A registry as users have it: an object of this class, what `to_dict` returns, or the layout of scvi-tools.
+
+        Raises
+        ------
+        InputError
+            If it is none of these.
+        """
+        if isinstance(given, Registry):
+            return given
+        try:
+            return cls.from_layout(given) if "field_registries" in given else cls.from_dict(dict(given))
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(
+                f"registry is not that of a model (found {error!r}); give `model.registry`, or what "
+                "`LinearSCVI.load_registry` returns."
+            ) from error
+
+    @classmethod
+    def from_layout(cls, layout: Mapping[str, Any], var_names: Iterable[object] | None = None) -> Registry:
+        """Inverse of `reference_layout`.
+
+        Parameters
+        ----------
+        layout
+            Of a LinearSCVI of ldvae or of scvi-tools.
+        var_names
+            Genes in the order of the model; none: those in the layout.
+        """
+        name = layout.get("model_name", "LinearSCVI")
+        if name != "LinearSCVI":
+            raise InputError(
+                f"It appears you are loading a model from a different class: found {name}, expected LinearSCVI."
+            )
+        arguments = layout["setup_args"]
+        states = {key: part["state_registry"] for key, part in layout["field_registries"].items()}
+        mappings = {key: states[key]["categorical_mapping"] for key in ("batch", "labels")}
+        mappings |= states.get("extra_categorical_covs", {}).get("mappings", {})
+        return cls(
+            layer=arguments.get("layer"),
+            batch_key=arguments.get("batch_key"),
+            labels_key=arguments.get("labels_key"),
+            size_factor_key=arguments.get("size_factor_key"),
+            categorical_covariate_keys=tuple(arguments.get("categorical_covariate_keys") or ()),
+            continuous_covariate_keys=tuple(arguments.get("continuous_covariate_keys") or ()),
+            var_names=tuple(map(str, states["X"]["column_names"] if var_names is None else var_names)),
+            categories={key: categories_of(mapping) for key, mapping in mappings.items()},
+            n_obs=int(states["X"].get("n_obs", 0)),
+            size_factor_scale=float(states.get("size_factor", {}).get("scale", 1)),
+            uuid=str(layout.get("_scvi_uuid", "")),
+        )
+
+    @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> Registry:
         """Inverse of `to_dict`."""
         tuples = ("categorical_covariate_keys", "continuous_covariate_keys", "var_names")
         values = plain | {name: tuple(plain[name]) for name in tuples}
         return cls(**values | {"categories": {key: tuple(map(decoded, v)) for key, v in plain["categories"].items()}})
+
+
+def categories_of(mapping: Any) -> tuple[Any, ...]:
+    """Categories from an array of them, as Python's own values."""
+    values = np.asarray(mapping)
+    # Dates and durations would become numbers.
+    return tuple(pd.Index(values)) if values.dtype.kind in "mM" else tuple(values.tolist())
 
 
 def object_array(values: Sequence[Any]) -> np.ndarray:
@@ -194,10 +257,11 @@ def check_size(registry: Registry, config: ModelConfig) -> None:
     """Refuse data too small for the model, and warn of a latent space that cannot be smaller than the data."""
     if len(registry.var_names) <= config.n_latent:
         warnings.warn(
-            f"adata has {len(registry.var_names)} genes for {config.n_latent} factors: the factors can do no more than "
+            f"adata has {counted(len(registry.var_names), 'gene')} for {counted(config.n_latent, 'factor')}: the "
+            "factors can do no more than "
             "the genes themselves. Lower n_latent, or keep more genes.",
             UserWarning,
             stacklevel=4,
         )
     if registry.n_obs < 2:
-        raise InputError(f"adata has {registry.n_obs} cell; a model needs at least 2 to learn from.")
+        raise InputError(f"adata has {counted(registry.n_obs, 'cell')}; a model needs at least 2 to learn from.")

@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 import scipy  # imports scipy.stats when it is first used: a second and 45 MB that a training need not have
 
+from ldvae.errors import counted
+
 from .consensus import TINY
 
 # Levels that say of cells that nothing is known of them.
@@ -189,6 +191,6 @@ def tests_of_number(scores: pd.DataFrame, ranks: np.ndarray, values: pd.Series) 
 def phrase(row: pd.Series, few: float = 0) -> str:
     """An association in words, with the number of cells of a group that has fewer than `few`."""
     if row["kind"] == "categorical":
-        n_cells = f", {int(row['n_cells'])} cells" if row["n_cells"] < few else ""
+        n_cells = f", {counted(int(row['n_cells']), 'cell')}" if row["n_cells"] < few else ""
         return f"{row['variable']} = {row['level']} (AUC {row['auc']:.2f}{n_cells})"
     return f"{row['variable']} (r = {row['effect']:.2f})"

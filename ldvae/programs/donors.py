@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import scipy  # imports scipy.stats when it is first used: a second and 45 MB that a training need not have
 
+from ldvae.errors import counted
 from ldvae.methods import Sentence
 
 from .associations import is_no_label
@@ -71,7 +72,7 @@ def doubtful_replicates(replicates: pd.Series, key: str) -> list[str]:
     counts, known = replicates.dropna().astype(str).value_counts(), set(known_donors(replicates).dropna().astype(str))
     told = []
     for name, n in counts.items():
-        cells = f"{key} {name!r} ({n:,} cell{'s' if n != 1 else ''})"
+        cells = f"{key} {name!r} ({counted(n, 'cell')})"
         if name not in known:
             told.append(f"{cells} is not the name of a donor: tests with donors leave these cells out.")
         elif NO_DONOR.search(str(name).replace("_", " ")):

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import scipy  # imports scipy.stats when it is first used: a second and 45 MB that a training need not have
 
-from ldvae.errors import InputError
-from ldvae.methods import Sentence, listed
+from ldvae.errors import InputError, listed
+from ldvae.methods import Sentence
 
 from .consensus import TINY
 from .find import Programs, gene_sets

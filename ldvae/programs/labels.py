@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import scipy  # imports scipy.stats when it is first used: a second and 45 MB that a training need not have
 
-from ldvae.methods import listed
+from ldvae.errors import listed
 
 from .associations import is_no_label, phrase, strength
 from .find import SIDES, Programs, gene_sets, top_genes

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from ldvae import pl
-from ldvae.methods import counted, listed
+from ldvae.errors import counted, listed
 from ldvae.pl.style import figure_of
 from ldvae.report import figures
 from ldvae.report.drawing import Drawing, Hover

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from ldvae.methods import counted, listed
+from ldvae.errors import counted, listed
 from ldvae.programs.find import DISAGREES
 from ldvae.report.results import Results
 

@@ -6,9 +6,8 @@ import re
 from pathlib import Path
 
 from ldvae.config import Dataset, check_data, find_problems, load_config, raise_problems
-from ldvae.errors import InputError
+from ldvae.errors import InputError, counted
 from ldvae.io import read_input, reading_options
-from ldvae.methods import counted
 
 
 def check(

@@ -20,7 +20,7 @@ from threadpoolctl import threadpool_limits
 from ldvae import pl
 from ldvae import results as layout
 from ldvae.config import DeConfig
-from ldvae.errors import InputError, first_line, suggestion
+from ldvae.errors import InputError, counted, first_line, listed, suggestion
 from ldvae.io import (
     MAX_CELLS,
     atomic,
@@ -33,7 +33,7 @@ from ldvae.io import (
 )
 from ldvae.markers import methods as methods_of_ranks
 from ldvae.markers import rank_sum_test, telling
-from ldvae.methods import Sentence, counted, listed
+from ldvae.methods import Sentence
 from ldvae.names import find_own
 from ldvae.pl.de import called as called_genes
 from ldvae.pl.style import styled

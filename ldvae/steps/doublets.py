@@ -21,7 +21,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from ldvae.config import QcConfig
-from ldvae.errors import first_line
+from ldvae.errors import counted, first_line
 from ldvae.io import ChunkedCounts, atomic
 from ldvae.methods import Sentence
 
@@ -119,7 +119,8 @@ def find_doublets(
     for i, (name, cells) in enumerate(batches):
         result = results[i]
         if result.failure:
-            logger.warning("Scrublet cannot find doublets in batch %s (%d cells): %s", name, len(cells), result.failure)
+            n_cells = counted(len(cells), "cell")
+            logger.warning("Scrublet cannot find doublets in batch %s (%s): %s", name, n_cells, result.failure)
             continue
         score[cells] = result.score
         if result.predicted is None:

@@ -17,7 +17,7 @@ from scipy import sparse
 from ldvae import pl
 from ldvae import results as layout
 from ldvae.config import QcConfig
-from ldvae.errors import InputError, first_line, suggestion
+from ldvae.errors import InputError, first_line, listed, suggestion
 from ldvae.io import (
     ChunkedCounts,
     ChunkedMatrix,
@@ -36,7 +36,7 @@ from ldvae.io import (
     write_matrices,
     write_table,
 )
-from ldvae.methods import Sentence, listed
+from ldvae.methods import Sentence
 from ldvae.names import column_name, own_name
 from ldvae.neighbors import add_neighbors
 from ldvae.provenance import versions as installed

@@ -16,9 +16,9 @@ from scipy import sparse
 
 from ldvae import results as layout
 from ldvae.config import SECTIONS, ModelConfig, ReportConfig, SweepConfig, TrainConfig, expand_sweep
-from ldvae.errors import InputError
+from ldvae.errors import InputError, listed
 from ldvae.io import plain, read_h5ad, read_table, write_json, write_svgs, write_text
-from ldvae.methods import Sentence, listed, numbered
+from ldvae.methods import Sentence, numbered
 from ldvae.names import find_own
 from ldvae.report.dataset import render_report
 from ldvae.report.results import Results

@@ -16,9 +16,9 @@ from matplotlib.figure import Figure
 from ldvae import pl
 from ldvae import results as layout
 from ldvae.config import RotationConfig, SelectConfig
-from ldvae.errors import InputError
+from ldvae.errors import InputError, listed
 from ldvae.io import atomic, write_json, write_table
-from ldvae.methods import Sentence, listed
+from ldvae.methods import Sentence
 from ldvae.pl.choice import Selection
 from ldvae.pl.style import styled
 from ldvae.programs import Programs, find_programs, gauge, information, outliers, reproducible_rank

@@ -15,7 +15,7 @@ from anndata import AnnData
 from ldvae import results as layout
 from ldvae.config import SetupConfig, TrainConfig
 from ldvae.config.options import SMALLEST_BATCH
-from ldvae.errors import InputError, suggestion
+from ldvae.errors import InputError, counted, suggestion
 from ldvae.io import (
     ChunkedCounts,
     atomic,
@@ -29,7 +29,7 @@ from ldvae.io import (
     write_json,
     write_table,
 )
-from ldvae.methods import Sentence, counted
+from ldvae.methods import Sentence
 from ldvae.names import own_name, with_columns
 from ldvae.provenance import versions
 from ldvae.steps.variable import BatchSums, seurat_v3, sum_by_batch

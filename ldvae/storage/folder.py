@@ -70,6 +70,7 @@ def write_model(
         "is_trained": bool(model.is_trained),
         "minified": model.minified,
         "run_name": str(model.run_name),
+        "run_id": str(model.run_id),
         "seed": model.seed,
     }
     json.dumps(description)  # what cannot be written fails before anything is
@@ -127,6 +128,7 @@ def read_model(directory: Path, prefix: str = "") -> SavedModel:
         is_trained=description["is_trained"],
         minified=description["minified"],
         run_name=description["run_name"],
+        run_id=description.get("run_id", ""),
         seed=description["seed"],
         cells=None if cells is None else cells.numpy().view(np.uint64),
     )

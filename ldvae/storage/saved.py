@@ -42,8 +42,8 @@ class SavedModel:
         Whether the model was trained.
     minified
         "latent_posterior_parameters" or "latent_posterior_parameters_with_counts" for a minified model, else None.
-    run_name
-        Name of the run.
+    run_name, run_id
+        Name and id of the run.
     seed
         Seed of the training; None: unknown.
     cells
@@ -58,6 +58,7 @@ class SavedModel:
     is_trained: bool = True
     minified: str | None = None
     run_name: str = ""
+    run_id: str = ""
     seed: int | None = None
     cells: np.ndarray | None = None
 

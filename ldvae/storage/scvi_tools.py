@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ldvae.config import ModelConfig
 from ldvae.data import Registry, Split
-from ldvae.errors import InputError
+from ldvae.errors import InputError, listed
 from ldvae.likelihoods import LIKELIHOODS
 from ldvae.storage.checkpoint import (
     RestrictedUnpickler,
@@ -74,7 +74,7 @@ def reference_attributes(model: SavedModel) -> dict[str, Any]:
         "history_": model.history,
         "is_trained_": model.is_trained,
         "run_name_": model.run_name,
-        "run_id_": "",
+        "run_id_": model.run_id,
         "get_normalized_function_name_": "get_normalized_expression",
         **{f"{part}_indices_": indices for part, indices in parts.items()},
     }
@@ -93,13 +93,11 @@ def write_scvi_tools(model: SavedModel, directory: Path, *, prefix: str = "", ov
         "dispersion 'gene-cell'": config.dispersion == "gene-cell",
         "categorical covariates": bool(registry.categorical_covariate_keys),
         "continuous covariates": bool(registry.continuous_covariate_keys),
-        "a size factor": registry.size_factor_key is not None,
+        "size factors": registry.size_factor_key is not None,
         "minified data": model.minified is not None,
     }
     if foreign := [name for name, present in extensions.items() if present]:
-        raise InputError(
-            f"scvi-tools' LinearSCVI has no {' and no '.join(foreign)}: this model cannot be exported to it."
-        )
+        raise InputError(f"This model cannot be exported: scvi-tools' LinearSCVI does not have {listed(foreign)}.")
 
     names = [(ours, theirs) for theirs, ours in scvi_names(config.n_layers)]
     state: dict[str, Any] = OrderedDict(
@@ -215,12 +213,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 
 def _from_reference(weights: Mapping[str, Any], var_names: np.ndarray, attributes: dict[str, Any]) -> SavedModel:
-    registered = attributes["registry_"]
-    name = registered.get("model_name", "LinearSCVI")
-    if name != "LinearSCVI":
-        raise InputError(
-            f"It appears you are loading a model from a different class: found {name}, expected LinearSCVI."
-        )
+    registry = Registry.from_layout(attributes["registry_"], var_names)
     parameters = attributes["init_params_"]
     options = dict(parameters.get("non_kwargs", {k: v for k, v in parameters.items() if not isinstance(v, dict)}))
     for nested in parameters.get("kwargs", {k: v for k, v in parameters.items() if isinstance(v, dict)}).values():
@@ -236,23 +229,6 @@ def _from_reference(weights: Mapping[str, Any], var_names: np.ndarray, attribute
     if unknown := sorted(options.keys() - known - _WITHOUT_EFFECT):
         raise InputError(f"The checkpoint was made with {', '.join(unknown)}, which ldvae does not have.")
     config = ModelConfig(**{name: value for name, value in options.items() if name in known})
-
-    categories = {}
-    for field_name in ("batch", "labels"):
-        mapping = registered["field_registries"][field_name]["state_registry"]["categorical_mapping"]
-        values = np.asarray(mapping)
-        # Dates and durations would become numbers.
-        categories[field_name] = tuple(pd.Index(values)) if values.dtype.kind in "mM" else tuple(values.tolist())
-    arguments = registered["setup_args"]
-    registry = Registry(
-        layer=arguments.get("layer"),
-        batch_key=arguments.get("batch_key"),
-        labels_key=arguments.get("labels_key"),
-        var_names=tuple(map(str, var_names)),
-        categories=categories,
-        n_obs=int(registered["field_registries"]["X"]["state_registry"].get("n_obs", 0)),
-        uuid=str(registered.get("_scvi_uuid", "")),
-    )
     pairs = scvi_names(config.n_layers)
     tensors = {name: tensor for name, tensor in weights.items() if isinstance(tensor, Tensor)}
     # The state of one of our modules, if somebody saved it in the legacy layout, has our names already.
@@ -275,6 +251,7 @@ def _from_reference(weights: Mapping[str, Any], var_names: np.ndarray, attribute
         split=Split(*indices) if all(isinstance(part, np.ndarray) for part in indices) else None,
         is_trained=bool(attributes.get("is_trained_", True)),
         run_name=str(attributes.get("run_name_", "")),
+        run_id=str(attributes.get("run_id_", "")),
     )
 
 
