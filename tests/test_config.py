@@ -427,10 +427,11 @@ def test_names_that_the_data_do_not_have_are_found_with_the_nearest_ones(counts)
         "a.de.contrasts[0]: no group 'stin' in 'condition'. Did you mean 'stim'",
         "a.de.contrasts[0]: no obs column 'cel_type'",
         "a.de.contrasts[2]: no group 'never' in 'donor'",
+        "a.de: replicate_key and contrasts[2].column both name 'donor'",
         "gone.h5ad is not there",
     ):
         assert part in message
-    assert message.count("\n- ") == 7
+    assert message.count("\n- ") == 9
 
 
 @pytest.fixture
@@ -539,6 +540,17 @@ def odd(tmp_path):
         ({"programs": {"gene_sets": ["page.gmt"]}}, "page.gmt: is a web page"),
         ({"programs": {"gene_sets": ["sets.json"]}}, "sets.json: is JSON, but of no gene sets"),
         ({"programs": {"replicate_key": "dose", "condition_key": "dose"}}, "both name 'dose'; name two columns"),
+        (
+            {"de": {"replicate_key": "dose", "contrasts": [{"column": "level"}, {"column": "dose"}]}},
+            "a.de: replicate_key and contrasts[1].column both name 'dose'; name two columns.",
+        ),
+        (
+            {
+                "datasets": {"a": "odd.h5ad", "b": "odd.h5ad"},
+                "across": {"compare": ["all"], "condition_key": "dose", "cell_type_key": "dose"},
+            },
+            "across: condition_key and cell_type_key both name 'dose'; name two columns.",
+        ),
         ({"programs": {"replicate_key": "dose", "condition_key": "only"}}, "'only' has 1 value; there is nothing to"),
         ({"programs": {"replicate_key": "dose", "condition_key": "score"}}, "'score' has 40 values for 40 cells"),
     ],
@@ -571,6 +583,45 @@ def test_groups_that_are_too_small_are_told_before_the_first_job(odd, monkeypatc
         "and 0 cells), low vs rest in 2 (0 and 20 cells).",
         "datasets.a.programs: replicate_key and condition_key go together; with one of them nothing is compared.",
     ]
+
+
+def test_columns_that_the_model_corrects_for_are_told_where_they_are_compared(odd, monkeypatch):
+    monkeypatch.chdir(odd)
+    sections = {
+        "setup": {"batch_key": "dose", "categorical_covariate_keys": ["cured"]},
+        "de": {"contrasts": [{"column": "dose"}, {"column": "level", "within": "dose"}]},
+        "programs": {"replicate_key": "kind", "condition_key": "dose"},
+        "across": {"compare": ["all"], "condition_key": "cured"},
+    }
+    plan = expand_checked({"datasets": {"a": "odd.h5ad", "b": "odd.h5ad"}, **sections})
+    told = [note.partition(", which removes")[0] for note in plan.notes if "which removes" in note]
+    assert told == [
+        f"datasets.{name}.{text}"
+        for name in "ab"
+        for text in (
+            "de.contrasts[0], programs.condition_key: the model corrects for 'dose'",
+            "across.condition_key: the model corrects for 'cured'",
+        )
+    ]
+    (odd / "more.h5ad").write_bytes((odd / "odd.h5ad").read_bytes())
+    several = {"input": {"low": "odd.h5ad", "high": "more.h5ad"}}  # each file is a batch
+    plan = expand_checked({"datasets": {"a": several}, "de": {"contrasts": [{"column": "file"}]}})
+    assert any("de.contrasts[0]: the model corrects for 'file'" in note for note in plan.notes)
+
+
+def test_a_setting_that_is_not_of_the_sweep_is_refused_with_those_that_are():
+    sweep = {"seeds": [0], "grid": {"n_latent": [8, 10]}}
+    settings = [run.setting for run in runs_of(sweep=sweep).values()]
+    assert expand_config({"datasets": {"a": "x.h5ad"}, "sweep": sweep, "select": {"setting": settings[1]}})
+    near = settings[1][:-1] + "x"
+    with pytest.raises(InputError) as caught:
+        expand_config({"datasets": {"a": "x.h5ad"}, "sweep": sweep, "select": {"setting": near}})
+    assert str(caught.value) == (
+        f"datasets.a.select.setting: no setting {near!r}. Did you mean {settings[1]!r}? There are: "
+        f"{', '.join(settings)}."
+    )
+    with pytest.raises(InputError, match=r"^model\.n_latnt: there is no such key"):  # settings are not known
+        expand_config({"datasets": {"a": "x.h5ad"}, "model": {"n_latnt": 9}, "select": {"setting": "k9-aaaaaa"}})
 
 
 def test_a_column_with_a_slash_is_found_under_either_spelling(odd, monkeypatch):

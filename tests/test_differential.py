@@ -215,9 +215,7 @@ def test_unknown_batches_are_refused(model):
 
 def test_a_number_given_as_text_is_told_as_such(obs):
     obs["number"] = [0, 0, 1, 1, 2]
-    with pytest.raises(
-        InputError, match=r"Group '1' .* are 0, 1, 2. Found '1' \(text\); there is 1 \(a number\)"
-    ):
+    with pytest.raises(InputError, match=r"Group '1' .* are 0, 1, 2. Found '1' \(text\); there is 1 \(a number\)"):
         comparisons(obs, "number", "1")
     with pytest.raises(InputError, match=r"\"2\" not a valid .* 0, 1, 2. Found '2' \(text\); there is 2 \(a number\)"):
         codes_of("2", (0, 1, 2))

@@ -211,6 +211,18 @@ def test_cells_without_a_donor_are_left_out_as_elsewhere(finished, tmp_path, cap
     assert "d0: donor 'unassigned' (6 cells) is not the name of a donor" in caplog.text
 
 
+def test_a_condition_that_the_models_correct_for_is_told(finished, tmp_path):
+    for name in ("d0", "d1"):
+        shutil.copytree(finished[0] / name, tmp_path / name)
+        adata = ad.read_h5ad(layout.FILTERED.at(tmp_path / name))
+        adata.uns["ldvae_qc"] = {"batch_key": "stim" if name == "d1" else ""}
+        adata.write_h5ad(layout.FILTERED.at(tmp_path / name))
+    across(results=tmp_path, datasets=["d0", "d1"], config=AcrossConfig(condition_key="stim"))
+    (told,) = [line for line in layout.ACROSS_SUMMARY.read(tmp_path)["warnings"] if "which removes" in line]
+    assert told.startswith("across.condition_key in d1: the model corrects for 'stim'")
+    assert "across.condition_key in d1: the model corrects for" in layout.ACROSS_PAGE.at(tmp_path).read_text()
+
+
 def test_mistakes_are_told(finished, monkeypatch):
     root, _ = finished
     with pytest.raises(InputError, match="expected two datasets or more, found d0"):
@@ -220,6 +232,8 @@ def test_mistakes_are_told(finished, monkeypatch):
     monkeypatch.setattr("ldvae.steps.across.score_cells", None)  # before any cell is scored
     with pytest.raises(InputError, match="no obs column 'person' in the datasets"):
         across(results=root, datasets=["d0", "d1"], config=AcrossConfig(replicate_key="person"))
+    with pytest.raises(InputError, match="across: condition_key and cell_type_key both name 'stim'; name two columns"):
+        across(results=root, datasets=["d0", "d1"], config=AcrossConfig(condition_key="stim", cell_type_key="stim"))
 
 
 # ---------------------------------------------------------------- the config

@@ -164,6 +164,12 @@ def test_contrasts_that_cannot_be_are_refused(entries: list[dict[str, str]], mes
         find_contrasts(counts.obs.assign(others="rest"), DeConfig(contrasts=entries))
 
 
+def test_replicates_that_are_the_groups_compared_are_refused(tmp_path: Path) -> None:
+    config = DeConfig(contrasts=[{"column": "type"}, {"column": "condition"}], replicate_key="condition")
+    with pytest.raises(InputError, match=r"replicate_key and contrasts\[1\]\.column both name 'condition'; name two"):
+        de(results=tmp_path, config=config)
+
+
 def test_names_are_distinct_and_safe_as_files(counts: AnnData) -> None:
     obs = counts.obs.assign(kind=counts.obs["type"], odd=np.where(counts.obs["donor"] > 1, "../a b", "../A_B"))
     entries = [{"column": "type"}, {"column": "kind"}, {"column": "odd"}]
@@ -185,6 +191,7 @@ def tables(counts: AnnData, tmp_path_factory: pytest.TempPathFactory) -> tuple[p
     folder = tmp_path_factory.mktemp("de")
     counts = counts.copy()
     counts.obs["rare"] = ["few"] * 3 + ["many"] * (counts.n_obs - 3)
+    counts.uns["ldvae_setup"] = {"batch_key": "", "categorical_covariate_keys": ["rare", "type"]}
     (folder / "setup").mkdir()
     (folder / "select").mkdir()
     counts.write_h5ad(folder / "setup" / "counts.h5ad")
@@ -223,8 +230,10 @@ def test_each_contrast_has_its_files_and_numbers(tables: tuple[pd.DataFrame, Pat
         *(file.replace(".tsv.gz", ".png") for file in contrasts["file"]),
     }
     told = json.loads((folder / "summary.json").read_text())["warnings"]
-    assert len(told) == 1
+    assert len(told) == 3
     assert told[0].startswith("few vs rest is skipped: it has 3 and ")
+    assert told[1].startswith("de.contrasts[1]: the model corrects for 'type', which removes the effect of 'type'")
+    assert told[2].startswith("de.contrasts[2]: the model corrects for 'rare'")
     for _, row in contrasts.iterrows():
         table = read_table(folder / row["file"], index="gene")
         assert sorted(table.index) == sorted(GENES)

@@ -274,6 +274,18 @@ def test_conditions_are_compared_by_the_means_of_donors(dataset):
     np.testing.assert_allclose(row["effect"], (own["stim"] - own["ctrl"]).mean(), rtol=1e-4)
 
 
+def test_a_condition_that_the_model_corrects_for_is_told(dataset, tmp_path, caplog):
+    root = shutil.copytree(dataset[0], tmp_path / "again")
+    programs(results=root, config=ProgramsConfig(replicate_key="donor", condition_key="batch"))
+    text = "programs.condition_key: the model corrects for 'batch', which removes the effect of 'batch'"
+    assert text in caplog.text
+    assert any(
+        said.startswith(text) for said in json.loads((root / "programs" / "summary.json").read_text())["warnings"]
+    )
+    with pytest.raises(InputError, match="replicate_key and condition_key both name 'donor'; name two columns"):
+        programs(results=root, config=ProgramsConfig(replicate_key="donor", condition_key="donor"))
+
+
 def test_projected_scores_are_those_of_the_programs(dataset):
     root, _, _ = dataset
     project(

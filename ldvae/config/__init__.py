@@ -5,6 +5,7 @@ Imports nothing but pydantic, PyYAML and the standard library: Snakemake may run
 
 from ldvae.config import slurm
 from ldvae.config.checks import check_data, expand_checked, find_problems, read_header
+from ldvae.config.compared import corrected_columns, removed_effects, same_columns
 from ldvae.config.document import commented_config, schema
 from ldvae.config.options import (
     SECTIONS,
@@ -88,6 +89,7 @@ __all__ = [
     "check_data",
     "column_flags",
     "commented_config",
+    "corrected_columns",
     "default_max_epochs",
     "describe",
     "expand_checked",
@@ -101,9 +103,11 @@ __all__ = [
     "naming",
     "raise_problems",
     "read_header",
+    "removed_effects",
     "renamed_runs",
     "resolved",
     "runs_table",
+    "same_columns",
     "schema",
     "slurm",
     "split_datasets",

@@ -9,10 +9,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ldvae.config.compared import corrected_columns, removed_effects
 from ldvae.config.options import SECTIONS, SMALLEST_BATCH, AcrossConfig, Contrast, ModelConfig, named
 from ldvae.config.plan import Dataset, Plan, expand, raise_problems, renamed_runs
 from ldvae.config.splits import split_datasets
-from ldvae.errors import InputError, suggestion
+from ldvae.errors import InputError, counted, suggestion
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -109,6 +110,7 @@ def _check_dataset(
 ) -> tuple[list[str], list[str]]:
     """Problems of a dataset, and notes on what it will do without."""
     notes: list[str] = []
+    own_key = None  # of several files, of which each is a batch
     missing = [path for path in dataset.inputs.values() if _lacks(path)]
     problems = [] if made_elsewhere else [f"input: {_not_there(path)}" for path in missing]
     for name, projection in dataset.projections.items():
@@ -126,7 +128,9 @@ def _check_dataset(
         except InputError as error:
             problems.append(f"input: {error}")
         else:
-            problems += [] if adata is None else check_data(dataset, adata)
+            if adata is not None:
+                own_key = adata.uns.get("ldvae_file_key")
+                problems += check_data(dataset, adata)
             if adata is not None and compared is not None:
                 known = [str(column) for column in adata.obs]
                 problems += [
@@ -135,7 +139,17 @@ def _check_dataset(
                     if column not in adata.obs
                 ]
             notes += [] if adata is None else _notes_on_data(dataset, adata)
-    return problems, notes
+    corrected = corrected_columns(dataset.setup.model_dump() | {"batch_key": dataset.setup.batch_key or own_key})
+    return problems, notes + removed_effects(_compared_columns(dataset, compared), corrected)
+
+
+def _compared_columns(dataset: Dataset, across: AcrossConfig | None) -> dict[str, str | None]:
+    """The columns whose groups are compared, by the option that names them."""
+    return {
+        **{f"de.contrasts[{i}]": contrast["column"] for i, contrast in enumerate(dataset.de.contrasts)},
+        "programs.condition_key": dataset.programs.condition_key,
+        "across.condition_key": None if across is None else across.condition_key,
+    }
 
 
 def _notes_on_data(dataset: Dataset, adata: AnnData) -> list[str]:
@@ -287,10 +301,10 @@ def _check_columns(dataset: Dataset, obs: pd.DataFrame) -> list[str]:
     for where, key in (*groups, *partial):
         if key in obs and (problem := _too_many_groups(obs[key])):
             problems.append(f"{where}: {problem}")
-    if donors is not None and donors == condition:
-        problems.append(f"programs: replicate_key and condition_key both name {donors!r}; name two columns.")
-    elif condition in obs and (n := obs[condition].nunique()) < 2:
-        problems.append(f"programs.condition_key: obs column {condition!r} has {n} value; there is nothing to compare.")
+    if donors != condition and condition in obs and (n := obs[condition].nunique()) < 2:
+        problems.append(
+            f"programs.condition_key: obs column {condition!r} has {counted(n, 'value')}; there is nothing to compare."
+        )
     return problems
 
 
@@ -320,7 +334,9 @@ def _too_many_groups(column: pd.Series) -> str:
     n_groups = column.nunique()
     if n_groups <= (20 if column.dtype.kind == "f" else max(20, len(column) // 2)):
         return ""
-    return f"obs column {column.name!r} has {n_groups} values for {len(column)} cells, but groups are expected."
+    return (
+        f"obs column {column.name!r} has {n_groups} values for {counted(len(column), 'cell')}, but groups are expected."
+    )
 
 
 def _check_contrast(contrast: Contrast, obs: pd.DataFrame, made: Iterable[str]) -> list[str]:
@@ -351,7 +367,9 @@ def _check_contrast(contrast: Contrast, obs: pd.DataFrame, made: Iterable[str]) 
     if "rest" in sizes:
         problems.append(f"{column!r} has a group called 'rest', which here means all others; rename it.")
     if len(sizes) < 2:
-        problems.append(f"obs column {column!r} has {len(sizes)} group; there is nothing to compare it with.")
+        problems.append(
+            f"obs column {column!r} has {counted(len(sizes), 'group')}; there is nothing to compare it with."
+        )
     return problems
 
 

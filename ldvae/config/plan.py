@@ -12,13 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ldvae.config.compared import same_columns
 from ldvae.config.inputs import staged_input
 from ldvae.config.options import (
     SECTIONS,
     AcrossConfig,
     AcrossSection,
+    DeConfig,
     ModelConfig,
     Options,
+    ProgramsConfig,
     ProjectConfig,
     QcConfig,
     Sections,
@@ -26,6 +29,7 @@ from ldvae.config.options import (
     SweepConfig,
     TrainConfig,
     named,
+    naming,
     unknown,
 )
 from ldvae.errors import InputError, suggestion
@@ -210,11 +214,17 @@ def expand(config: Mapping[str, Any]) -> tuple[Plan, list[str]]:
             entry = {"input": entry}
         problems += _unknown_keys(entry, ["input", "split_by", "project", *SECTIONS], f"{where}.")
         given = {key: {key: config.get(key), f"{where}.{key}": entry.get(key)} for key in SECTIONS}
-        options: dict[str, Any] = {key: _read_section(cls, given[key], problems) for key, cls in SECTIONS.items()}
+        mistakes: dict[str, list[str]] = {key: [] for key in SECTIONS}
+        options: dict[str, Any] = {key: _read_section(cls, given[key], mistakes[key]) for key, cls in SECTIONS.items()}
+        problems += itertools.chain.from_iterable(mistakes.values())
         notes += [note for at, layer in given["de"].items() for note in _readings(at, layer)]
         problems += [f"{where}.{problem}" for problem in _contradictions(options["setup"], options["qc"])]
+        problems += [f"{where}.{problem}" for problem in _columns_named_twice(options["programs"], options["de"])]
         inputs = _named_inputs(entry.get("input"), where, problems)
         runs = _runs(options["model"].architecture(), options["train"], options["sweep"], where, problems)
+        chosen, settings = options["select"].setting, list(dict.fromkeys(run.setting for run in runs.values()))
+        if chosen not in (None, *settings) and not any(mistakes[key] for key in ("model", "train", "sweep")):
+            problems.append(f"{where}.select.setting: no setting {chosen!r}.{suggestion(chosen, settings)}")
         projections = _projections(entry.get("project"), f"{where}.project", problems)
         datasets[str(name)] = Dataset(name=str(name), inputs=inputs, runs=runs, projections=projections, **options)
     across = _across(config.get("across"), list(datasets), problems)
@@ -240,6 +250,8 @@ def _across(given: Any, names: list[str], problems: list[str]) -> Across | None:
             f"across.compare: expected two datasets or more, found {wanted[0]} alone; name another, or none."
         )
         return None
+    keys = {name: getattr(section, name) for name in naming(AcrossConfig, "obs")}
+    problems += [f"across: {problem}" for problem in same_columns(keys)]
     if "across" in names:
         problems.append("datasets.across: results/across holds the comparison of the datasets; choose another name.")
     options = {name: getattr(section, name) for name in AcrossConfig.model_fields}
@@ -303,6 +315,16 @@ def _contradictions(setup: SetupConfig, qc: QcConfig) -> list[str]:
         problems.append("setup.gene_list: `genes: list` needs the path of a file with one gene name per line.")
     if (held_out := setup.validation_size + setup.test_size) >= 1:
         problems.append(f"setup: validation_size and test_size together are {held_out:g}; leave cells for training.")
+    return problems
+
+
+def _columns_named_twice(programs: ProgramsConfig, de: DeConfig) -> list[str]:
+    """Comparisons of the groups of a column whose groups are the replicates, too."""
+    keys = {"replicate_key": programs.replicate_key, "condition_key": programs.condition_key}
+    problems = [f"programs: {problem}" for problem in same_columns(keys)]
+    for i, contrast in enumerate(de.contrasts):
+        keys = {"replicate_key": de.replicate_key, f"contrasts[{i}].column": contrast["column"]}
+        problems += [f"de: {problem}" for problem in same_columns(keys)]
     return problems
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,8 @@ class Compared:
     donor_means: pd.DataFrame
     settings: dict[str, Any]
     versions: dict[str, str]
+    #: Of the step, about its options.
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def shared(self) -> pd.DataFrame:
@@ -102,7 +104,7 @@ def contrasts_in_words(compared: Compared) -> list[str]:
 
 def doubts(compared: Compared) -> list[str]:
     """What calls for care."""
-    lines = []
+    lines = list(compared.warnings)
     loose = compared.shared.index[compared.shared["silhouette"] < LOOSE]
     if len(loose):
         lines.append(

@@ -13,7 +13,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from ldvae import results as layout
-from ldvae.config import AcrossConfig
+from ldvae.config import AcrossConfig, corrected_columns, removed_effects, same_columns
 from ldvae.errors import InputError, suggestion
 from ldvae.io import read_without_matrices, write_json, write_svgs, write_table, write_text
 from ldvae.programs import (
@@ -56,7 +56,7 @@ def across(*, results: Path, datasets: list[str], config: AcrossConfig = AcrossC
             raise InputError(f"{results} has no results of {name!r}.{suggestion(name, known)}")
         frames[name] = read_model(layout.PROGRAMS_MODEL.existing(folder))
         labels[name] = layout.PROGRAMS.read_table(folder)["label"].fillna("")
-    check_columns(results, list(frames), config)
+    warnings = check_columns(results, list(frames), config)
     found = meta_programs(frames, min_similarity=config.min_similarity, min_presence=config.min_presence)
     sides = top_genes(found, config.n_top)
     members = found.members.copy()
@@ -83,6 +83,7 @@ def across(*, results: Path, datasets: list[str], config: AcrossConfig = AcrossC
         donor_means=means,
         settings=config.model_dump(),
         versions=versions(("ldvae", "numpy", "scipy", "matplotlib")),
+        warnings=warnings,
     )
     write_table(table, layout.META_PROGRAMS.at(results), index="meta")
     write_table(members, layout.META_MEMBERS.at(results))
@@ -154,11 +155,16 @@ def long_table(found: MetaPrograms) -> pd.DataFrame:
     ]
 
 
-def check_columns(results: Path, datasets: Sequence[str], config: AcrossConfig) -> None:
-    """Refuse keys that are obs columns of no dataset; warn of datasets that lack one, and of doubtful donors."""
-    columns: dict[str, pd.DataFrame] = {
-        name: read_obs(layout.FILTERED.existing(results / name))[0] for name in datasets
-    }
+def check_columns(results: Path, datasets: Sequence[str], config: AcrossConfig) -> list[str]:
+    """Refuse keys that are obs columns of no dataset; warn of datasets that lack one, and of doubtful donors.
+
+    Returned is what the page says, too: where the model removes the effect of the condition.
+    """
+    named = {key: value for key, value in config if key.endswith("_key")}
+    if problems := same_columns(named):
+        raise InputError(f"across: {problems[0]}")
+    read = {name: read_obs(layout.FILTERED.existing(results / name)) for name in datasets}
+    columns: dict[str, pd.DataFrame] = {name: obs for name, (obs, _) in read.items()}
     known = list(dict.fromkeys(column for obs in columns.values() for column in obs))
     for key in (config.condition_key, config.replicate_key, config.cell_type_key):
         if key is None:
@@ -171,6 +177,9 @@ def check_columns(results: Path, datasets: Sequence[str], config: AcrossConfig) 
             for name in [name for name, obs in columns.items() if key in obs]:
                 for line in doubtful_replicates(columns[name][key], key):
                     logger.warning("%s: %s", name, line)
+    condition = config.condition_key
+    corrected = [name for name, (_, keys) in read.items() if condition in corrected_columns(keys)]
+    return removed_effects({f"across.condition_key in {name}": condition for name in corrected}, [str(condition)])
 
 
 def score_cells(

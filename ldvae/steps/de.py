@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_limits
 
 from ldvae import pl
 from ldvae import results as layout
-from ldvae.config import DeConfig
+from ldvae.config import DeConfig, corrected_columns, removed_effects, same_columns
 from ldvae.errors import InputError, counted, first_line, listed, suggestion
 from ldvae.io import (
     MAX_CELLS,
@@ -108,7 +108,17 @@ def de(*, results: Path, threads: int = 1, config: DeConfig = DeConfig()) -> Non
     from ldvae.model import LinearSCVI
     from ldvae.posterior import encode
 
+    named = {f"contrasts[{i}].column": contrast["column"] for i, contrast in enumerate(config.contrasts)}
+    for name, column in named.items():
+        if problems := same_columns({"replicate_key": config.replicate_key, name: column}):
+            raise InputError(problems[0])
     adata = read_h5ad(layout.COUNTS.existing(results), backed="r")
+    removed = removed_effects(
+        {f"de.{name.removesuffix('.column')}": column for name, column in named.items()},
+        corrected_columns(adata.uns.get("ldvae_setup", {})),
+    )
+    for warning in removed:
+        logger.warning(warning)
     columns = {contrast.get(key) for contrast in config.contrasts for key in ("column", "within")}
     # A column of the user's that is called so is taken first.
     for name in {"leiden", "leiden_ldvae"} & columns - set(adata.obs):
@@ -157,13 +167,14 @@ def de(*, results: Path, threads: int = 1, config: DeConfig = DeConfig()) -> Non
             reasons = (untested, why_no_count(ranked, config), why_none(table, config))
             reason = " ".join(text for text in reasons if text)
             rows.append(dict(zip(COLUMNS, (*values, *sizes, *found, reason), strict=True)))
+            by_bulks = "pseudobulks not tested" if n_pseudobulk is None else f"{n_pseudobulk} by pseudobulks"
             logger.info(
-                "%s: %d against %d cells; %d genes differ by the model, %d of all by ranks, %s by pseudobulks, %d by "
-                "the model and the counts.",
-                name, *sizes[:2], n_de, found[1], "none" if n_pseudobulk is None else n_pseudobulk, found[3],
+                "%s: %d against %d cells; %d genes differ by the model, %d of all by ranks, %s, %d by the model and "
+                "the counts.",
+                name, *sizes[:2], n_de, found[1], by_bulks, found[3],
             )  # fmt: skip
         write_table(pd.DataFrame(rows, columns=list(COLUMNS)), folder / "contrasts.tsv")
-        summary = {"warnings": [*skipped, *doubtful], "settings": config.model_dump()}
+        summary = {"warnings": [*skipped, *removed, *doubtful], "settings": config.model_dump()}
         packages = ("ldvae", "numpy", "scipy", *(["pydeseq2"] if bulks is not None else []))
         write_json(summary | {"versions": versions(packages)}, folder / "summary.json")
     for data in (adata, measured):

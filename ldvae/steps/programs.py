@@ -12,7 +12,8 @@ import pandas as pd
 from scipy import sparse
 
 from ldvae import results as layout
-from ldvae.config import ProgramsConfig, RotationConfig
+from ldvae.config import ProgramsConfig, RotationConfig, corrected_columns, removed_effects, same_columns
+from ldvae.errors import InputError
 from ldvae.io import MAX_CELLS, atomic, read_gmt, read_h5ad, write_json, write_table, write_text
 from ldvae.methods import Sentence
 from ldvae.names import find_own
@@ -57,6 +58,8 @@ def programs(*, results: Path, config: ProgramsConfig = ProgramsConfig()) -> Non
     results
         Folder of the results of the dataset, such as results/kang.
     """
+    if problems := same_columns({"replicate_key": config.replicate_key, "condition_key": config.condition_key}):
+        raise InputError(problems[0])
     choice = layout.BEST.read(results)
     factors = read_factors(results, choice["runs"])
     if config.changed().keys() & RotationConfig.model_fields.keys():
@@ -66,7 +69,11 @@ def programs(*, results: Path, config: ProgramsConfig = ProgramsConfig()) -> Non
     for warning in found.warnings:
         logger.warning(warning)
     counts = layout.COUNTS.existing(results)
-    obs, batch_key, labels_key = read_obs(counts)
+    obs, setup = read_obs(counts)
+    batch_key, labels_key = (str(setup.get(key, "")) for key in ("batch_key", "labels_key"))
+    removed = removed_effects({"programs.condition_key": config.condition_key}, corrected_columns(setup))
+    for warning in removed:
+        logger.warning(warning)
     obs = obs.iloc[positions_in(counts, obs.index, found.scores.index, "cells")]
     technical = [*technical_columns(config.technical, obs), batch_key or "batch"]
     related = associations(found.scores, obs, variables=config.variables, technical=technical)
@@ -115,7 +122,7 @@ def programs(*, results: Path, config: ProgramsConfig = ProgramsConfig()) -> Non
             "outliers": choice["outliers"],
             "n_obs": len(found.scores),
             "intercept": found.intercept,
-            "warnings": [*found.warnings, *doubtful],
+            "warnings": [*found.warnings, *removed, *doubtful],
             "settings": config.model_dump(),
             "versions": versions(("ldvae", "numpy", "scipy")),
         },
@@ -165,13 +172,13 @@ def by_donor(found: Programs, obs: pd.DataFrame, config: ProgramsConfig, labels_
     )
 
 
-def read_obs(counts: Path) -> tuple[pd.DataFrame, str, str]:
-    """What is known of the cells, and the keys of their batch and their labels ("" where there are none)."""
+def read_obs(counts: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """What is known of the cells, and the columns that setup, or before it qc, was given, by their keys."""
     data = read_h5ad(counts, backed="r")
-    keys = data.uns.get("ldvae_setup", {})
+    keys = dict(data.uns.get("ldvae_setup", data.uns.get("ldvae_qc", {})))
     obs = data.obs.copy()
     data.file.close()
-    return obs, str(keys.get("batch_key", "")), str(keys.get("labels_key", ""))
+    return obs, keys
 
 
 def on_all_genes(scores: pd.DataFrame, filtered: Path) -> pd.DataFrame:
