@@ -60,6 +60,31 @@ def test_a_mistake_of_the_user_is_not_tried_again_and_other_failures_are(place, 
     assert (place.folder / targets[1]).exists()  # the other dataset goes on
 
 
+def mended(place):
+    """Let all verbs succeed again."""
+    script = place.folder / "bin" / "ldvae"
+    script.write_text("".join(line for line in script.read_text().splitlines(True) if "failures" not in line))
+
+
+def test_a_run_after_one_that_failed_makes_what_is_missing(place):
+    place.config |= {"datasets": {"a": place.config["datasets"]["a"]}}
+    place.write()
+    fail(place, "setup", "a", 1)
+    said = place.snakemake("--keep-going", "--quiet", "all", check=False)
+    assert said.count("a: ldvae setup failed: because") == 1
+    assert said.count("What finished, and what failed and why: results/index.html") == 1
+    mended(place)
+    assert {"setup", "report", "index"} <= only_rules(place.pending())
+    place.snakemake()
+    assert not place.pending()
+    place.config["setup"] = {"n_top_genes": 7}
+    place.write()
+    fail(place, "setup", "a", 1)
+    place.snakemake("--keep-going", check=False)
+    mended(place)
+    assert {"setup", "report", "index"} <= only_rules(place.pending())
+
+
 @pytest.mark.thorough
 def test_a_pack_with_a_mistake_of_the_user_is_not_tried_again_and_its_other_runs_are_trained(place):
     place.config |= {"datasets": {"a": place.config["datasets"]["a"]}, "compute": {"runs_per_job": 2}}

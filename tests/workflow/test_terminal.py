@@ -18,3 +18,11 @@ def test_quiet_runs_say_one_line_for_each_job_and_at_the_end_what_was_found(tmp_
     assert next(line for line in said if line.startswith("Finished after ")).endswith(": 1 dataset.")
     assert {"a: 7 programs in 700 cells.", "Next: open it."} <= set(said)
     assert len(said) < 20
+
+
+def test_errors_are_told_though_all_else_is_quiet(tmp_path, config, stubs):
+    place = Workplace(tmp_path, {**config, "trian": {}}, stubs)
+    said = place.snakemake("--quiet", "all", check=False)
+    assert said.count("trian: there is no such key. Did you mean 'train'") == 1
+    place = Workplace(tmp_path, config, stubs)
+    assert place.snakemake("results/a/runs.tsv", "--quiet", "all") == ""

@@ -175,9 +175,14 @@ def compared_before(wildcards):
 
 
 def indexed_before(wildcards):
-    """No files, but a reason to write the index again: it has other datasets, or in another order."""
+    """No files, but a reason to write the index again: it has other datasets, or was written where a job had failed."""
     others = dict(datasets=list(plan.datasets), across=bool(plan.across))
-    if workflow.is_main_process and layout.records_others(Path(in_results(layout.INDEX_RECORD.path)), **others):
+    reports = [in_results(name, layout.REPORT_SUMMARY.path) for name in plan.datasets]
+    reports += [in_results(layout.ACROSS_SUMMARY.path)] if plan.across else []
+    unfinished = not all(Path(path).exists() for path in reports)
+    if workflow.is_main_process and (
+        unfinished or layout.records_others(Path(in_results(layout.INDEX_RECORD.path)), **others)
+    ):
         make_again(in_results(layout.INDEX.path))
     return []
 

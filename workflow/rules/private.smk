@@ -60,9 +60,7 @@ os.environ.update(LDVAE_SOURCE=source_for_pip())
 
 def quiet_about_rules():
     """Whether --quiet leaves out the blocks of text on each job, but not everything."""
-    quiet = getattr(getattr(workflow, "output_settings", None), "quiet", None) or set()
-    names = {str(one).lower() for one in quiet}
-    return "rules" in names and "all" not in names
+    return "rules" in quiet_about() and "all" not in quiet_about()
 
 
 def make_again(path):
