@@ -25,7 +25,7 @@ from cyclopts import App, CycloptsError, Parameter, UnknownCommandError
 from pydantic import ValidationError
 
 from ldvae import results as layout
-from ldvae.config import Options
+from ldvae.config import Options, is_name
 from ldvae.config.frozen import RUN
 from ldvae.errors import InputError, suggestion
 from ldvae.provenance import versions
@@ -130,9 +130,10 @@ def _failure_file(arguments: Sequence[str]) -> Path | None:
     """Path of the record of a command's failure, if its results folder exists."""
     given = dict(itertools.pairwise(arguments))
     results = Path(given.get("--results", ""))
+    name = given.get("--run") or given.get("--name")
     if arguments[0] == "index" or "--results" not in given or not results.is_dir():
         return None
-    return layout.failure_file(results, arguments[0], given.get("--run") or given.get("--name"))
+    return layout.failure_file(results, arguments[0], name) if name is None or is_name(name) else None
 
 
 def _write_failure(arguments: Sequence[str], message: str, code: int) -> None:
@@ -194,6 +195,11 @@ def _run(verb: str, arguments: Sequence[str]) -> None:
         return
     bound.apply_defaults()
     values = dict(bound.arguments)
+    for option in ("name", "run"):
+        if values.get(option) is not None and not is_name(values[option]):
+            raise InputError(
+                f"--{option}: a name is made of letters, digits, '_', '-' and '.', found {values[option]!r}."
+            )
     if stub:
         _write_stubs(verb, values, " ".join(rest))
     elif values.get("processes", 1) > 1 and "TORCHELASTIC_RUN_ID" not in os.environ:

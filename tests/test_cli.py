@@ -157,6 +157,8 @@ def test_version(capsys):
         (["annotate", "--results", "gone"], "gone/qc/layers.h5ad is not there"),
         (["check", "gone.yaml"], "gone.yaml: cannot be read"),
         (["profile", "install", "lsf"], "lsf"),
+        (["project", "--results", ".", "--name", "a/b", "--input", "x.h5ad"], "--name: a name is made of letters"),
+        (["train", "--results", ".", "--run", "../run"], "--run: a name is made of letters"),
     ],
 )
 def test_the_users_mistake_is_one_line_and_exit_2(arguments, message, tmp_path, monkeypatch, capsys):
@@ -513,7 +515,7 @@ def test_check_says_each_warning_once_and_of_which_dataset(tmp_path, capsys):
     assert cli.main(["check", str(tmp_path / "config.yaml")]) == 0
     said = capsys.readouterr()
     assert said.err.count("cells.csv: has no row for 699 of 700 cells.") == 1, said
-    assert said.err.count("1 terms are in more than one line") == 1, said
+    assert said.err.count("1 term in more than one line") == 1, said
     assert said.out.count("datasets.a.programs.gene_sets: 1 of 2 sets of") == 1, said
     assert "such as 'other'; nothing will be found of them." in said.out
 

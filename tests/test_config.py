@@ -493,6 +493,7 @@ def odd(tmp_path):
         ),
         ({"programs": {"gene_sets": ["short.gmt"]}}, "programs.gene_sets: short.gmt: line 1 has 2 fields"),
         ({"programs": {"variables": ["sex"]}}, "programs.variables: no obs column 'sex'"),
+        ({"programs": {"variables": ["leiden"]}}, "programs.variables: no obs column 'leiden'"),  # made after programs
         ({"report": {"groupby": ["doner"]}}, "report.groupby: no obs column 'doner'. Did you mean 'donor'"),
         ({"de": {"contrasts": [{"column": "response", "group1": "yes"}]}}, "no group 'yes' in 'response'"),
         (
@@ -659,7 +660,7 @@ def test_what_the_data_can_do_passes(odd, monkeypatch):
     ]
     sections = {
         "setup": {"labels_key": "donor", "batch_key": "level", "keep_genes": ["GENE3"]},
-        "programs": {"gene_sets": ["fits.gmt"], "variables": ["split", "leiden", "age"]},
+        "programs": {"gene_sets": ["fits.gmt"], "variables": ["split", "age"]},
         "report": {"groupby": ["leiden", "dose"]},
         "de": {"contrasts": contrasts, "replicate_key": "dose"},
     }

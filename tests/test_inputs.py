@@ -901,8 +901,8 @@ def test_gene_sets_are_read_from_every_variant_of_gmt(tmp_path: Path, caplog: py
     assert not caplog.records
     (tmp_path / "x.gmt").write_text("one\t\tCD3E\none\t\tACTB\ntwo\t\tRPL3\nthree\tnothing\n")
     assert read_gmt(tmp_path / "x.gmt") == expected | {"three": []}
-    assert "1 terms are in more than one line, such as 'one'; their genes are taken together" in caplog.text
-    assert "1 sets name no gene, such as 'three'" in caplog.text
+    assert "1 term in more than one line, such as 'one'; the genes of these lines are taken together" in caplog.text
+    assert "1 set without a gene, such as 'three'" in caplog.text
     for text, found in {"one CD3E ACTB\n": "1 field;", "one\tCD3E\ntwo\tACTB\n": "2 fields"}.items():
         (tmp_path / "x.gmt").write_text(text)
         with pytest.raises(InputError, match=f"line 1 has {found}.*Give a GMT file"):

@@ -362,6 +362,13 @@ def test_the_groups_of_the_config_come_first(cut: tuple[Page, dict[str, Any]]) -
 
 
 @pytest.mark.thorough
+def test_a_group_that_is_no_column_is_refused(small: tuple[Page, dict[str, Any]]) -> None:
+    with pytest.raises(
+        InputError, match=r"^groupby: no obs column 'cell_typ'\. Did you mean 'cell_type'\? There are: "
+    ):
+        report(results=small[1]["results"], config=ReportConfig(groupby=["cell_typ"]))
+
+
 def test_the_same_results_give_the_same_page(bare: tuple[Page, dict[str, Any]], tmp_path: Path) -> None:
     again, _ = make(tmp_path, BARE)
     assert again.source == bare[0].source

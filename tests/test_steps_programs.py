@@ -286,6 +286,15 @@ def test_a_condition_that_the_model_corrects_for_is_told(dataset, tmp_path, capl
         programs(results=root, config=ProgramsConfig(replicate_key="donor", condition_key="donor"))
 
 
+def test_columns_that_are_not_there_are_refused_by_their_option(dataset):
+    with pytest.raises(InputError) as caught:
+        programs(results=dataset[0], config=ProgramsConfig(variables=["dooner"], condition_key="stim"))
+    assert [line.partition(" There are")[0] for line in caught.value.args] == [
+        "variables: no obs column 'dooner'. Did you mean 'donor'?",
+        "condition_key: no obs column 'stim'.",
+    ]
+
+
 def test_projected_scores_are_those_of_the_programs(dataset):
     root, _, _ = dataset
     project(

@@ -156,6 +156,12 @@ def test_genes_of_a_list_in_the_order_of_the_data(
     assert "1 of 3 genes are not in the data: absent" in caplog.text
 
 
+def test_a_list_of_no_gene_is_refused_as_such(filtered: AnnData, tmp_path: Path) -> None:
+    (tmp_path / "none.txt").write_text("\n")
+    with pytest.raises(InputError, match=r"gene_list: .*none\.txt names no gene\."):
+        run(filtered, tmp_path, genes="list", gene_list=str(tmp_path / "none.txt"))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

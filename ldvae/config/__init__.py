@@ -4,7 +4,7 @@ Imports nothing but pydantic, PyYAML and the standard library: Snakemake may run
 """
 
 from ldvae.config import slurm
-from ldvae.config.checks import check_data, expand_checked, find_problems, read_header
+from ldvae.config.checks import MADE, check_data, expand_checked, find_problems, read_header
 from ldvae.config.compared import corrected_columns, removed_effects, same_columns
 from ldvae.config.document import commented_config, schema
 from ldvae.config.options import (
@@ -47,6 +47,7 @@ from ldvae.config.plan import (
     expand_config,
     expand_sweep,
     flags,
+    is_name,
     load_config,
     name_flags,
     raise_problems,
@@ -57,6 +58,7 @@ from ldvae.config.plan import (
 from ldvae.config.splits import split_datasets
 
 __all__ = [
+    "MADE",
     "SECTIONS",
     "STEPS",
     "TRAINING_VERSION",
@@ -97,6 +99,7 @@ __all__ = [
     "expand_sweep",
     "find_problems",
     "flags",
+    "is_name",
     "load_config",
     "name_flags",
     "named",

@@ -31,6 +31,9 @@ QC_COLUMNS = (
 QC_MEASURES = QC_COLUMNS[:-1]  # numbers
 CLUSTERS = ("leiden", "leiden_ldvae")  # those that the step annotate adds; the second name if the first is taken
 
+# Columns that the workflow adds before a step, by its section.
+MADE = {"programs": ("split",), "report": (*CLUSTERS, "split")}
+
 
 def expand_checked(config: Mapping[str, Any], *, made_elsewhere: bool = False) -> Plan:
     """What `expand_config` returns, for a config that fits its data: what it names is in the headers of the files.
@@ -271,8 +274,7 @@ def _check_columns(dataset: Dataset, obs: pd.DataFrame) -> list[str]:
     labels = ["setup.batch_key", "setup.stratify_by", "setup.labels_key", "setup.categorical_covariate_keys"]
     labels += ["de.replicate_key", "programs.replicate_key", "programs.condition_key"]
     for section in SECTIONS:
-        # The clusters and the split are there once the report is written.
-        made = [*CLUSTERS, "split"] if section in ("programs", "report") else []
+        made = MADE.get(section, ())
         for option, column in named(getattr(dataset, section), "obs"):
             if column not in [*known, *made]:
                 problems.append(f"{section}.{option}: no obs column {column!r}.{suggestion(column, known)}")

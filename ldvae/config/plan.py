@@ -35,7 +35,7 @@ from ldvae.config.options import (
 from ldvae.errors import InputError, suggestion
 from ldvae.names import file_names
 
-DATASET_NAME = r"^\w[\w.-]*$"
+DATASET_NAME = r"^\w[\w.-]*$"  # of projections and runs, too: folders are called so
 STEPS = ("qc", "setup", "select", "programs", "annotate", "de", "report")  # those with a section of their own
 # Part of every run id. Raise it when a run with the same options ends in other numbers, which includes a change of a
 # default of the model or the training: then all runs are trained again. Otherwise an upgrade retrains nothing.
@@ -208,7 +208,7 @@ def expand(config: Mapping[str, Any]) -> tuple[Plan, list[str]]:
         where = f"datasets.{name}"
         if isinstance(name, bool | None):
             problems.append(f"{where}: YAML reads this name as {name}; put it in quotes, as in 'no'.")
-        if not re.match(DATASET_NAME, str(name)):
+        if not is_name(str(name)):
             problems.append(f"{where}: a dataset's name is made of letters, digits, '_', '-' and '.'.")
         if not isinstance(entry, Mapping):
             entry = {"input": entry}
@@ -350,7 +350,7 @@ def _projections(given: Any, where: str, problems: list[str]) -> dict[str, Proje
         return {}
     found = {}
     for name, entry in (given or {}).items():
-        if not re.match(DATASET_NAME, str(name)):
+        if not is_name(str(name)):
             problems.append(f"{where}.{name}: a name is made of letters, digits, '_', '-' and '.'.")
         options = dict(entry) if isinstance(entry, Mapping) else {"input": entry}
         inputs = _named_inputs(options.pop("input", None), f"{where}.{name}", problems)
@@ -417,6 +417,17 @@ def _runs(
 
 def _only(values: Mapping[str, Any], part: Options) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key in type(part).model_fields}
+
+
+def is_name(name: str) -> bool:
+    """Whether a dataset, a projection or a run can be called so.
+
+    Examples
+    --------
+    >>> is_name("pbmc_3k.v2"), is_name("a/b"), is_name("..")
+    (True, False, False)
+    """
+    return re.match(DATASET_NAME, name) is not None
 
 
 def flags(options: Options) -> list[str]:

@@ -5,7 +5,7 @@
 `chunks` reads matrices some rows at a time, those that are not stored so after `by_rows` has written them anew.
 """
 
-from ldvae.io.annotation import MAX_CELLS, group_names, meant_group, objects_to_categories, obs_column
+from ldvae.io.annotation import MAX_CELLS, group_names, meant_group, objects_to_categories, obs_column, require_columns
 from ldvae.io.chunks import ChunkedCounts, ChunkedMatrix, RawMatrix, write_chunked, write_matrices, write_rows
 from ldvae.io.formats import files_of, sha256_of_input
 from ldvae.io.hdf5 import read_h5ad, read_without_matrices
@@ -41,6 +41,7 @@ __all__ = [
     "read_table",
     "read_without_matrices",
     "reading_options",
+    "require_columns",
     "sha256_of_input",
     "write_chunked",
     "write_json",

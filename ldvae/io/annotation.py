@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,24 @@ def join_obs(adata: AnnData, path: Path) -> None:
         logger.warning("%s: replaces the obs columns %s of the input.", path, first_names(replaced))
     for column in table:
         adata.obs[column] = table[column].reindex(adata.obs_names)
+
+
+def require_columns(obs: pd.DataFrame, named: Iterable[tuple[str, str]], made: Container[str] = ()) -> None:
+    """Refuse options that name obs columns which are not there.
+
+    Parameters
+    ----------
+    obs
+        What is known of the cells.
+    named
+        Options, each with the column that it names (`ldvae.config.named`).
+    made
+        Columns that may be missing: the workflow makes them where it can.
+    """
+    known = [str(column) for column in obs]
+    missing = [(option, name) for option, name in named if name not in known and name not in made]
+    if missing:
+        raise InputError(*(f"{option}: no obs column {name!r}.{suggestion(name, known)}" for option, name in missing))
 
 
 def obs_column(obs: pd.DataFrame, key: str) -> pd.Series:

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from ldvae.errors import InputError
+from ldvae.errors import InputError, counted
 from ldvae.features import SYMBOL_COLUMNS, gene_likeness
 from ldvae.io.content import first_bytes, refuse_no_counts
 from ldvae.io.messages import reading
@@ -384,10 +384,10 @@ def read_gmt(path: Path) -> dict[str, list[str]]:
         (repeated if row[0] in sets else empty if not any(genes) else []).append(row[0])
         sets[row[0]] = list(dict.fromkeys([*sets.get(row[0], []), *filter(None, genes)]))
     if empty:
-        logger.warning("%s: %d sets name no gene, such as %r.", path, len(empty), empty[0])
+        logger.warning("%s: %s without a gene, such as %r.", path, counted(len(empty), "set"), empty[0])
     if repeated:
-        message = "%s: %d terms are in more than one line, such as %r; their genes are taken together."
-        logger.warning(message, path, len(repeated), repeated[0])
+        message = "%s: %s in more than one line, such as %r; the genes of these lines are taken together."
+        logger.warning(message, path, counted(len(repeated), "term"), repeated[0])
     return sets
 
 

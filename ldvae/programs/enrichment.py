@@ -42,6 +42,8 @@ def enrichment(programs: Programs, library: Mapping[str, Sequence[str]], name: s
     >>> found.iloc[0][["program", "side", "term"]].tolist()
     ['P1', 'positive', 'first program']
     """
+    if not any(library.values()):
+        raise InputError(f"{name}: names no gene.")
     background = set(programs.loadings.index)
     terms = {term: background.intersection(genes) for term, genes in library.items()}
     terms = {term: genes for term, genes in terms.items() if genes}

@@ -12,9 +12,9 @@ import pandas as pd
 from scipy import sparse
 
 from ldvae import results as layout
-from ldvae.config import ProgramsConfig, RotationConfig, corrected_columns, removed_effects, same_columns
+from ldvae.config import ProgramsConfig, RotationConfig, corrected_columns, named, removed_effects, same_columns
 from ldvae.errors import InputError
-from ldvae.io import MAX_CELLS, atomic, read_gmt, read_h5ad, write_json, write_table, write_text
+from ldvae.io import MAX_CELLS, atomic, read_gmt, read_h5ad, require_columns, write_json, write_table, write_text
 from ldvae.methods import Sentence
 from ldvae.names import find_own
 from ldvae.programs import (
@@ -60,6 +60,9 @@ def programs(*, results: Path, config: ProgramsConfig = ProgramsConfig()) -> Non
     """
     if problems := same_columns({"replicate_key": config.replicate_key, "condition_key": config.condition_key}):
         raise InputError(problems[0])
+    counts = layout.COUNTS.existing(results)
+    obs, setup = read_obs(counts)
+    require_columns(obs, named(config, "obs"))
     choice = layout.BEST.read(results)
     factors = read_factors(results, choice["runs"])
     if config.changed().keys() & RotationConfig.model_fields.keys():
@@ -68,8 +71,6 @@ def programs(*, results: Path, config: ProgramsConfig = ProgramsConfig()) -> Non
         found = read_programs(layout.CHOSEN_PROGRAMS.existing(results))
     for warning in found.warnings:
         logger.warning(warning)
-    counts = layout.COUNTS.existing(results)
-    obs, setup = read_obs(counts)
     batch_key, labels_key = (str(setup.get(key, "")) for key in ("batch_key", "labels_key"))
     removed = removed_effects({"programs.condition_key": config.condition_key}, corrected_columns(setup))
     for warning in removed:

@@ -15,9 +15,9 @@ import pandas as pd
 from scipy import sparse
 
 from ldvae import results as layout
-from ldvae.config import SECTIONS, ModelConfig, ReportConfig, SweepConfig, TrainConfig, expand_sweep
+from ldvae.config import MADE, SECTIONS, ModelConfig, ReportConfig, SweepConfig, TrainConfig, expand_sweep, named
 from ldvae.errors import InputError, listed
-from ldvae.io import plain, read_h5ad, read_table, write_json, write_svgs, write_text
+from ldvae.io import plain, read_h5ad, read_table, require_columns, write_json, write_svgs, write_text
 from ldvae.methods import Sentence, numbered
 from ldvae.names import find_own
 from ldvae.report.dataset import render_report
@@ -60,6 +60,7 @@ def report(*, results: Path, benchmarks: Path | None = None, config: ReportConfi
             f"({', '.join(runs)}). Run `ldvae select` again."
         )
     cells = _read_annotated(layout.ANNOTATED.existing(results))
+    require_columns(cells["obs"], named(config, "obs"), made=MADE["report"])
     qc, setup = layout.QC_SUMMARY.read(results), layout.SETUP_SUMMARY.read(results)
     programs_summary = layout.PROGRAMS_SUMMARY.read(results)
     fields_by_name = {one.name for one in fields(Results)}

@@ -316,11 +316,13 @@ def listed_genes(path: str | None, var_names: pd.Index) -> Sequence[str]:
     if not Path(path).is_file():
         raise InputError(f"gene_list: {path} does not exist.")
     names = read_gene_list(Path(path))
+    if not names:
+        raise InputError(f"gene_list: {path} names no gene.")
     absent = [name for name in names if name not in var_names]
     if len(absent) == len(names):
         raise InputError(
-            f"{path}: none of its {len(names)} genes ({first_names(names, 3)}) is in the data, whose genes are called "
-            f"{first_names(var_names, 3)}."
+            f"gene_list: {path}: none of its {counted(len(names), 'gene')} ({first_names(names, 3)}) is in the data, whose "
+            f"genes are called {first_names(var_names, 3)}."
         )
     if absent:
         logger.warning("%s: %d of %d genes are not in the data: %s", path, len(absent), len(names), first_names(absent))

@@ -26,6 +26,8 @@ def test_enrichment_is_fishers_exact_test(found):
 
 
 def test_gene_sets_of_other_names_are_refused(found):
+    with pytest.raises(InputError, match="own: names no gene"):
+        gp.enrichment(found, {"empty": []}, "own")
     with pytest.raises(InputError, match="none of its genes is among the 800 genes"):
         gp.enrichment(found, {"term": ["ENSG1"]}, "mine")
 
