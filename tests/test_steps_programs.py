@@ -262,6 +262,18 @@ def test_programs_are_tested_against_gene_sets_and_named_after_their_cells(datas
     assert set(associations.loc[associations["technical"], "variable"]) == {"batch", "total_counts"}
 
 
+def test_columns_that_name_programs_count_as_cell_types(dataset, tmp_path, monkeypatch):
+    """A program named after cell types of the column `louvain` was said to be of no known types."""
+    follows = pd.Series("follows total_counts (r = 0.60)", [f"P{k}" for k in range(1, 30)])
+    monkeypatch.setattr(programs_step, "technical_flags", lambda scores, *_, **__: follows[scores.columns])
+    monkeypatch.setattr(programs_step, "FEW_GENES", 0)
+    for variables, told in ((["identity"], False), (["condition"], True)):
+        root = shutil.copytree(dataset[0], tmp_path / variables[0])
+        programs(results=root, config=ProgramsConfig(variables=variables))
+        flags = read_table(root / "programs" / "programs.tsv", index="program")["technical"]
+        assert flags.str.contains("no cell types are known").all() == told
+
+
 def test_conditions_are_compared_by_the_means_of_donors(dataset):
     folder = dataset[0] / "programs"
     means, compared = read_table(folder / "donor_means.tsv"), read_table(folder / "donors.tsv")

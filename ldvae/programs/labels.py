@@ -24,6 +24,8 @@ NAMED_SHARE = 1 / 3
 FEWEST_CELLS, MANY_CELLS, FOLLOWS = 10, 20, 0.3
 # Groups name a program together if their AUC is higher by this than that of any of them; AUCs as near are alike.
 JOINT_GAIN, NEARLY = 0.03, 0.02
+# Share of the cells above which groups together are nearly all cells, which names nothing.
+NEARLY_ALL = 0.9
 
 
 def describe(
@@ -60,9 +62,10 @@ def describe(
     -----
     The label is a headline and the first three genes, or the genes alone. The headline is a level of a category of at
     least 20 cells or 1 % of the cells (and 10), in which score and genes are both high (the smaller AUC above 0.8),
-    never the number of a cluster. Levels of a category name a program together where together they fit better than any
-    of them (by 0.03), and a level that fits worse than another of its category (by 0.02) names nothing. Where no level
-    does, it is the best enriched term (padj below 0.05) of which a third are members of the program (of a term larger
+    never the number of a cluster. Levels of a category name a program together where each of them is high (AUC of the
+    score above 0.5, mean above zero), together they fit better than any of them (by 0.03), and they are at most 90 % of
+    the cells. A level that fits worse than another of its category (by 0.02) names nothing. Where no level does, it is
+    the best enriched term (padj below 0.05) of which a third are members of the program (of a term larger
     than the program: that is a third of the members), two of them among its ten strongest genes. A headline belongs to
     the one program that it fits best; another takes its next, or none.
 
@@ -78,10 +81,7 @@ def describe(
     """
     strongest_genes = top_genes(programs, 10)
     table = programs.table.copy()
-    biological = found[~found["technical"].astype(bool) & (found["padj"] < 0.05)]
-    biological = biological[
-        (biological["kind"] == "continuous") | ~biological["level"].astype(str).map(is_no_label).astype(bool)
-    ]
+    biological = _biological(found)
     headlines: dict[str, str] = {}
     for row in _groups_that_name(programs, biological, obs).itertuples():
         if row.program not in headlines and row.level not in headlines.values():
@@ -114,6 +114,32 @@ def describe(
     return table
 
 
+def naming_columns(programs: Programs, found: pd.DataFrame, obs: pd.DataFrame) -> list[str]:
+    """Columns of obs with three levels or more of which one, or several together, fit a program well enough to name it.
+
+    Parameters
+    ----------
+    programs, found, obs
+        As for `describe`.
+
+    Examples
+    --------
+    Continues the example of `find_programs`.
+
+    >>> from ldvae.programs.labels import naming_columns
+    >>> naming_columns(programs, gp.associations(programs.scores, truth.cells), truth.cells)
+    ['identity']
+    """
+    named = _groups_that_name(programs, _biological(found), obs)["variable"].unique()
+    return [str(name) for name in obs if name in named and obs[name].nunique() > 2]
+
+
+def _biological(found: pd.DataFrame) -> pd.DataFrame:
+    """Significant associations with columns that are not technical, but for levels of which nothing is known."""
+    rows = found[~found["technical"].astype(bool) & (found["padj"] < 0.05)]
+    return rows[(rows["kind"] == "continuous") | ~rows["level"].astype(str).map(is_no_label).astype(bool)]
+
+
 def _cells_that_name(n_obs: int) -> float:
     """Cells that a group needs to name a program: 20, or 1 % of the cells, but never fewer than 10."""
     return max(FEWEST_CELLS, min(MANY_CELLS, 0.01 * n_obs))
@@ -135,9 +161,11 @@ def _groups_that_name(programs: Programs, rows: pd.DataFrame, obs: pd.DataFrame 
     """Groups of cells in which score and genes of a program are high: program, level and fit, the best first.
 
     A group too small to name a program keeps a worse group of its variable from doing so. Several groups name it
-    together where together they fit better than any of them, as T cells of all kinds do against monocytes.
+    together where together they fit better than any of them, as T cells of all kinds do against monocytes. Each of them
+    must be high itself: a program that one small group lacks fits all others together, but is low in most of them.
     """
     rows = rows[(rows["kind"] == "categorical") & ~_is_number(rows["level"])]
+    n_least = _cells_that_name(len(programs.scores))
     if obs is None:
         rows = rows.assign(fit=rows["auc"])
         joined: list[dict[str, object]] = []
@@ -156,19 +184,25 @@ def _groups_that_name(programs: Programs, rows: pd.DataFrame, obs: pd.DataFrame 
                 fits.append(pd.Series(fit.loc[one["level"]].to_numpy(), one.index))
                 if _is_number(pd.Series(levels)).any() or len(levels) < 3:
                     continue
+                means = np.bincount(codes, programs.scores[program].to_numpy()[known]) / sizes
+                high = (_auc(sums[0], sizes, sizes.sum()) > 0.5) & (means > 0)
                 order = np.argsort(-sums[0] / sizes, kind="stable")
-                together = _auc(sums[:, order].cumsum(axis=1), sizes[order].cumsum(), sizes.sum())[:, :-1].min(axis=0)
-                enough = np.flatnonzero(together >= together.max() - NEARLY)
-                n_joint = int(enough[0]) + 1
-                if n_joint > 1 and together[n_joint - 1] >= fit.max() + JOINT_GAIN:
-                    members = sorted(order[:n_joint], key=lambda code: -sizes[code])
+                order = order[np.logical_and.accumulate(high[order])]
+                if len(order) < 2:
+                    continue
+                n_cells = sizes[order].cumsum()
+                together = _auc(sums[:, order].cumsum(axis=1), n_cells, sizes.sum()).min(axis=0)
+                last = int(np.flatnonzero(together >= together.max() - NEARLY)[0])
+                better = last > 0 and together[last] >= fit.max() + JOINT_GAIN
+                if better and n_least <= n_cells[last] <= NEARLY_ALL * sizes.sum():
+                    members = sorted(order[: last + 1], key=lambda code: -sizes[code])
                     name = listed([levels[code] for code in members], 3)
-                    joined.append({"program": program, "level": name, "fit": together[n_joint - 1]})
+                    joined.append({"program": program, "variable": variable, "level": name, "fit": together[last]})
         rows = rows.assign(fit=pd.concat(fits) if fits else pd.Series(dtype=float))
     best = rows.groupby(["program", "variable"])["fit"].transform("max")
-    enough = rows["n_cells"] >= _cells_that_name(len(programs.scores))
+    enough = rows["n_cells"] >= n_least
     alone = rows[enough & (rows["fit"] >= best - NEARLY)]
-    columns = ["program", "level", "fit"]
+    columns = ["program", "variable", "level", "fit"]
     both = pd.DataFrame([*alone[columns].to_dict("records"), *joined], columns=columns)
     return both[both["fit"] > HEADLINE].sort_values("fit", ascending=False, kind="stable")
 

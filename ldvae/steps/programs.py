@@ -39,6 +39,7 @@ from ldvae.programs.donors import methods as methods_of_donors
 from ldvae.programs.effects import methods as methods_of_effects
 from ldvae.programs.enrichment import methods as methods_of_enrichment
 from ldvae.programs.find import methods as methods_of_consensus
+from ldvae.programs.labels import naming_columns
 from ldvae.programs.projection import CELLS_JUDGED, with_identifiers
 from ldvae.provenance import versions
 from ldvae.rows import positions_in, spaced
@@ -96,7 +97,9 @@ def programs(*, results: Path, config: ProgramsConfig = ProgramsConfig()) -> Non
         limit=config.technical_r,
     )
     all_genes = on_all_genes(found.scores, layout.FILTERED.existing(results))
-    typed = bool(labels_key) or any(str(name).lower().replace(".", "_") in TYPE_COLUMNS for name in obs)
+    columns_of_types = {name for name in obs if str(name).lower().replace(".", "_") in TYPE_COLUMNS}
+    naming = set(naming_columns(found, related, obs)) - {config.condition_key, config.replicate_key}
+    typed = bool(labels_key or columns_of_types or naming)
     flags = with_doubt(flags, all_genes["gene"].nunique(), typed=typed)
     table = describe(found, related, enriched, obs=obs, technical=flags)
     write_table(table, layout.PROGRAMS.at(results), index="program")
@@ -147,7 +150,8 @@ def with_doubt(flags: pd.Series, n_measured: int, *, typed: bool) -> pd.Series:
     n_measured
         Number of measured genes: the counts of a panel are those of the genes that it was chosen for.
     typed
-        Whether cell types are known: those of large cells, or of cells with many ribosomes, explain such a program.
+        Whether cell types, or groups of cells that name programs, are known: those of large cells, or of cells with many
+        ribosomes, explain such a program.
 
     Examples
     --------

@@ -1,5 +1,6 @@
 """Programs are named by what fits their scores and their genes."""
 
+import dataclasses
 import re
 
 import numpy as np
@@ -9,6 +10,7 @@ from made_fits import cosines, weighted_truth
 from ldvae import programs as gp
 from ldvae import results as layout
 from ldvae.io import read_table
+from ldvae.programs.labels import naming_columns
 
 
 def test_a_program_is_named_after_its_level_and_genes(mixed, found):
@@ -61,6 +63,38 @@ def test_groups_that_are_high_together_name_a_program_together(mixed, found):
     obs = pd.DataFrame({"kind": kind}, scores.index)
     labels = gp.describe(found, gp.associations(found.scores, obs), obs=obs)["label"]
     assert labels["P1"].split(": ")[0] in ("a, b and c", "b, a and c")
+
+
+def test_groups_in_which_a_program_is_low_do_not_name_it_because_one_small_group_lacks_it(mixed, found):
+    """A program of T cells that dendritic cells lack was named after monocytes too, in which it is low."""
+    turned = dataclasses.replace(found, scores=found.scores.assign(P1=-found.scores["P1"]))  # a quarter lacks it
+    rank = turned.scores["P1"].rank(pct=True)
+    kind = np.select([rank < 0.25, rank > 0.5], ["dendritic cells", "T cells"], "")
+    kind = np.where(kind == "", np.where(np.arange(len(kind)) % 2 == 0, "NK cells", "monocytes"), kind)
+    obs = pd.DataFrame({"kind": kind}, rank.index)
+    related = gp.associations(turned.scores, obs)
+    assert (related.set_index(["program", "level"]).loc["P1"]["auc"][["NK cells", "monocytes"]] < 0.5).all()
+    label = gp.describe(turned, related, obs=obs).loc["P1", "label"]
+    assert "NK cells" not in label
+    assert "monocytes" not in label
+
+
+def test_nearly_all_cells_name_nothing(mixed, found):
+    above = dataclasses.replace(found, scores=found.scores.assign(P1=2 - found.scores["P1"]))  # all means above zero
+    low = (above.scores["P1"].rank(pct=True) < 0.08).to_numpy()
+    kind = np.where(low, "dendritic cells", np.where(np.arange(len(low)) % 2 == 0, "T cells", "B cells"))
+    obs = pd.DataFrame({"kind": kind}, above.scores.index)
+    related = gp.associations(above.scores, obs)
+    assert (related.set_index(["program", "level"]).loc["P1"]["auc"].drop("dendritic cells") > 0.5).all()
+    assert ": " not in gp.describe(above, related, obs=obs).loc["P1", "label"]
+
+
+def test_columns_that_name_programs_are_known_but_no_pair_of_conditions(mixed, found):
+    obs = pd.DataFrame({"louvain": mixed.true_scores.iloc[:, :5].idxmax(axis=1)}, found.scores.index)
+    obs["treated"] = np.where(found.scores["P1"] > found.scores["P1"].quantile(0.7), "yes", "no")
+    obs["cluster"] = pd.factorize(obs["louvain"])[0].astype(str)
+    obs["shuffled"] = obs["louvain"].sample(frac=1, random_state=0).to_numpy()
+    assert naming_columns(found, gp.associations(found.scores, obs), obs) == ["louvain"]
 
 
 def test_a_group_too_small_to_name_a_program_lets_no_worse_one_do_it(mixed, found):
