@@ -171,6 +171,10 @@ def test_what_was_not_done_is_not_said() -> None:
     assert "averaged" not in single
     bare = " ".join(s.text for s in de.methods(DeConfig().model_dump(), CONTRASTS.assign(pseudobulk=False), "k12-s0"))
     assert "PyDESeq2" not in bare
+    limits = {"settings": {"n_mads": 5}}
+    for batches, told in (({"all": {}}, False), ({"a": {}, "b": {}}, True)):
+        text = " ".join(s.text for s in qc.methods(QC | limits | {"per_batch": batches, "doublets": {}}, {}))
+        assert ("batch by batch" in text) == told
     off = " ".join(s.text for s in qc.methods(QC | {"doublets": {"mode": "off"}}, {}))
     assert "Scrublet" not in off
 

@@ -198,6 +198,15 @@ def test_training_choice_fit_and_contrasts_show_the_numbers_of_their_files(small
     )
 
 
+def test_the_figure_of_pseudobulks_colors_the_genes_called_at_the_rate_of_the_contrast() -> None:
+    table = pd.DataFrame({"lfc_mean": [2.0, 1.0, 0.0], "pseudobulk_lfc": [2.0, 1.0, 0.0]})
+    table = table.assign(pseudobulk_padj=[0.001, 0.03, 0.9], gene=["A", "B", "C"], **{"is_de_fdr_0.01": True})
+    drawing = figures.model_against_pseudobulk("one", table, 0.01, "de-1")
+    for ax in (drawing.figure.axes[0], pl.agreement(table, show=False)):
+        assert [len(points.get_offsets()) for points in ax.collections] == [2, 1]
+    assert "adjusted p below 0.01" in drawing.caption
+
+
 def test_the_map_holds_the_coordinates_groups_and_scores_of_the_annotated_cells(
     small: tuple[Page, dict[str, Any]],
 ) -> None:
@@ -354,6 +363,12 @@ def test_rows_of_contrasts_are_cut_by_rank_and_the_page_says_so(cut: tuple[Page,
     assert "The 50 genes with the largest Bayes factors, of 120." in page.text
     table = read(paths["de"][0]).nlargest(50, "bayes_factor")
     assert set(page.data["blocks"]["de-1"]["gene"]) == set(table["gene"])
+
+
+def test_sentences_have_no_double_punctuation(cut: tuple[Page, dict[str, Any]]) -> None:
+    """The note of a table that was cut said "those that replicates confirm first,, of 4,805"."""
+    assert "that separate the groups best (those that replicates confirm first), of" in cut[0].text
+    assert not re.search(r",\s*,|,\s*\.|[^.]\.\.[^.]", cut[0].text)
 
 
 def test_the_groups_of_the_config_come_first(cut: tuple[Page, dict[str, Any]]) -> None:

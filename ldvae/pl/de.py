@@ -21,6 +21,12 @@ def called(table: pd.DataFrame) -> pd.Series:
     return pd.Series(False, index=table.index)
 
 
+def fdr_of(table: pd.DataFrame) -> float | None:
+    """The false discovery rate at which a differential expression table calls genes, from its column's name."""
+    rates = [str(name).removeprefix(CALLED) for name in table if str(name).startswith(CALLED)]
+    return float(rates[0]) if rates else None
+
+
 @styled
 def volcano(
     table: pd.DataFrame,
@@ -120,7 +126,7 @@ def agreement(
     x, y
         Its columns.
     significant
-        Genes to color; None takes those with `pseudobulk_padj` below 0.05.
+        Genes to color; None takes those with `pseudobulk_padj` below the rate of the column `is_de_fdr_…`, or 0.05.
     labels
         Labels of the axes.
     ax
@@ -142,7 +148,7 @@ def agreement(
     need(table, [x, y], "agreement", "de/CONTRAST.tsv.gz of a contrast that was tested by pseudobulk too")
     if significant is None:
         padj = table["pseudobulk_padj"] if "pseudobulk_padj" in table else pd.Series(np.nan, index=table.index)
-        significant = padj < 0.05
+        significant = padj < (fdr_of(table) or 0.05)
     ax = new_axes(ax, show, save, (4.5, 3.5))
     ax.axline((0, 0), slope=1, color=MUTED, linewidth=0.9)
     for chosen, color, alpha in ((~significant, MUTED, 0.35), (significant, BLUE, 0.7)):

@@ -322,16 +322,18 @@ def _doubts(table: pd.DataFrame) -> list[str]:
     doubts = []
     contradicting = table.index[table["agreement"] < DISAGREES]
     if len(contradicting):
+        whose = "the program's" if len(contradicting) == 1 else "the programs'"
         doubts.append(
-            f"{', '.join(contradicting)}: the cells' scores and the program's own genes disagreed (agreement below "
+            f"{', '.join(contradicting)}: the cells' scores and {whose} own genes disagreed (agreement below "
             f"{DISAGREES:g}); the scores shown were turned towards the genes. Read the genes with caution: some may "
             "belong to a larger program."
         )
     unsettled = table.index[table["settled"] < SETTLED]
     if len(unsettled):
+        them = "it" if len(unsettled) == 1 else "them"
         doubts.append(
-            f"{', '.join(unsettled)}: fewer than {SETTLED:.0%} of the pairs of halves of the fits agree on it, so "
-            "other seeds may not find it (not settled). Fit more seeds before building on it."
+            f"{', '.join(unsettled)}: fewer than {SETTLED:.0%} of the pairs of halves of the fits agree on {them}, so "
+            f"other seeds may not find {them} (not settled). Fit more seeds before building on {them}."
         )
     return doubts
 

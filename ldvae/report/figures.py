@@ -303,14 +303,13 @@ def volcano(contrast: str, table: pd.DataFrame, significant: pd.Series, fdr: flo
     )
 
 
-def model_against_pseudobulk(contrast: str, table: pd.DataFrame, block: str) -> Drawing:
+def model_against_pseudobulk(contrast: str, table: pd.DataFrame, fdr: float, block: str) -> Drawing:
     """Fold changes of the model against those of a pseudobulk test over replicates."""
-    ax = pl.agreement(table, show=False)
+    ax = pl.agreement(table, significant=table["pseudobulk_padj"] < fdr, show=False)
     both = table[["lfc_mean", "pseudobulk_lfc"]].dropna()
     r = both.corr(method="spearman").iloc[0, 1] if len(both) > 2 else np.nan
-    caption = (
-        f"Each point is a gene; in color: adjusted p below 0.05 in the pseudobulk test. Spearman correlation {r:.2f}."
-    )
+    called = f"in color: adjusted p below {fdr:g} in the pseudobulk test"
+    caption = f"Each point is a gene; {called}. Spearman correlation {r:.2f}."
     show = {"lfc_mean": "model", "pseudobulk_lfc": "pseudobulk", "pseudobulk_padj": "adjusted p"}
     return Drawing(
         name=f"de_{slug(contrast)}_pseudobulk",

@@ -16,7 +16,6 @@ from ldvae.programs.find import DISAGREES
 from ldvae.report.results import Results
 
 OPPOSITE = 0.2  # AUC of a group of cells below which a program is said to stand against it
-CALLED = "is_de_fdr_"  # scvi-tools' column, followed by the rate
 
 
 class Warning(NamedTuple):
@@ -490,9 +489,3 @@ def sentence(text: str) -> str:
     if text.split(" ", 1)[0].isalpha():
         text = text[:1].upper() + text[1:]
     return text + ("" if text.endswith((".", "!", "?")) else ".")
-
-
-def fdr_of(table: pd.DataFrame) -> float | None:
-    """The false discovery rate at which a differential expression table calls genes, from its column's name."""
-    rates = [str(name).removeprefix(CALLED) for name in table if str(name).startswith(CALLED)]
-    return float(rates[0]) if rates else None

@@ -150,8 +150,8 @@ def with_doubt(flags: pd.Series, n_measured: int, *, typed: bool) -> pd.Series:
     n_measured
         Number of measured genes: the counts of a panel are those of the genes that it was chosen for.
     typed
-        Whether cell types, or groups of cells that name programs, are known: those of large cells, or of cells with many
-        ribosomes, explain such a program.
+        Whether cell types, or groups of cells that name programs, are known: those of large cells, or of cells with
+        many ribosomes, explain such a program.
 
     Examples
     --------

@@ -516,7 +516,8 @@ def methods(summary: dict[str, Any], versions: dict[str, str]) -> Iterator[Sente
     text = f"Cells were kept with {listed(limits, 12)}; {kept} passed." if limits else f"{kept} passed quality control."
     settings = summary.get("settings", {})
     if n_mads := settings.get("n_mads"):
-        text += f" Limits for outliers lie {n_mads:g} median absolute deviations from the median, batch by batch."
+        text += f" Limits for outliers lie {n_mads:g} median absolute deviations from the median"
+        text += ", batch by batch." if len(summary.get("per_batch", {})) > 1 else "."
     if (least := settings.get("min_cells", 0)) > 1:
         text += f" Genes were kept that were seen in at least {least} cells."
     yield Sentence(text)

@@ -7,6 +7,7 @@ from made_fits import N_VARS, Fits, cosines, make_fits, weighted_truth
 
 from ldvae import programs as gp
 from ldvae.errors import InputError
+from ldvae.programs.find import _doubts
 
 
 @pytest.mark.parametrize("scenario", ["mixed", "gauss", "additive"])
@@ -222,3 +223,13 @@ def test_no_program_that_contradicts_its_genes_comes_without_a_warning():
     contradicting = programs.table.index[programs.table["agreement"] < 0.5]
     assert len(contradicting)
     assert any(", ".join(contradicting) in warning for warning in programs.warnings)
+
+
+def test_doubts_of_one_and_of_several_programs_are_grammatical():
+    table = pd.DataFrame({"agreement": [0.9, 0.4, 0.3], "settled": [1.0, 0.5, 0.5]}, ["P1", "P2", "P3"])
+    contradicting, unsettled = _doubts(table)
+    assert contradicting.startswith("P2, P3: the cells' scores and the programs' own genes")
+    assert "agree on them, so other seeds may not find them" in unsettled
+    contradicting, unsettled = _doubts(table.drop("P3"))
+    assert contradicting.startswith("P2: the cells' scores and the program's own genes")
+    assert "agree on it, so other seeds may not find it" in unsettled

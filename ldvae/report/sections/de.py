@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from ldvae.config import ReportConfig
+from ldvae.pl.de import called, fdr_of
 from ldvae.report import figures, prose
 from ldvae.report.page import Column, Page, Table
 from ldvae.report.results import Results
@@ -51,15 +52,15 @@ def section(page: Page, results: Results, config: ReportConfig) -> dict[str, Any
 def _contrast(page: Page, results: Results, row: dict[str, Any], position: int, n_rows: int) -> dict[str, Any]:
     table = results.de[row["contrast"]]
     counts = results.de_all_genes.get(row["contrast"], pd.DataFrame())
-    fdr = prose.fdr_of(table)
-    significant = table[f"{prose.CALLED}{fdr:g}"].astype(bool) if fdr else pd.Series(False, index=table.index)
+    fdr = fdr_of(table)
+    significant = called(table)
     name = f"{position}-{row['contrast']}"
     block = f"de-{position}"
     title = f"{row['group1']} against {row['group2']}"
     drawn = [figures.volcano(name, table, significant, fdr or 0.05, block)]
     has_pseudobulk = "pseudobulk_lfc" in table and table["pseudobulk_lfc"].notna().any()
     if has_pseudobulk:
-        drawn.append(figures.model_against_pseudobulk(name, table, block))
+        drawn.append(figures.model_against_pseudobulk(name, table, fdr or 0.05, block))
     columns = [
         Column(key="gene", title="Gene", kind="gene"),
         Column(key=str(significant.name), title="Called", help="at the expected false discovery rate"),
@@ -138,5 +139,5 @@ def _by_counts(name: str, title: str, counts: pd.DataFrame, n_rows: int, fdr: fl
         Column(key="detected2", title="Detected 2", kind="bar", help="share of cells of group 2"),
         Column(key="wilcoxon_padj", title="Adjusted p, ranks", kind="p", help="cells as replicates"),
     ]
-    which = "that separate the groups best" + (", those that replicates confirm first," if has_pseudobulk else "")
+    which = "that separate the groups best" + (" (those that replicates confirm first)" if has_pseudobulk else "")
     return _gene_table(name, f"By the counts, all measured genes: {title}", counts, columns, n_rows, which)
