@@ -210,7 +210,7 @@ def test_select_writes_the_same_figures_again(dataset, again):
 
 
 def test_select_refuses_an_unknown_setting_and_runs_of_other_cells(again):
-    with pytest.raises(InputError, match="'k9-dddddd' is not in the sweep; found k8-aaaaaa, k10-bbbbbb"):
+    with pytest.raises(InputError, match=r"'k9-dddddd' is not in the sweep\..* There are: k8-aaaaaa, k10-bbbbbb"):
         select(results=again, config=SelectConfig(setting="k9-dddddd"))
     other = draw("mixed", n_obs=100, n_vars=400, n_up=40, n_down=10, seed=1)
     write_run(again / "runs", other, 8, 9, 421.0, "k8-aaaaaa", np.random.default_rng(0))

@@ -146,6 +146,8 @@ def test_removing_everything_names_the_threshold(raw: AnnData, tmp_path: Path) -
         run(raw, tmp_path, QcConfig(min_cells=61, doublets="off"))
     with pytest.raises(InputError, match=r"no obs column 'bach'\. Did you mean 'batch'"):
         run(raw, tmp_path, QcConfig(), batch_key="bach")
+    with pytest.raises(InputError, match=r"qc\.subset: names levels, but qc\.subset_key names no obs column"):
+        run(raw, tmp_path, QcConfig(subset=["b1"]))
     assert not (tmp_path / "qc").exists()
 
 

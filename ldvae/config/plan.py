@@ -218,7 +218,8 @@ def expand(config: Mapping[str, Any]) -> tuple[Plan, list[str]]:
         options: dict[str, Any] = {key: _read_section(cls, given[key], mistakes[key]) for key, cls in SECTIONS.items()}
         problems += itertools.chain.from_iterable(mistakes.values())
         notes += [note for at, layer in given["de"].items() for note in _readings(at, layer)]
-        problems += [f"{where}.{problem}" for problem in _contradictions(options["setup"], options["qc"])]
+        problems += [f"{where}.{problem}" for problem in contradictions_of_qc(options["qc"])]
+        problems += [f"{where}.{problem}" for problem in _contradictions_of_setup(options["setup"])]
         problems += [f"{where}.{problem}" for problem in _columns_named_twice(options["programs"], options["de"])]
         inputs = _named_inputs(entry.get("input"), where, problems)
         runs = _runs(options["model"].architecture(), options["train"], options["sweep"], where, problems)
@@ -291,8 +292,8 @@ def _read_section(cls: type[Options], layers: Mapping[str, Any], problems: list[
     return cls(**values)
 
 
-def _contradictions(setup: SetupConfig, qc: QcConfig) -> list[str]:
-    """Options of a dataset that do not go together, whatever its data."""
+def contradictions_of_qc(qc: QcConfig) -> list[str]:
+    """Options of quality control that do not go together, whatever the data."""
     problems = []
     for what in ("counts", "genes"):
         least, most = getattr(qc, f"min_{what}"), getattr(qc, f"max_{what}")
@@ -302,6 +303,12 @@ def _contradictions(setup: SetupConfig, qc: QcConfig) -> list[str]:
             )
     if qc.subset and qc.subset_key is None:
         problems.append("qc.subset: names levels, but qc.subset_key names no obs column that has them.")
+    return problems
+
+
+def _contradictions_of_setup(setup: SetupConfig) -> list[str]:
+    """Options of the setup that do not go together, whatever the data."""
+    problems = []
     columns = [
         *(("categorical_covariate_keys", key) for key in setup.categorical_covariate_keys),
         *(("continuous_covariate_keys", key) for key in setup.continuous_covariate_keys),

@@ -16,7 +16,7 @@ from scipy import sparse
 
 from ldvae import pl
 from ldvae import results as layout
-from ldvae.config import QcConfig
+from ldvae.config import QcConfig, contradictions_of_qc
 from ldvae.errors import InputError, first_line, listed, suggestion
 from ldvae.io import (
     ChunkedCounts,
@@ -107,6 +107,8 @@ def qc(
     Outliers lie further than `n_mads` median absolute deviations (not rescaled to standard deviations) from the median
     of their batch, as in Heumos et al., Nat. Rev. Genet. 24, 550 (2023); log(1 + value) of counts and genes is used.
     """
+    if problems := contradictions_of_qc(config):
+        raise InputError(*problems)
     scratch = layout.QC_SUMMARY.at(results).with_name(".by-rows")
     shutil.rmtree(scratch, ignore_errors=True)  # of one that was killed
     try:

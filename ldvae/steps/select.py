@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from ldvae import pl
 from ldvae import results as layout
 from ldvae.config import RotationConfig, SelectConfig
-from ldvae.errors import InputError, listed
+from ldvae.errors import InputError, listed, suggestion
 from ldvae.io import atomic, write_json, write_table
 from ldvae.methods import Sentence
 from ldvae.pl.choice import Selection
@@ -256,7 +256,7 @@ def choose(settings: pd.DataFrame, criterion: Selection, config: SelectConfig) -
     if config.setting is not None:
         if config.setting not in set(settings["setting"]):
             raise InputError(
-                f"select: setting {config.setting!r} is not in the sweep; found {', '.join(settings['setting'])}. "
+                f"setting: {config.setting!r} is not in the sweep.{suggestion(config.setting, settings['setting'])} "
                 "Name one of these, or leave the choice to the rule."
             )
         return config.setting, f"{config.setting} was named by hand."

@@ -321,8 +321,8 @@ def listed_genes(path: str | None, var_names: pd.Index) -> Sequence[str]:
     absent = [name for name in names if name not in var_names]
     if len(absent) == len(names):
         raise InputError(
-            f"gene_list: {path}: none of its {counted(len(names), 'gene')} ({first_names(names, 3)}) is in the data, whose "
-            f"genes are called {first_names(var_names, 3)}."
+            f"gene_list: {path}: none of its {counted(len(names), 'gene')} ({first_names(names, 3)}) is in the data, "
+            f"whose genes are called {first_names(var_names, 3)}."
         )
     if absent:
         logger.warning("%s: %d of %d genes are not in the data: %s", path, len(absent), len(names), first_names(absent))
