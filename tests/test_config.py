@@ -481,6 +481,7 @@ def odd(tmp_path):
         ({"setup": {"keep_genes": ["GENE3", "Gene4"]}}, "setup.keep_genes: 'Gene4' not among the 30 genes"),
         ({"setup": {"genes": "list", "gene_list": "genes.txt"}}, "gene_list: none of the 2 genes of genes.txt"),
         ({"setup": {"genes": "list"}}, "setup.gene_list: `genes: list` needs the path of a file"),
+        ({"setup": {"gene_list": "genes.txt"}}, "setup.gene_list: `genes: seurat_v3` reads no list"),
         (
             {"setup": {"validation_size": 0.6, "test_size": 0.5}},
             "validation_size and test_size together are 1.1",

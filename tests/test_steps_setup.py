@@ -166,7 +166,8 @@ def test_a_list_of_no_gene_is_refused_as_such(filtered: AnnData, tmp_path: Path)
     ("options", "message"),
     [
         ({"keep_genes": ["G1000"]}, r"keep_genes: G1000 not among the 300 genes .* Did you mean 'G100'"),
-        ({"genes": "list"}, "needs a file of gene names"),
+        ({"gene_list": "genes.txt"}, "`genes: all` reads no list; write `genes: list`, or leave it out"),
+        ({"genes": "list"}, "needs the path of a file with one gene name per line"),
         ({"genes": "list", "gene_list": "/nowhere.txt"}, "gene_list: /nowhere.txt does not exist"),
         ({"batch_key": "doner"}, r"no obs column 'doner'\. Did you mean 'donor'"),
         ({"batch_key": "age"}, "'age' .batch_key. has 200 values for 200 cells, but groups are expected"),

@@ -219,7 +219,7 @@ def expand(config: Mapping[str, Any]) -> tuple[Plan, list[str]]:
         problems += itertools.chain.from_iterable(mistakes.values())
         notes += [note for at, layer in given["de"].items() for note in _readings(at, layer)]
         problems += [f"{where}.{problem}" for problem in contradictions_of_qc(options["qc"])]
-        problems += [f"{where}.{problem}" for problem in _contradictions_of_setup(options["setup"])]
+        problems += [f"{where}.{problem}" for problem in contradictions_of_setup(options["setup"])]
         problems += [f"{where}.{problem}" for problem in _columns_named_twice(options["programs"], options["de"])]
         inputs = _named_inputs(entry.get("input"), where, problems)
         runs = _runs(options["model"].architecture(), options["train"], options["sweep"], where, problems)
@@ -306,7 +306,7 @@ def contradictions_of_qc(qc: QcConfig) -> list[str]:
     return problems
 
 
-def _contradictions_of_setup(setup: SetupConfig) -> list[str]:
+def contradictions_of_setup(setup: SetupConfig) -> list[str]:
     """Options of the setup that do not go together, whatever the data."""
     problems = []
     columns = [
@@ -320,6 +320,8 @@ def _contradictions_of_setup(setup: SetupConfig) -> list[str]:
         problems.append(f"setup: obs column {key!r} is named twice ({places}); name it once.")
     if setup.genes == "list" and setup.gene_list is None:
         problems.append("setup.gene_list: `genes: list` needs the path of a file with one gene name per line.")
+    if setup.genes != "list" and setup.gene_list is not None:
+        problems.append(f"setup.gene_list: `genes: {setup.genes}` reads no list; write `genes: list`, or leave it out.")
     if (held_out := setup.validation_size + setup.test_size) >= 1:
         problems.append(f"setup: validation_size and test_size together are {held_out:g}; leave cells for training.")
     return problems

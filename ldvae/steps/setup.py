@@ -13,7 +13,7 @@ import pandas as pd
 from anndata import AnnData
 
 from ldvae import results as layout
-from ldvae.config import SetupConfig, TrainConfig
+from ldvae.config import SetupConfig, TrainConfig, contradictions_of_setup
 from ldvae.config.options import SMALLEST_BATCH
 from ldvae.errors import InputError, counted, suggestion
 from ldvae.io import (
@@ -56,6 +56,8 @@ def setup(*, results: Path, config: SetupConfig = SetupConfig()) -> None:
     results
         Folder of the results of the dataset, such as results/kang.
     """
+    if problems := contradictions_of_setup(config):
+        raise InputError(*problems)
     filtered = layout.FILTERED.existing(results)
     with collected_warnings() as messages:
         adata = read_input([filtered], chunked=True)
@@ -311,8 +313,7 @@ def pooled_batches(sums: BatchSums, names: list[str], batch_key: str | None) -> 
 
 def listed_genes(path: str | None, var_names: pd.Index) -> Sequence[str]:
     """The genes of a file, one name per line, that are in the data."""
-    if path is None:
-        raise InputError("genes: list needs a file of gene names, one per line (gene_list).")
+    assert path is not None
     if not Path(path).is_file():
         raise InputError(f"gene_list: {path} does not exist.")
     names = read_gene_list(Path(path))
