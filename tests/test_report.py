@@ -24,7 +24,7 @@ from ldvae.errors import InputError
 from ldvae.report import figures, prose
 from ldvae.report.drawing import Drawing, inline
 from ldvae.report.index import render_index
-from ldvae.report.page import duration, number
+from ldvae.report.page import as_column, duration, number
 from ldvae.report.sections import making
 from ldvae.steps.index import index
 from ldvae.steps.report import report
@@ -663,6 +663,15 @@ def test_a_file_that_is_missing_is_named_with_the_verb_that_writes_it(tmp_path: 
 )
 def test_numbers_are_written_for_reading(value: Any, text: str) -> None:
     assert number(value) == text
+
+
+def test_numbers_are_rounded_once() -> None:
+    """2.155043 was 2.16 in the findings and 2.15 in the table, which rounded it to 2.155 first."""
+    values = pd.Series([2.155043, 12345.67, 123456.0, 0.000125003, np.nan, np.inf])
+    assert [number(value) for value in as_column(values)] == ["2.16", "12,345.7", "123,456", "1.3e-4", "–", "∞"]
+    many = pd.Series(np.random.default_rng(0).lognormal(0, 5, 20_000))
+    assert [number(value) for value in as_column(many)] == [number(value) for value in many]
+    assert as_column(pd.Series([2.151234])) == [2.1512]  # no more digits than are needed
 
 
 def test_counts_have_no_decimals() -> None:

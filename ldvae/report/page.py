@@ -104,7 +104,7 @@ def as_blocks(page: Page) -> dict[str, dict[str, list[Any]]]:
 
 
 def as_columns(frame: pd.DataFrame) -> dict[str, list[Any]]:
-    """A table as columns for JSON: numbers to five significant digits, missing ones as null, infinite as ±1e308."""
+    """A table as columns for JSON: numbers shortened (see `short`), missing ones as null, infinite as ±1e308."""
     return {str(name): as_column(frame[name]) for name in frame}
 
 
@@ -115,8 +115,22 @@ def as_column(column: pd.Series) -> list[Any]:
         return [int(value) for value in column]
     if pd.api.types.is_float_dtype(column):
         values = column.to_numpy(dtype=float).clip(-INFINITE, INFINITE)  # JSON has no infinity
-        return [None if np.isnan(value) else float(f"{value:.5g}") for value in values]
+        return [None if np.isnan(value) else short(value) for value in values]
     return ["" if pd.isna(value) else str(value) for value in column]
+
+
+def short(value: float) -> float:
+    """A number to five significant digits, or more where these would be shown otherwise than the number itself.
+
+    Examples
+    --------
+    >>> from ldvae.report.page import short
+    >>> short(2.151234), short(2.155043)  # 2.155 would be shown as 2.15, for it is a little less as a double
+    (2.1512, 2.155043)
+    """
+    shown = number(value)
+    rounded = (float(f"{value:.{digits}g}") for digits in (5, 7, 9))
+    return next((one for one in rounded if number(one) == shown), float(value))
 
 
 def environment() -> Environment:
