@@ -784,13 +784,61 @@ def test_the_findings_name_the_strongest_difference_between_conditions_and_what_
     summary = json.loads(small[1]["summary"].read_text())
     row = read(small[1]["donors"]).sort_values("p").iloc[0]
     assert (
-        f"P1 (B cells) is higher in stim than in ctrl in B cells, of 3 cell types: by {row['effect']:.2f} SD "
+        f"P1 (B cells) is higher in stim than in ctrl in B cells, of 3 cell types tested: by {row['effect']:.2f} SD "
         f"(95% interval {row['lower']:.2f} to {row['upper']:.2f}; adjusted p 0.0001, 5 donors as replicates)."
     ) in summary["found"]
     told = " ".join(summary["not_found"])
     assert (
-        "No difference between conditions was found in any cell type for P2 (NK cells) (donors as replicates)." in told
+        "With donors as replicates, no difference between conditions was found for P2 (NK cells) in any of the 3 cell "
+        "types tested (B cells, NK cells and T cells)." in told
     )
+
+
+def of_conditions(rows: list[tuple[str, str, float, float]]) -> prose.Findings:
+    """What is said of comparisons of two conditions: program, cell type, effect, adjusted p."""
+    table = pd.DataFrame(rows, columns=["program", "cell_type", "effect", "padj"])
+    table = table.assign(condition="stim", reference="ctrl", n_donors=5, p=table["padj"])
+    table = table.assign(lower=table["effect"] - 0.1, upper=table["effect"] + 0.1)
+    programs = pd.DataFrame({"label": ""}, table["program"].unique())
+    results: Any = SimpleNamespace(donors=table, programs=programs)
+    return prose._found_conditions(results)
+
+
+def test_the_cell_types_that_were_tested_are_said() -> None:
+    """P2 was said to be lower in stim, where CD4 T cells alone had been tested; and P8 to be higher, without the
+    monocytes in which it is lower."""
+    one = of_conditions([("P2", "CD4 T cells", -1.0, 0.01), ("P4", "CD4 T cells", 0.1, 0.9)])
+    only = "in CD4 T cells, the only cell type tested"
+    assert one.found[0].text.startswith(f"P2 is lower in stim than in ctrl {only}: by 1.00 SD")
+    assert one.not_found[0].text.endswith(f"no difference between conditions was found for P4 {only}.")
+    none = of_conditions([("P4", "CD4 T cells", 0.1, 0.9)]).not_found[0].text
+    assert none.startswith(f"No program differs between conditions with donors as replicates {only}: the smallest")
+    whole = of_conditions([("P2", "all cells", -1.0, 0.01)])
+    assert whole.found[0].text.startswith("P2 is lower in stim than in ctrl: by 1.00 SD")
+    both = [("P8", "B", 1.3, 0.005), ("P8", "T", 1.2, 0.001), ("P8", "NK", 0.1, 0.9), ("P8", "Mono", -0.76, 0.043)]
+    text = of_conditions(both).found[0].text
+    assert text.startswith("P8 is higher in stim than in ctrl in 2 of 4 cell types tested, most in B: by 1.30 SD")
+    assert text.endswith("5 donors as replicates). It is lower in Mono (by 0.76 SD; adjusted p 0.043).")
+    every = of_conditions([(f"P{k}", kind, 9.0 - k, 0.01) for k in range(8) for kind in "AB"]).found
+    assert every[0].text.startswith("P0 is higher in stim than in ctrl in all 2 cell types tested, most in A")
+    assert every[-1].text == "2 more programs differ less."
+    assert (
+        of_conditions([(f"P{k}", "A", 9.0 - k, 0.01) for k in range(7)]).found[-1].text
+        == "1 more program differs less."
+    )
+
+
+def test_what_a_comparison_leaves_out_is_told_on_the_page(tmp_path: Path) -> None:
+    arguments = write_results(tmp_path, SMALL)
+    summary = json.loads(arguments["programs_summary"].read_text())
+    text = "Donor 107 has no stim cells: paired tests leave it out."
+    arguments["programs_summary"].write_text(json.dumps(summary | {"left_out": [text]}))
+    with pytest.MonkeyPatch.context() as patch:
+        draw_nothing(patch)
+        report(results=arguments["results"], config=ReportConfig())
+    page = Page(arguments["output"])
+    assert page.text.count(text) == 2, "in the section, and in what to read with care"
+    assert text in json.loads(arguments["summary"].read_text())["warnings"]
 
 
 def test_donors_are_shown_as_points_and_in_a_table(small: tuple[Page, dict[str, Any]]) -> None:

@@ -17,8 +17,8 @@ from ldvae.cli import main
 from ldvae.config import AcrossConfig, describe, expand_checked, expand_config
 from ldvae.errors import InputError
 from ldvae.io import write_table
-from ldvae.report.across import Compared, doubts, findings
-from ldvae.steps.across import across
+from ldvae.report.across import Compared, contrasts_in_words, doubts, findings
+from ldvae.steps.across import across, contrasts
 from ldvae.steps.index import index
 from ldvae.steps.programs import write_model
 
@@ -160,6 +160,27 @@ def test_one_of_a_kind_is_said_in_the_singular(n_shared, n_own, words):
         n_obs={"a": 9, "b": 9}, shared=table[table["shared"]], table=table, members=members, title=str
     )
     assert words in findings(compared)[0]
+
+
+def test_a_dataset_without_a_condition_is_named():
+    obs = pd.DataFrame(
+        {"dataset": np.repeat(list("abcd"), 40), "stim": ["no", "yes"] * 80}, [str(i) for i in range(160)]
+    )
+    obs.loc[obs["dataset"] == "d", "stim"] = "no"
+    scores = pd.DataFrame({"M1": np.random.default_rng(0).normal(size=160)}, obs.index)
+    *_, left = contrasts(scores, obs, ["M1"], AcrossConfig(condition_key="stim"))
+    assert left == ["Donor d has no yes cells: paired tests leave it out."]
+
+
+def test_effects_beyond_those_told_and_cell_types_that_were_tested_are_said():
+    row = {"program": "M1", "cell_type": "B cells", "condition": "b", "reference": "a", "effect": 1.0, "lower": 0.5}
+    row |= {"upper": 1.5, "n_donors": 5, "design": "paired", "padj": 0.01}
+    said = contrasts_in_words(SimpleNamespace(donors=pd.DataFrame([row] * 9), title=str))
+    assert said[-1].startswith("1 more difference has an adjusted p")
+    said = contrasts_in_words(SimpleNamespace(donors=pd.DataFrame([row | {"padj": 0.5}]), title=str))
+    assert said == [
+        "No meta-program differs between conditions at an adjusted p below 0.05 in B cells, the only cell type tested."
+    ]
 
 
 def test_the_index_leads_to_the_page_or_says_why_not(finished, tmp_path):

@@ -286,6 +286,17 @@ def test_conditions_are_compared_by_the_means_of_donors(dataset):
     np.testing.assert_allclose(row["effect"], (own["stim"] - own["ctrl"]).mean(), rtol=1e-4)
 
 
+def test_donors_without_a_condition_are_named(dataset, tmp_path, caplog):
+    root = shutil.copytree(dataset[0], tmp_path / "again")
+    counts = ad.read_h5ad(root / "setup" / "counts.h5ad")
+    counts.obs["condition"] = counts.obs["condition"].mask(counts.obs["donor"] == "D3", "ctrl")
+    counts.write_h5ad(root / "setup" / "counts.h5ad")
+    programs(results=root, config=ProgramsConfig(replicate_key="donor", condition_key="condition"))
+    text = "Donor D3 has no stim cells: paired tests leave it out."
+    assert json.loads((root / "programs" / "summary.json").read_text())["left_out"] == [text]
+    assert text in caplog.text
+
+
 def test_a_condition_that_the_model_corrects_for_is_told(dataset, tmp_path, caplog):
     root = shutil.copytree(dataset[0], tmp_path / "again")
     programs(results=root, config=ProgramsConfig(replicate_key="donor", condition_key="batch"))

@@ -12,13 +12,15 @@ import numpy as np
 import pandas as pd
 import scipy  # imports scipy.stats when it is first used: a second and 45 MB that a training need not have
 
-from ldvae.errors import counted
+from ldvae.errors import counted, listed
 from ldvae.methods import Sentence
 
 from .associations import is_no_label
 
 # Fewest cells from which a donor has a mean in a cell type, and fewest donors in a comparison.
 LEAST_CELLS, LEAST_DONORS = 10, 3
+# The one cell type where none are given.
+ALL_CELLS = "all cells"
 # Share of all cells that counts as high in a program.
 HIGH = 0.1
 
@@ -115,14 +117,7 @@ def donor_means(
     >>> len(means), means["n_cells"].unique().tolist()  # six donors by four programs
     (24, [50])
     """
-    obs = obs.reindex(scores.index)
-    kinds = pd.Series("all cells", scores.index)
-    if cell_type is not None:
-        kinds = obs[cell_type].astype(object)
-        kinds = kinds.where(~kinds.astype(str).map(is_no_label).astype(bool))
-    keys = pd.DataFrame(
-        {"cell_type": kinds, "condition": obs[condition], "donor": known_donors(obs[donor])}, scores.index
-    )
+    keys = _keys(obs.reindex(scores.index), donor, condition, cell_type)
     known = keys.notna().all(axis=1).to_numpy()
     keys = keys[known].astype(str)
     columns = list(keys)
@@ -137,6 +132,78 @@ def donor_means(
         table = pd.DataFrame({"n_cells": sizes, "mean": mean[program], "high": high[program]}).loc[enough].reset_index()
         parts.append(table.assign(program=program))
     return pd.concat(parts, ignore_index=True)[[*columns, "n_cells", "program", "mean", "high"]]
+
+
+def _keys(obs: pd.DataFrame, donor: str, condition: str, cell_type: str | None) -> pd.DataFrame:
+    """Cell type, condition and donor of each cell, missing where nothing is known of it."""
+    kinds = pd.Series(ALL_CELLS, obs.index)
+    if cell_type is not None:
+        kinds = obs[cell_type].astype(object)
+        kinds = kinds.where(~kinds.astype(str).map(is_no_label).astype(bool))
+    return pd.DataFrame({"cell_type": kinds, "condition": obs[condition], "donor": known_donors(obs[donor])}, obs.index)
+
+
+def left_out(
+    obs: pd.DataFrame, tested: pd.DataFrame, *, donor: str, condition: str, cell_type: str | None = None
+) -> list[str]:
+    """Say which conditions, cell types and donors a comparison of conditions leaves out, and why.
+
+    Parameters
+    ----------
+    obs, donor, condition, cell_type
+        As for `donor_means`.
+    tested
+        From `compare_conditions`; nothing is said where it has no rows.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from ldvae.programs.donors import left_out
+    >>> obs = pd.DataFrame({"donor": list("abcd"), "condition": "ctrl"}).loc[[0, 1, 2, 3] * 10]
+    >>> obs = pd.concat([obs, obs[obs["donor"] != "d"].assign(condition="stim")], ignore_index=True)
+    >>> tested = pd.DataFrame({"cell_type": ["all cells"], "condition": "stim", "reference": "ctrl", "paired": True})
+    >>> left_out(obs, tested, donor="donor", condition="condition")
+    ['Donor d has no stim cells: paired tests leave it out.']
+    """
+    if tested.empty:
+        return []
+    keys = _keys(obs, donor, condition, cell_type).dropna().astype(str)
+    why = f"a test needs {LEAST_DONORS} donors with at least {LEAST_CELLS} cells in each condition."
+    columns = ["condition", "reference"]
+    pairs = [(second, first) for first, second in combinations(sorted(keys["condition"].unique()), 2)]
+    of_kind = {kind: set(own[columns].itertuples(index=False, name=None)) for kind, own in tested.groupby("cell_type")}
+    nowhere = [pair for pair in pairs if not any(pair in own for own in of_kind.values())]
+    told = []
+    if nowhere:
+        told.append(f"Programs were not compared for {listed(map(_against, nowhere))}: {why}")
+    kinds_of: dict[tuple[tuple[str, str], ...], list[str]] = {}
+    for kind in sorted(keys["cell_type"].unique()):
+        missing = tuple(pair for pair in pairs if pair not in nowhere and pair not in of_kind.get(kind, set()))
+        kinds_of.setdefault(missing, []).append(kind)
+    for missing, kinds in kinds_of.items():
+        if missing:
+            where = f" for {listed(map(_against, missing))}" if len(pairs) > 1 else ""
+            told.append(f"Programs were not compared in {listed(kinds, 12)}{where}: {why}")
+    sizes = keys.groupby(list(keys)).size()
+    enough = sizes[sizes >= LEAST_CELLS].reset_index().groupby("condition")["donor"].agg(set)
+    seen = keys.groupby("condition")["donor"].agg(set)
+    lacking: dict[tuple[str, str], set[str]] = {}
+    for pair in tested.loc[tested["paired"].astype(bool), columns].drop_duplicates().itertuples(index=False, name=None):
+        for own, other in (pair, pair[::-1]):
+            for name in enough[other] - enough[own]:
+                few = f"fewer than {LEAST_CELLS}" if name in seen[own] else "no"
+                lacking.setdefault((few, own), set()).add(name)
+    for (few, own), names in lacking.items():
+        subject, them = (
+            (f"Donor {min(names)} has", "it") if len(names) == 1 else (f"Donors {listed(sorted(names))} have", "them")
+        )
+        any_type = " of any one type" if few != "no" and cell_type is not None else ""
+        told.append(f"{subject} {few} {own} cells{any_type}: paired tests leave {them} out.")
+    return told
+
+
+def _against(pair: tuple[str, str]) -> str:
+    return f"{pair[0]} against {pair[1]}"
 
 
 def compare_conditions(means: pd.DataFrame) -> pd.DataFrame:

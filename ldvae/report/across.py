@@ -11,9 +11,11 @@ import pandas as pd
 from ldvae import pl
 from ldvae.errors import counted, listed
 from ldvae.pl.style import figure_of
+from ldvae.programs.donors import ALL_CELLS
 from ldvae.report import figures
 from ldvae.report.drawing import Drawing, Hover
 from ldvae.report.page import Column, Page, Table, as_blocks, environment
+from ldvae.report.prose import tested_in
 
 LOOSE = 0.25  # silhouette below which a meta-program is hardly apart from the next
 LEAST_P = 0.05
@@ -89,16 +91,18 @@ def contrasts_in_words(compared: Compared) -> list[str]:
     called = compared.donors[compared.donors["padj"] < LEAST_P]
     lines = []
     for row in called.head(N_EFFECTS).itertuples():
-        where = "" if row.cell_type == "all cells" else f" in {row.cell_type}"
+        where = "" if row.cell_type == ALL_CELLS else f" in {row.cell_type}"
         lines.append(
             f"{compared.title(row.program)} is {'higher' if row.effect > 0 else 'lower'} in {row.condition} than in "
             f"{row.reference}{where}: {row.effect:+.2f} SD (95 % interval {row.lower:.2f} to {row.upper:.2f}; "
             f"{row.n_donors} donors, {row.design}; adjusted p {row.padj:.1e})."
         )
-    if len(called) > N_EFFECTS:
-        lines.append(f"{len(called) - N_EFFECTS} more differences have an adjusted p below {LEAST_P:g}; see the table.")
+    if (more := len(called) - N_EFFECTS) > 0:
+        have = f"{counted(more, 'more difference')} {'has' if more == 1 else 'have'}"
+        lines.append(f"{have} an adjusted p below {LEAST_P:g}; see the table.")
     if len(compared.donors) and called.empty:
-        lines.append(f"No meta-program differs between conditions at an adjusted p below {LEAST_P:g}.")
+        where = tested_in(sorted(compared.donors["cell_type"].unique()))
+        lines.append(f"No meta-program differs between conditions at an adjusted p below {LEAST_P:g}{where}.")
     return lines
 
 

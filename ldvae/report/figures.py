@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ldvae import pl
+from ldvae.errors import counted
 from ldvae.pl.choice import SELECTION, Selection, placed_settings
 from ldvae.pl.genes import strongest
 from ldvae.pl.history import QUANTITIES
@@ -16,6 +17,7 @@ from ldvae.pl.predictive import QUANTITIES as PREDICTED
 from ldvae.pl.predictive import Quantity
 from ldvae.pl.quality import METRIC_TITLES, MOST_CELLS, Thresholds
 from ldvae.pl.style import figure_of, short, styled
+from ldvae.programs.donors import ALL_CELLS
 from ldvae.report.drawing import Drawing, Hover
 
 NARROW = 4.5  # inches, at 96 pixels each: half the column of the page, and not much more than a phone
@@ -214,8 +216,12 @@ def program_donors(program: str, means: pd.DataFrame, tests: pd.DataFrame) -> Dr
     )
     if len(own):
         significant = list(own.loc[own["padj"] < 0.05, "cell_type"].unique())
-        kinds = own["cell_type"].nunique()
-        caption += f" The conditions differ (adjusted p below 0.05) in {len(significant)} of {kinds} cell types."
+        kinds = own["cell_type"].unique()
+        if list(kinds) == [ALL_CELLS]:
+            caption += f" The conditions {'differ' if significant else 'do not differ'} at an adjusted p below 0.05."
+        else:
+            where = f"{len(significant)} of {counted(len(kinds), 'tested cell type')}"
+            caption += f" The conditions differ (adjusted p below 0.05) in {where}."
     else:
         caption += " Too few donors for a test: read the effects only."
     types, conditions = (list(dict.fromkeys(rows[name])) for name in ("cell_type", "condition"))

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ldvae.errors import counted, listed
+from ldvae.programs.donors import ALL_CELLS
 from ldvae.programs.find import DISAGREES
 from ldvae.report.results import Results
 
@@ -38,6 +39,7 @@ def warnings(results: Results) -> list[Warning]:
     ]
     summaries = {"qc": results.qc, "programs": results.programs_summary, "de": results.de_summary}
     told = [(section, text) for section, summary in summaries.items() for text in summary.get("warnings", [])]
+    told += [("conditions", text) for text in results.programs_summary.get("left_out", [])]
     told += [("qc", text) for text in results.setup.get("warnings", [])]
     for section, text in told:
         for file in results.qc.get("inputs", []):
@@ -264,6 +266,7 @@ def _found_conditions(results: Results) -> Findings:
         return Findings(_condition_effects(results), _why_no_donors(results))
     found, missing = [], []
     significant = table[table["padj"] < 0.05]
+    kinds = sorted(table["cell_type"].unique())
     strength = significant["effect"].abs().groupby(significant["program"]).max().sort_values(ascending=False)
     for program in strength.index[:6]:
         for (condition, reference), own in significant[significant["program"] == program].groupby(
@@ -272,33 +275,63 @@ def _found_conditions(results: Results) -> Findings:
             tested = table[
                 (table["program"] == program) & (table["condition"] == condition) & (table["reference"] == reference)
             ]
-            strongest = own.loc[own["effect"].abs().idxmax()]
-            same = own[(own["effect"] > 0) == (strongest["effect"] > 0)]
-            higher = "higher" if strongest["effect"] > 0 else "lower"
-            text = f"{short_name(results, program)} is {higher} in {condition} than in {reference}"
-            if len(same) > 1:
-                text += f" in {len(same)} of {counted(len(tested), 'cell type')}, most in {strongest['cell_type']}"
-            elif len(tested) > 1:
-                text += f" in {strongest['cell_type']}, of {counted(len(tested), 'cell type')}"
-            text += (
-                f": by {abs(strongest['effect']):.2f} SD ({_interval(strongest)}; "
-                f"adjusted p {strongest['padj']:.2g}, {counted(int(strongest['n_donors']), 'donor')} as replicates)."
-            )
+            text = f"{short_name(results, program)} is {_difference(own, tested, condition, reference)}"
             found.append(Warning(text, "conditions"))
-    if len(strength) > 6:
-        found.append(Warning(f"{counted(len(strength) - 6, 'more program')} differ less.", "conditions"))
+    if (more := len(strength) - 6) > 0:
+        text = f"{counted(more, 'more program')} {'differs' if more == 1 else 'differ'} less."
+        found.append(Warning(text, "conditions"))
     if same := [name for name in results.programs.index if name not in strength.index]:
         least = table["padj"].min()
         names = listed(_names(results, same), 15)
         text = (
-            f"No difference between conditions was found in any cell type for {names} (donors as replicates)."
+            f"With donors as replicates, no difference between conditions was found for {names}{tested_in(kinds)}."
             if len(strength)
-            else f"No program differs between conditions with donors as replicates: the smallest adjusted p of "
-            f"{counted(len(table), 'comparison')} is {least:.2g}. Few donors suffice only for strong changes that "
-            f"all share."
+            else f"No program differs between conditions with donors as replicates{tested_in(kinds)}: the smallest "
+            f"adjusted p of {counted(len(table), 'comparison')} is {least:.2g}. Few donors suffice only for strong "
+            "changes that all share."
         )
         missing.append(Warning(text, "conditions"))
     return Findings(found, missing)
+
+
+def _difference(significant: pd.DataFrame, tested: pd.DataFrame, condition: str, reference: str) -> str:
+    """How a program differs between two conditions: in which of the cell types tested, and how much."""
+    strongest = significant.loc[significant["effect"].abs().idxmax()]
+    alike = (significant["effect"] > 0) == (strongest["effect"] > 0)
+    higher, lower = ("higher", "lower") if strongest["effect"] > 0 else ("lower", "higher")
+    kind, n_alike, n_tested = strongest["cell_type"], int(alike.sum()), len(tested)
+    if n_tested == 1:
+        where = "" if kind == ALL_CELLS else f" in {kind}, the only cell type tested"
+    elif n_alike == 1:
+        where = f" in {kind}, of {n_tested} cell types tested"
+    else:
+        where = f" in {'all' if n_alike == n_tested else f'{n_alike} of'} {n_tested} cell types tested, most in {kind}"
+    by = f"by {abs(strongest['effect']):.2f} SD ({_interval(strongest)}; adjusted p {strongest['padj']:.2g}"
+    n_donors = counted(int(strongest["n_donors"]), "donor")
+    text = f"{higher} in {condition} than in {reference}{where}: {by}, {n_donors} as replicates)."
+    opposite = significant[~alike].sort_values("p", kind="stable")
+    parts = [
+        f"{row.cell_type} (by {abs(row.effect):.2f} SD; adjusted p {row.padj:.2g})" for row in opposite.itertuples()
+    ]
+    return f"{text} It is {lower} in {listed(parts)}." if parts else text
+
+
+def tested_in(kinds: Sequence[str]) -> str:
+    """Which cell types were tested, as the end of a clause; nothing where all cells were tested together.
+
+    Examples
+    --------
+    >>> from ldvae.report.prose import tested_in
+    >>> tested_in(["all cells"]), tested_in(["B cells"])
+    ('', ' in B cells, the only cell type tested')
+    >>> tested_in(["B cells", "NK cells"])
+    ' in any of the 2 cell types tested (B cells and NK cells)'
+    """
+    if list(kinds) == [ALL_CELLS]:
+        return ""
+    if len(kinds) == 1:
+        return f" in {kinds[0]}, the only cell type tested"
+    return f" in any of the {len(kinds)} cell types tested ({listed(kinds, 12)})"
 
 
 def _interval(row: pd.Series) -> str:
@@ -339,7 +372,7 @@ def _why_no_donors(results: Results) -> list[Warning]:
     if len(results.donor_means):
         text = (
             "No program was compared between conditions: in every cell type fewer than three donors have at least 10 "
-            "cells in both."
+            "cells in each condition."
         )
     elif not any(results.programs_summary.get("settings", {}).get(key) for key in ("replicate_key", "condition_key")):
         text = (

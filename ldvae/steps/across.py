@@ -27,6 +27,7 @@ from ldvae.programs import (
     meta_programs,
     project,
 )
+from ldvae.programs.donors import left_out
 from ldvae.provenance import versions
 from ldvae.report.across import Compared, contrasts_in_words, doubts, findings, render_across
 from ldvae.steps.programs import read_model, read_obs, write_gmt, write_model
@@ -68,7 +69,7 @@ def across(*, results: Path, datasets: list[str], config: AcrossConfig = AcrossC
 
     shared = [str(meta) for meta in table.index[table["shared"]]]
     scores, obs = score_cells(results, found, frames, shared)
-    means, compared = contrasts(scores, obs, shared, config)
+    means, compared, left = contrasts(scores, obs, shared, config)
     similarity = found.similarity.copy()
     similarity.index = similarity.columns = pd.Index([f"{dataset} {name}" for dataset, name in similarity.index])
 
@@ -83,7 +84,7 @@ def across(*, results: Path, datasets: list[str], config: AcrossConfig = AcrossC
         donor_means=means,
         settings=config.model_dump(),
         versions=versions(("ldvae", "numpy", "scipy", "matplotlib")),
-        warnings=warnings,
+        warnings=[*warnings, *left],
     )
     write_table(table, layout.META_PROGRAMS.at(results), index="meta")
     write_table(members, layout.META_MEMBERS.at(results))
@@ -212,8 +213,11 @@ def batches(data: AnnData, name: str) -> np.ndarray:
 
 def contrasts(
     scores: pd.DataFrame, obs: pd.DataFrame, shared: Sequence[str], config: AcrossConfig
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Mean scores of the donors, and the comparison of conditions; without rows where no condition is given."""
+) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
+    """Mean scores of the donors, and the comparison of conditions; without rows where no condition is given.
+
+    Third, what the comparison leaves out.
+    """
     donor = obs["dataset"]
     if config.replicate_key is not None:
         known = known_donors(obs[config.replicate_key])
@@ -233,4 +237,5 @@ def contrasts(
     means = donor_means(scored, table, donor="donor", condition="condition", cell_type=kind)
     dataset = obs["dataset"].groupby(donor).first().to_dict()
     means.insert(3, "dataset", means["donor"].map(dataset).astype(object))
-    return means, compare_across(means, dataset)
+    compared = compare_across(means, dataset)
+    return means, compared, left_out(table, compared, donor="donor", condition="condition", cell_type=kind)

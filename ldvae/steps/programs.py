@@ -35,6 +35,7 @@ from ldvae.programs import (
     technical_flags,
     top_genes,
 )
+from ldvae.programs.donors import left_out
 from ldvae.programs.donors import methods as methods_of_donors
 from ldvae.programs.effects import methods as methods_of_effects
 from ldvae.programs.enrichment import methods as methods_of_enrichment
@@ -111,7 +112,11 @@ def programs(*, results: Path, config: ProgramsConfig = ProgramsConfig()) -> Non
     donor = config.replicate_key
     doubtful = doubtful_replicates(obs[donor], donor) if donor is not None and len(means) else []
     write_table(means, layout.DONOR_MEANS.at(results))
-    write_table(compare_conditions(means), layout.DONORS.at(results))
+    compared = compare_conditions(means)
+    left = not_compared(obs.loc[found.scores.index], compared, config, labels_key)
+    for line in left:
+        logger.warning(line)
+    write_table(compared, layout.DONORS.at(results))
     write_gmt(gene_sets(found), layout.GMT.at(results))
     write_table(split_sides(found), layout.STARCAT.at(results), index="program")
     write_table(all_genes, layout.ALL_GENES.at(results))
@@ -127,6 +132,7 @@ def programs(*, results: Path, config: ProgramsConfig = ProgramsConfig()) -> Non
             "n_obs": len(found.scores),
             "intercept": found.intercept,
             "warnings": [*found.warnings, *removed, *doubtful],
+            "left_out": left,
             "settings": config.model_dump(),
             "versions": versions(("ldvae", "numpy", "scipy")),
         },
@@ -174,6 +180,15 @@ def by_donor(found: Programs, obs: pd.DataFrame, config: ProgramsConfig, labels_
         return donor_means(found.scores.iloc[:0], obs.assign(none=""), donor="none", condition="none")
     return donor_means(
         found.scores, obs, donor=config.replicate_key, condition=config.condition_key, cell_type=labels_key or None
+    )
+
+
+def not_compared(obs: pd.DataFrame, compared: pd.DataFrame, config: ProgramsConfig, labels_key: str) -> list[str]:
+    """What the comparison of conditions leaves out, in sentences; none where nothing was compared."""
+    if config.replicate_key is None or config.condition_key is None:
+        return []
+    return left_out(
+        obs, compared, donor=config.replicate_key, condition=config.condition_key, cell_type=labels_key or None
     )
 
 

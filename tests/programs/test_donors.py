@@ -6,6 +6,7 @@ import pytest
 from scipy import stats
 
 from ldvae import programs as gp
+from ldvae.programs.donors import left_out
 
 
 def draw(rng, n_donors=8, n_cells=60, effect=0.0, paired=True):
@@ -140,3 +141,33 @@ def test_cells_of_no_one_donor_are_no_donor(as_categories):
         named, missing = (table.astype({"donor": "category"}) for table in (named, missing))
     pd.testing.assert_frame_equal(compare(scores, named), compare(scores, missing))
     assert compare(scores, named)["n_donors"].max() < compare(scores, obs)["n_donors"].max()
+
+
+def test_cell_types_conditions_and_donors_that_are_left_out_are_named():
+    """Dendritic cells that had too few donors, and a donor without stimulated cells, were left out in silence."""
+    keys = {"donor": "donor", "condition": "condition", "cell_type": "cell_type"}
+    scores, obs = draw(np.random.default_rng(0), n_donors=6)
+    assert left_out(obs, compare(scores, obs), **keys) == []
+    stim = obs["condition"] == "stim"
+    gone = (obs["donor"] == "D0") & stim
+    few = (obs["donor"] == "D1") & stim & (np.arange(len(obs)) % 12 != 0)
+    rare = (obs["cell_type"] == "B") & obs["donor"].isin(["D2", "D3", "D4"]) & stim
+    kept = ~(gone | few | rare)
+    table = compare(scores[kept], obs[kept])
+    assert set(table["cell_type"]) == {"T"}
+    assert left_out(obs[kept], table, **keys) == [
+        "Programs were not compared in B: a test needs 3 donors with at least 10 cells in each condition.",
+        "Donor D0 has no stim cells: paired tests leave it out.",
+        "Donor D1 has fewer than 10 stim cells of any one type: paired tests leave it out.",
+    ]
+    third = obs[kept].assign(condition=obs[kept]["condition"].mask(obs[kept]["donor"] == "D5", "other"))
+    told = left_out(third, compare(scores[kept], third), **keys)
+    assert told[0].startswith(
+        "Programs were not compared for other against ctrl and stim against other: a test needs 3"
+    )
+    assert left_out(obs, table.iloc[:0], **keys) == []
+
+
+def test_donors_of_one_condition_each_are_not_left_out():
+    scores, obs = draw(np.random.default_rng(0), n_donors=10, paired=False)
+    assert left_out(obs, compare(scores, obs, None), donor="donor", condition="condition") == []

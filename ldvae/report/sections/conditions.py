@@ -59,5 +59,6 @@ def section(page: Page, results: Results) -> dict[str, Any] | None:
         "table": page.table(shown),
         "significant": significant,
         "n": len(table),
+        "left_out": results.programs_summary.get("left_out", []),
         "paired": bool(table["paired"].astype(bool).all()),
     }
