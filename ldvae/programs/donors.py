@@ -167,7 +167,9 @@ def left_out(
     """
     if tested.empty:
         return []
-    keys = _keys(obs, donor, condition, cell_type).dropna().astype(str)
+    keys = _keys(obs, donor, condition, cell_type)
+    seen = keys[["condition", "donor"]].dropna().astype(str).groupby("condition")["donor"].agg(set)  # of any type
+    keys = keys.dropna().astype(str)
     why = f"a test needs {LEAST_DONORS} donors with at least {LEAST_CELLS} cells in each condition."
     columns = ["condition", "reference"]
     pairs = [(second, first) for first, second in combinations(sorted(keys["condition"].unique()), 2)]
@@ -186,7 +188,6 @@ def left_out(
             told.append(f"Programs were not compared in {listed(kinds, 12)}{where}: {why}")
     sizes = keys.groupby(list(keys)).size()
     enough = sizes[sizes >= LEAST_CELLS].reset_index().groupby("condition")["donor"].agg(set)
-    seen = keys.groupby("condition")["donor"].agg(set)
     lacking: dict[tuple[str, str], set[str]] = {}
     for pair in tested.loc[tested["paired"].astype(bool), columns].drop_duplicates().itertuples(index=False, name=None):
         for own, other in (pair, pair[::-1]):

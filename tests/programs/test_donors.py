@@ -171,3 +171,10 @@ def test_cell_types_conditions_and_donors_that_are_left_out_are_named():
 def test_donors_of_one_condition_each_are_not_left_out():
     scores, obs = draw(np.random.default_rng(0), n_donors=10, paired=False)
     assert left_out(obs, compare(scores, obs, None), donor="donor", condition="condition") == []
+
+
+def test_a_donor_whose_cells_have_no_type_is_not_said_to_have_none():
+    scores, obs = draw(np.random.default_rng(0), n_donors=5)
+    obs.loc[(obs["donor"] == "D0") & (obs["condition"] == "stim"), "cell_type"] = "unknown"
+    told = left_out(obs, compare(scores, obs), donor="donor", condition="condition", cell_type="cell_type")
+    assert told == ["Donor D0 has fewer than 10 stim cells of any one type: paired tests leave it out."]
