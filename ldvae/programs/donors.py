@@ -191,7 +191,7 @@ def left_out(
     lacking: dict[tuple[str, str], set[str]] = {}
     for pair in tested.loc[tested["paired"].astype(bool), columns].drop_duplicates().itertuples(index=False, name=None):
         for own, other in (pair, pair[::-1]):
-            for name in enough[other] - enough[own]:
+            for name in sorted(enough[other] - enough[own]):
                 few = f"fewer than {LEAST_CELLS}" if name in seen[own] else "no"
                 lacking.setdefault((few, own), set()).add(name)
     for (few, own), names in lacking.items():
